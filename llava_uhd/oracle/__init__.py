@@ -1,0 +1,1 @@
+"""The plain formulas of the papers: what tests compare with and what the benchmark measures against."""
