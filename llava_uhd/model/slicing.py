@@ -1,0 +1,164 @@
+"""Slicing: into which views an image is cut, and at which sizes. Pure arithmetic, without pixels or tensors.
+
+An image larger than one view is resized to a grid of equal slices whose number and arrangement follow its area and its
+aspect ratio, so that little is distorted and nothing padded; the whole image, downsized to one view, is the overview.
+
+Follows the adaptive slicing of the papers as published in `slice_image_minicpm`: where it truncates and in which order
+is part of the checkpoints' training and is kept to the pixel.
+
+Sizes are (width, height) in pixels, grids (columns, rows), shapes of feature maps (rows, columns).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """The views of one image: equal slices, row by row, and then the overview.
+
+    Attributes:
+        grid: (columns, rows) of the slices, or None where the overview alone shows the image.
+        overview_size: of the resized whole image; each side a multiple of the patch.
+        slice_size: of every slice, or None without slices; each side a multiple of the patch.
+        patch_size: side of the encoder's patches.
+    """
+
+    grid: tuple[int, int] | None
+    overview_size: Size
+    slice_size: Size | None
+    patch_size: int = 14
+
+    @property
+    def num_slices(self) -> int:
+        return self.grid[0] * self.grid[1] if self.grid else 0
+
+    @property
+    def num_views(self) -> int:
+        return self.num_slices + 1
+
+    @property
+    def resized_size(self) -> Size | None:
+        """Size the image is resized to before it is cut into slices, or None without slices."""
+        if self.grid is None or self.slice_size is None:
+            return None
+        return self.grid[0] * self.slice_size[0], self.grid[1] * self.slice_size[1]
+
+    @property
+    def view_sizes(self) -> list[Size]:
+        """Size of every view: slices row by row, then the overview."""
+        slices = [self.slice_size] * self.num_slices if self.slice_size else []
+        return [*slices, self.overview_size]
+
+    @property
+    def view_shapes(self) -> list[tuple[int, int]]:
+        """(rows, columns) in patches of every view."""
+        return [(height // self.patch_size, width // self.patch_size) for width, height in self.view_sizes]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all views together: the image's rows in `pixel_values`."""
+        return sum(rows * columns for rows, columns in self.view_shapes)
+
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """(left, top, right, bottom) of every slice in the image of `resized_size`, row by row."""
+        if self.grid is None or self.slice_size is None:
+            return []
+        columns, rows = self.grid
+        width, height = self.slice_size
+        return [
+            (column * width, row * height, (column + 1) * width, (row + 1) * height)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+
+
+def plan_slices(
+    width: int, height: int, *, max_slices: int = 7, view_size: int = 336, patch_size: int = 14
+) -> SlicePlan:
+    """Plan the views of an image (LLaVA-UHD, section 3.1).
+
+    A view covers about `view_size`² pixels. An image of at most that area, or `max_slices` of 1, gives the overview
+    alone, enlarged to that area where it is smaller. Otherwise the ideal number of slices is the ratio of the areas,
+    at most `max_slices`; the grid is the one nearest in aspect ratio among those of one slice fewer, as many, or one
+    more.
+
+    Every view's sides are multiples of the patch, rounded down, and its area is at most `view_size`²: except that a
+    side shorter than one patch becomes one patch, which happens beyond an aspect ratio of about (view_size / patch)²
+    (576 as published). A view has a single row or column of patches from a quarter of that ratio on (144); the
+    published up-sampler, whose reflection needs two, cannot take such views.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        max_slices: most slices to cut.
+        view_size: side of the square whose area a view has, in pixels.
+        patch_size: side of a patch, in pixels.
+
+    Raises:
+        ValueError: for a side, number or size below 1.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"an image needs at least 1 x 1 pixels, got {width} x {height}")
+    if max_slices < 1:
+        raise ValueError(f"max_slices must be at least 1, got {max_slices}")
+    if not 1 <= patch_size <= view_size:
+        raise ValueError(f"view_size must be at least patch_size, and that at least 1; got {view_size}, {patch_size}")
+
+    num_slices = min(math.ceil(width * height / view_size**2), max_slices)
+    overview_size = _fit(width, height, view_size, patch_size)
+    if num_slices <= 1:
+        return SlicePlan(None, overview_size, None, patch_size)
+
+    ratio = math.log(width / height)
+    grid = min(
+        _candidate_grids(num_slices, max_slices),
+        key=lambda grid: abs(ratio - math.log(grid[0] / grid[1])),  # the first of equals wins, as published
+    )
+    columns, rows = grid
+    slice_size = _fit(_snap(width, columns) // columns, _snap(height, rows) // rows, view_size, patch_size)
+    return SlicePlan(grid, overview_size, slice_size, patch_size)
+
+
+def fit_long_side(width: int, height: int, long_side: int) -> Size:
+    """Size of an image enlarged, at its aspect ratio, to a long side; an image as large already keeps its own.
+
+    The published evaluation enlarges images so before slicing them (long side 1024, or 1536 for TextVQA). The short
+    side is rounded down, and is 1 pixel at least.
+
+    Raises:
+        ValueError: for a side below 1.
+    """
+    if min(width, height, long_side) < 1:
+        raise ValueError(f"sides must be at least 1 pixel, got {width} x {height} and a long side of {long_side}")
+    if max(width, height) >= long_side:
+        return width, height
+    if width > height:
+        return long_side, max(int(long_side / width * height), 1)
+    return max(int(long_side / height * width), 1), long_side
+
+
+def _snap(length: int, step: int) -> int:
+    """The largest multiple of the step within the length, one step at least."""
+    return max(length // step * step, step)
+
+
+def _fit(width: int, height: int, view_size: int, patch_size: int) -> Size:
+    """Size of about view_size² pixels at an image's aspect ratio, each side snapped to the patch.
+
+    The height is truncated first and the width follows from the truncated height: as published.
+    """
+    ratio = width / height
+    fitted_height = int(view_size / math.sqrt(ratio))
+    fitted_width = int(fitted_height * ratio)
+    return _snap(fitted_width, patch_size), _snap(fitted_height, patch_size)
+
+
+def _candidate_grids(num_slices: int, max_slices: int) -> Iterator[tuple[int, int]]:
+    for count in (num_slices - 1, num_slices, num_slices + 1):
+        if 1 < count <= max_slices:
+            yield from ((columns, count // columns) for columns in range(1, count + 1) if count % columns == 0)

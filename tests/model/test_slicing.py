@@ -1,0 +1,103 @@
+"""Slicing against the published code's plans, and the invariants of any plan."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_uhd.model.slicing import fit_long_side, plan_slices
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "slicing.json").read_text())
+
+sides = st.integers(1, 100_000)
+common_sides = st.integers(1, 4_000)
+max_slices = st.integers(1, 40)
+
+
+@pytest.mark.parametrize("max_slices, entries", [(7, GOLDEN["train_N7"]), (9, GOLDEN["eval_N9"])])
+def test_plans_are_the_published_ones(max_slices, entries):
+    for entry in entries:
+        plan = plan_slices(entry["w"], entry["h"], max_slices=max_slices)
+        assert plan.grid == (tuple(entry["best_grid"]) if entry["best_grid"] else None), entry
+        assert plan.overview_size == tuple(entry["source"]), entry
+        assert plan.slice_size == (tuple(entry["slice_size"]) if entry["slice_size"] else None), entry
+        assert plan.num_views == entry["n_slices"] + 1, entry
+
+
+def test_the_evaluation_s_enlargement_is_the_published_one():
+    for width, height, new_width, new_height in GOLDEN["resize_keep_ratio_1024"]:
+        assert fit_long_side(width, height, 1024) == (new_width, new_height)
+
+
+@given(width=sides, height=sides, max_slices=max_slices)
+def test_views_are_whole_patches_and_tile_the_resized_image(width, height, max_slices):
+    plan = plan_slices(width, height, max_slices=max_slices)
+    assert len(plan.view_sizes) == plan.num_views <= max(max_slices, 1) + 1
+    assert all(side >= 14 and side % 14 == 0 for size in plan.view_sizes for side in size)
+    assert plan.num_patches == sum(width * height for width, height in plan.view_sizes) // 14**2
+    assert len(plan.boxes) == plan.num_slices
+    if plan.grid is None:
+        assert plan.resized_size is None
+        return
+    assert plan.resized_size is not None
+    covered = {(left, top) for left, top, _, _ in plan.boxes}
+    assert len(covered) == plan.num_slices
+    assert {(right - left, bottom - top) for left, top, right, bottom in plan.boxes} == {plan.slice_size}
+    assert max(right for _, _, right, _ in plan.boxes) == plan.resized_size[0]
+    assert max(bottom for _, _, _, bottom in plan.boxes) == plan.resized_size[1]
+
+
+@given(width=sides, height=sides, max_slices=max_slices)
+def test_the_area_of_a_view_is_bounded(width, height, max_slices):
+    for view_width, view_height in plan_slices(width, height, max_slices=max_slices).view_sizes:
+        if min(view_width, view_height) > 14:
+            assert view_width * view_height <= 336**2
+        else:  # a side shorter than a patch was made one patch
+            assert max(view_width, view_height) <= 336**2
+
+
+@given(width=common_sides, height=common_sides, max_slices=max_slices)
+def test_the_number_of_slices_follows_the_area(width, height, max_slices):
+    plan = plan_slices(width, height, max_slices=max_slices)
+    ideal = min(math.ceil(width * height / 336**2), max_slices)
+    if ideal <= 1:
+        assert plan.grid is None
+    else:
+        assert max(2, ideal - 1) <= plan.num_slices <= min(max_slices, ideal + 1)
+
+
+@given(width=common_sides, height=common_sides, view_size=st.sampled_from([112, 224, 336, 448]))
+def test_other_view_sizes(width, height, view_size):
+    plan = plan_slices(width, height, max_slices=12, view_size=view_size, patch_size=16)
+    assert all(side % 16 == 0 for size in plan.view_sizes for side in size)
+    assert plan.view_shapes[-1] == (plan.overview_size[1] // 16, plan.overview_size[0] // 16)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, numbers",
+    [
+        ((0, 5), {}, "0 x 5"),
+        ((5, -1), {}, "5 x -1"),
+        ((5, 5), {"max_slices": 0}, "got 0"),
+        ((5, 5), {"view_size": 13}, "13, 14"),
+        ((5, 5), {"patch_size": 0}, "336, 0"),
+    ],
+)
+def test_mistakes_are_named_with_their_numbers(arguments, options, numbers):
+    with pytest.raises(ValueError, match=numbers):
+        plan_slices(*arguments, **options)
+
+
+def test_no_long_side_below_one_pixel():
+    with pytest.raises(ValueError, match="long side of 0"):
+        fit_long_side(3, 4, 0)
+    assert fit_long_side(1, 3000, 4000) == (1, 4000)
+    assert fit_long_side(1, 500, 1024) == (2, 1024)
+
+
+def test_single_rows_of_patches_begin_beyond_an_aspect_ratio_of_144():
+    assert plan_slices(1440, 10).overview_size[1] == 28
+    assert plan_slices(1450, 10).overview_size[1] == 14
