@@ -1,0 +1,105 @@
+"""Windows: the regions of a feature map that the queries of a view attend to, and their pooling.
+
+A map of H x W is tiled by G x G equal windows, one per query. Each is pooled by RoI-Align into a few bins whose number
+follows the map's aspect ratio. Since the windows tile the map, RoI-Align is separable: pooled = A_y · map · A_xᵀ, with
+two small matrices that depend on the shape alone.
+
+Shapes: G query grid, H W map, ph pw bins of a window, L = ph·pw, C channels, N views.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+# (width, height) in bins, in the order in which the published code tries them: the first minimum wins.
+BIN_CANDIDATES = ((4, 2), (3, 2), (4, 3), (3, 3), (2, 4), (2, 3), (3, 4))
+
+
+def bin_shape(map_shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of bins in a window of a map of (rows, columns): the aspect ratio nearest to the map's.
+
+    All levels of one view share the ratio, and so the bins.
+    """
+    height, width = map_shape
+    ratio = math.log(width / height)
+    columns, rows = min(BIN_CANDIDATES, key=lambda size: abs(ratio - math.log(size[0] / size[1])))
+    return rows, columns
+
+
+def window_edges(side: int, query_grid: int, box_dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of the windows along one side of a map, in feature pixels: two float32 arrays of (query_grid,).
+
+    With `box_dtype` `bfloat16` the edges are rounded to bf16, as the published code does when its features are bf16.
+    """
+    step = side / query_grid
+    index = np.arange(query_grid, dtype=np.float64)
+    edges = np.stack([index * step, index * step + step]).astype(np.float32)
+    if box_dtype == "bfloat16":
+        edges = torch.from_numpy(edges).bfloat16().float().numpy()
+    return edges[0], edges[1]
+
+
+def pooling_matrix(side: int, query_grid: int, bins: int, box_dtype: str = "float32") -> np.ndarray:
+    """RoI-Align along one side: (query_grid · bins, side), float32.
+
+    Legacy RoI-Align (aligned=False, adaptive sampling, all arithmetic in float32): a window counts as at least one
+    pixel wide; a bin averages ceil(width / bins) bilinear samples; a sample beyond the map counts as zero, so that
+    rows may sum to less than 1 on maps with a side of about 8 or less.
+    """
+    starts, ends = window_edges(side, query_grid, box_dtype)
+    one, half = np.float32(1), np.float32(0.5)
+    matrix = np.zeros((query_grid * bins, side), dtype=np.float32)
+    for window, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        width = max(end - start, one)
+        bin_width = width / np.float32(bins)
+        samples = int(np.ceil(width / np.float32(bins)))
+        for b in range(bins):
+            row = matrix[window * bins + b]
+            for s in range(samples):
+                offset = (np.float32(s) + half) * bin_width / np.float32(samples)
+                position = start + np.float32(b) * bin_width + offset
+                if position > side:
+                    continue
+                low = int(position)
+                fraction = position - np.float32(low)
+                if low >= side - 1:
+                    low, fraction = side - 1, np.float32(0)
+                row[low] += (one - fraction) / np.float32(samples)
+                if fraction > 0:
+                    row[low + 1] += fraction / np.float32(samples)
+    return matrix
+
+
+@lru_cache(maxsize=512)
+def pooling_matrices(
+    map_shape: tuple[int, int],
+    query_grid: int,
+    bins: tuple[int, int],
+    box_dtype: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two matrices of a map's shape, (G·ph, H) and (G·pw, W), on a device; cached, since they hold no weights."""
+    # Created outside of inference mode even when first asked for inside it: a later training step may use them.
+    with torch.inference_mode(False):
+        rows, columns = (
+            torch.from_numpy(pooling_matrix(side, query_grid, count, box_dtype)).to(device, dtype)
+            for side, count in zip(map_shape, bins, strict=True)
+        )
+    return rows, columns
+
+
+def pool_windows(
+    features: torch.Tensor, query_grid: int, bins: tuple[int, int], box_dtype: str = "float32"
+) -> torch.Tensor:
+    """Pools every window of every map: (N, H, W, C) to (N, G², L, C); windows and bins in row-major order."""
+    num_views, height, width, channels = features.shape
+    g, (ph, pw) = query_grid, bins
+    a_y, a_x = pooling_matrices((height, width), g, bins, box_dtype, features.device, features.dtype)
+    pooled = torch.matmul(a_y, features.reshape(num_views, height, width * channels))  # N, G·ph, W·C
+    pooled = torch.matmul(a_x, pooled.view(num_views, g * ph, width, channels))  # N, G·ph, G·pw, C
+    pooled = pooled.view(num_views, g, ph, g, pw, channels).transpose(2, 3)
+    return pooled.reshape(num_views, g * g, ph * pw, channels)
