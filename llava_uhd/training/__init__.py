@@ -1,0 +1,1 @@
+"""Training: data, collation, label masks, and the stages of the recipe."""
