@@ -38,7 +38,7 @@ class SupportsRead(Protocol):
     def read(self) -> bytes: ...
 
 
-class LlavaUhdImageKwargs(ImagesKwargs, total=False):
+class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Options of the image processor, besides `resample`, `rescale_factor`, `image_mean` and `image_std`.
 
     Attributes:
@@ -113,8 +113,7 @@ class LlavaUhdImageProcessor(PilBackend):
             width, height = enlarged_size(width, height, max_side)
         return plan_slices(width, height, **dict(zip(("max_slices", "view_size", "patch_size"), options, strict=True)))
 
-    # The base types its options by another TypedDict, which no further option can match.
-    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
         plans = [self.plan(*image.size, **kwargs) for image in images]
         patches = [

@@ -123,12 +123,12 @@ class LlavaUhdProcessor(ProcessorMixin):
         return processor
 
     # The base types the options of these two methods as an open TypedDict, which no `Any` can match.
-    def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Decode the images and put a lone prompt into a list. Empty lists of images are no images."""
         images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         return (images if _count_images(images) else None), text, videos, audio
 
-    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
         """Check that prompts and images agree: prompt by prompt if images come in a list for each."""
         if isinstance(text, list) and all(isinstance(prompt, str) for prompt in text):
             placeholders = [prompt.count(self.image_token) for prompt in text]
