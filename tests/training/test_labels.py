@@ -1,7 +1,9 @@
 """Labels against the published data preparation, on every published conversation."""
 
 import pytest
-from conversations import (
+
+from llava_uhd.training.labels import IGNORE, answer_labels, chatml_labels, plain_labels, vicuna_labels
+from tests.conversations import (
     CASES,
     IMAGE,
     PLACEHOLDER,
@@ -11,8 +13,6 @@ from conversations import (
     one_token_processor,
     qwen_tokenizer,
 )
-
-from llava_uhd.training.labels import IGNORE, answer_labels, chatml_labels, plain_labels, vicuna_labels
 
 QWEN = dict(turn_start=422, assistant_header=[64, 268, 279, 83, 198], always_learned={198, 422, 420})
 
