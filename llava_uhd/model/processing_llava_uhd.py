@@ -122,7 +122,6 @@ class LlavaUhdProcessor(ProcessorMixin):
             )
         return processor
 
-    # The base types the options of these two methods as an open TypedDict, which no `Any` can match.
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Decode the images and put a lone prompt into a list. Empty lists of images are no images."""
         images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, **kwargs)
@@ -166,8 +165,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         but not a piece of it, is given that space.
         """
         texts, offsets = super().get_text_with_replacements(text, *args, **kwargs)
-        all_replacements: Any = offsets  # a list for each text, other than the base's annotation says
-        for index, replacements in enumerate(all_replacements):
+        for index, replacements in enumerate(offsets):
             no_text_follows = {*(entry["new_span"][0] for entry in replacements), len(texts[index])}
             shift = 0
             for entry in replacements:
@@ -177,7 +175,7 @@ class LlavaUhdProcessor(ProcessorMixin):
                 entry["replacement"] += inserted
                 entry["new_span"] = (start + shift, end + shift + len(inserted))
                 shift += len(inserted)
-        return texts, all_replacements
+        return texts, offsets
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: list[str]) -> None:
         """Refuse image tokens that were cut off, and give the separators their ordinary ids.
