@@ -32,9 +32,6 @@ class LlavaUhdProcessor(ProcessorMixin):
     side by side. Truncation that would cut image tokens is refused.
     """
 
-    # A plain tokenizer returns these by default, and no model behind this processor takes them.
-    text_kwargs = {"return_token_type_ids": False}
-
     def __init__(
         self,
         image_processor: LlavaUhdImageProcessor | None = None,
@@ -78,6 +75,8 @@ class LlavaUhdProcessor(ProcessorMixin):
         tokenizer.add_tokens(
             [AddedToken(text, special=True) for text in self._mark_texts.values()], special_tokens=True
         )
+        # A plain tokenizer returns token types as well, and no model behind this processor takes them.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self._ordinary_ids = {
             tokenizer.convert_tokens_to_ids(SLICE_SEPARATOR): slice_separator_id,

@@ -93,7 +93,7 @@ def test_batches_of_prompts_with_none_one_and_several_images():
         torch.testing.assert_close(value, flat[name], rtol=0, atol=0)
     assert nested.num_views.tolist() == [3, 1, 3]
     assert (nested.input_ids == processor.image_token_id).sum(1).tolist() == [12, 0, 16]
-    assert set(nested) == set(processor.model_input_names) - {"token_type_ids"}
+    assert set(nested) == set(processor.model_input_names)
 
 
 @pytest.mark.parametrize("images", [None, [], [[], []]])
