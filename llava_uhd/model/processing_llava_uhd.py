@@ -210,7 +210,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         """Count the image tokens, and the rows of `pixel_values`, of images of (height, width): for vLLM."""
         if image_sizes is None:
             return MultiModalData()
-        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        options = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
         return MultiModalData(
             num_image_tokens=[
                 self.image_layout(width, height, **options).num_image_tokens for height, width in image_sizes
