@@ -1,0 +1,98 @@
+"""The model card: what the hub shows of a folder, with its licence and the models it was built on."""
+
+from pathlib import Path
+from typing import Any
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from .report import Report
+
+# Part of a language model's name: its licence on the hub. The weights of a LLaVA-UHD are under their language model's.
+LICENSES = {"vicuna": "llama2", "llama-2": "llama2", "qwen2": "apache-2.0"}
+UNKNOWN = "other"
+CLIP = "openai/clip-vit-large-patch14-336"
+
+CARD = """\
+---
+license: {license}
+library_name: transformers
+pipeline_tag: image-text-to-text
+{base_models}tags:
+- llava-uhd
+---
+
+# {title}
+
+LLaVA-UHD answers questions about images at their own resolution and aspect ratio. These are its published weights
+in the layout of the `llava-uhd` package; the numbers are unchanged.
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+messages = [{{"role": "user", "content": [
+    {{"type": "image", "image": "picture.png"}}, {{"type": "text", "text": "What is written there?"}}
+]}}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]))
+```
+
+| setting | value |
+|---|---|
+{settings}
+
+Weights: {parameters:,} bytes. What the conversion did with each tensor is listed in `released/report.json`.
+
+Papers: LLaVA-UHD v2 (arXiv 2412.13871), LLaVA-UHD (arXiv 2403.11703).
+"""
+
+
+def write_card(
+    folder: Path, config: LlavaUhdConfig, released: dict[str, Any], license: str | None, report: Report
+) -> None:
+    """Writes README.md.
+
+    Args:
+        folder: to write into.
+        config: of the model.
+        released: config of the source, which may name the language model.
+        license: as the hub names it; None to tell it from the language model's name, or leave it open.
+        report: of the conversion.
+    """
+    name = Path(report.out).name
+    language_model = hub_name(str(released.get("_name_or_path", "")))
+    base_models = [language_model] if language_model else []
+    if config.vision_config.hidden_size == 1024 and config.vision_config.patch_size == 14:
+        base_models.append(CLIP)
+    (folder / "README.md").write_text(
+        CARD.format(
+            license=license or license_of(str(released.get("_name_or_path", ""))),
+            base_models="base_model:\n" + "".join(f"- {base}\n" for base in base_models) if base_models else "",
+            title=name,
+            name=name,
+            settings="\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in report.settings.items()),
+            parameters=report.num_bytes,
+        ),
+        encoding="utf-8",
+    )
+
+
+def license_of(language_model: str) -> str:
+    """Licence of the weights on top of a language model, `other` where its name does not tell."""
+    known = (license for part, license in LICENSES.items() if part in language_model.lower())
+    return next(known, UNKNOWN)
+
+
+def hub_name(name_or_path: str) -> str | None:
+    """A hub id, if it looks like one: released configs often hold a private path instead."""
+    is_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
+    return name_or_path if is_id else None
+
+
+def card_metadata(folder: Path) -> dict[str, str]:
+    """The plain `key: value` lines at the head of a card."""
+    lines = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1].splitlines()
+    pairs = (line.partition(": ") for line in lines)
+    return {key: value for key, separator, value in pairs if separator}

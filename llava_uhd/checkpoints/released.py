@@ -1,0 +1,210 @@
+"""The way back: a folder of ours to the layout of the released checkpoints.
+
+    llava-uhd convert llava-uhd-v2-7b --to released --out LLaVA-UHD-v2
+
+A folder that was converted from one released checkpoint becomes the same files with the same tensors again. Any other
+becomes one full released checkpoint: language model, vision tower and projector under the released names.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import torch
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from .convert import EXTRAS, MANIFEST, RELEASED
+from .links import EMBEDDING, HEAD, Link, Shape, cut, link_names
+from .packaging import state_shapes
+from .report import Report
+from .sources import INDICES, SIDE_FILES, read_json, weight_files
+from .tensors import TensorInfo, TensorReader
+from .variants import to_released_config
+from .writing import Planned, new_folder, write_json, write_model, write_safetensors
+
+
+def convert_to_released(
+    folder: Path,
+    out: Path,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Convert one of our folders back.
+
+    Args:
+        folder: written by `convert_to_ours` or `save_pretrained`.
+        out: folder to write.
+        overwrite: replace a folder that exists.
+        on_progress: told bytes done and bytes in all.
+
+    Raises:
+        ValueError: the folder is none of ours, its tensors are not those of its config, or no released layout fits.
+        OSError: the disk is full.
+    """
+    config = load_config(folder)
+    reader = TensorReader()
+    ours = list_weights(folder, reader)
+    check_weights(ours, config)
+    manifest, extras = _way_back(folder, reader)
+    weights = _ReleasedWeights(link_names(config, state_shapes(config)), ours, extras, manifest["shapes"], reader)
+    if config.tie_word_embeddings and HEAD in manifest["shapes"]:
+        weights.alias(HEAD, EMBEDDING)
+    report = Report(str(out), settings={"layout": config.layout, "levels": config.projector.levels})
+    files = {file: list(keys) for file, keys in manifest["files"].items()}
+    planned = {name: weights.plan(name) for name in weights.names()}
+    absent = [name for name in manifest["shapes"] if name not in planned]
+    report.used = [{"ours": list(weights.ours_of(name)), "released": [name]} for name in planned]
+    report.ignored = [
+        {"name": name, "reason": "not kept by the conversion", "kept": False, "file": "", "parameters": _count(manifest, name)}
+        for name in absent
+    ]
+    total = sum(tensor.num_bytes for tensor in planned.values())
+    report.num_bytes, done = total, 0
+
+    def tell(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        on_progress(done, total)
+
+    with new_folder(out, overwrite, total) as partial:
+        _write_side_files(folder, partial, config, set(absent))
+        if files:
+            for file, keys in manifest["files"].items():
+                _write_file(partial / file, keys, planned, weights, tell)
+        else:
+            write_model(partial, list(planned.values()), weights, on_progress=tell)
+    return report
+
+
+def load_config(folder: Path) -> LlavaUhdConfig:
+    """Config of one of our folders.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a model folder: it holds no config.json")
+    if (kind := read_json(folder / "config.json").get("model_type")) != LlavaUhdConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind!r}; a released checkpoint is first made ours by convert")
+    return LlavaUhdConfig.from_pretrained(folder)
+
+
+def list_weights(folder: Path, reader: TensorReader) -> dict[str, TensorInfo]:
+    """All tensors of a folder by name, from the files' headers."""
+    files = weight_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds no weights")
+    return {info.key: info for file in files for info in reader.list(file)}
+
+
+def check_weights(weights: dict[str, TensorInfo], config: LlavaUhdConfig) -> None:
+    """Check that these are the tensors of this config.
+
+    Raises:
+        ValueError: naming what is missing, unknown or of another shape.
+    """
+    expected = state_shapes(config)
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"missing: {', '.join(missing[:10])}")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"unknown: {', '.join(unknown[:10])}")
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise ValueError(f"wrong shape: {name} is {list(weights[name].shape)}, the config wants {list(shape)}")
+
+
+class _ReleasedWeights:
+    """Released tensors by name, read from ours; the last link's stay at hand, for its next tensor."""
+
+    def __init__(
+        self,
+        links: list[Link],
+        ours: dict[str, TensorInfo],
+        extras: dict[str, TensorInfo],
+        shapes: dict[str, Shape],
+        reader: TensorReader,
+    ) -> None:
+        self.links = {name: link for link in links for name in link.released}
+        self.ours, self.extras, self.shapes, self.reader = ours, extras, shapes, reader
+        self.last: tuple[Link, list[torch.Tensor]] | None = None
+
+    def alias(self, name: str, ours: str) -> None:
+        shape = self.ours[ours].shape
+        self.links[name] = Link((ours,), (shape,), (name,), (shape,))
+
+    def names(self) -> Iterator[str]:
+        yield from self.links
+        yield from self.extras
+
+    def ours_of(self, name: str) -> tuple[str, ...]:
+        return self.links[name].ours if name in self.links else ()
+
+    def plan(self, name: str) -> Planned:
+        if name in self.extras:
+            return Planned(name, self.extras[name].shape, self.extras[name].dtype)
+        link = self.links[name]
+        canonical = link.released_shapes[link.released.index(name)]
+        return Planned(name, tuple(self.shapes.get(name, canonical)), self.ours[link.ours[0]].dtype)
+
+    def __call__(self, name: str) -> torch.Tensor:
+        if name in self.extras:
+            return self.reader.read(self.extras[name])
+        link = self.links[name]
+        if self.last is None or self.last[0] is not link:
+            self.last = None
+            tensors = [self.reader.read(self.ours[part]) for part in link.ours]
+            self.last = link, cut(tensors, [self.plan(released).shape for released in link.released])
+        tensor = self.last[1][link.released.index(name)]
+        if len(link.released) == 1:
+            self.last = None
+        return tensor
+
+
+def _way_back(folder: Path, reader: TensorReader) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """The manifest that the conversion left, and the tensors it kept; empty for a folder of another origin."""
+    if not (folder / RELEASED / MANIFEST).is_file():
+        return {"files": {}, "shapes": {}}, {}
+    extras = {info.key: info for info in reader.list(folder / RELEASED / EXTRAS)}
+    return read_json(folder / RELEASED / MANIFEST), extras
+
+
+def _count(manifest: dict[str, Any], name: str) -> int:
+    return torch.Size(manifest["shapes"][name]).numel()
+
+
+def _write_side_files(folder: Path, partial: Path, config: LlavaUhdConfig, absent: set[str]) -> None:
+    """Config and tokenizer: the released ones as they were, or else made from ours."""
+    origin = folder / RELEASED if (folder / RELEASED / "config.json").is_file() else folder
+    for name in SIDE_FILES:
+        if (origin / name).is_file() and name not in INDICES:
+            copyfile(origin / name, partial / name)
+        elif (origin / name).is_file() and origin != folder:
+            index = read_json(origin / name)
+            index["weight_map"] = {key: file for key, file in index["weight_map"].items() if key not in absent}
+            write_json(partial / name, index) if absent else copyfile(origin / name, partial / name)
+    if origin == folder:
+        write_json(partial / "config.json", to_released_config(config, str(config.dtype).removeprefix("torch.")))
+
+
+def _write_file(
+    file: Path,
+    keys: dict[str, str],
+    planned: dict[str, Planned],
+    weights: _ReleasedWeights,
+    tell: Callable[[int], None],
+) -> None:
+    """One file of the original checkpoint: its own names to the full released ones, without what was not kept."""
+    present = {key: name for key, name in keys.items() if name in planned}
+
+    def read(key: str) -> torch.Tensor:
+        tensor = weights(present[key])
+        tell(tensor.nbytes)
+        return tensor
+
+    if file.suffix == ".safetensors":
+        tensors = [Planned(key, planned[name].shape, planned[name].dtype) for key, name in present.items()]
+        write_safetensors(file, tensors, read)
+    else:
+        # PyTorch's format wants all tensors at once; each is copied off the mapped file it was read from.
+        torch.save({key: read(key).clone() for key in present}, file)

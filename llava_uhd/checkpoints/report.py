@@ -1,0 +1,47 @@
+"""What a conversion did with every tensor."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """Account of a conversion; every tensor of the sources is in exactly one of the lists.
+
+    Attributes:
+        out: folder that was written.
+        settings: what was decided of the model: layout, levels, precision of window corners and the like.
+        assumed: settings that no source says.
+        used: tensors carried over: name there and here.
+        derived: tensors of ours cut from, or joined of, several.
+        ignored: tensors left out, with the reason, and whether they are kept for the way back.
+        missing: tensors of ours that no source has, allowed by the user.
+        num_bytes: of weights written.
+    """
+
+    out: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+    used: list[dict[str, Any]] = field(default_factory=list)
+    derived: list[dict[str, Any]] = field(default_factory=list)
+    ignored: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    num_bytes: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report in words: counts, and the ignored tensors by reason."""
+        lines = [f"{name.replace('_', ' ')}: {value}" for name, value in self.settings.items()]
+        lines += [f"assumed: {what}" for what in self.assumed]
+        lines.append(f"carried over: {len(self.used)} tensors; cut or joined: {len(self.derived)}")
+        by_reason: dict[str, list[dict[str, Any]]] = {}
+        for entry in self.ignored:
+            by_reason.setdefault(entry["reason"] + (" (kept for the way back)" if entry["kept"] else ""), []).append(entry)
+        for reason, entries in by_reason.items():
+            parameters = sum(entry["parameters"] for entry in entries)
+            lines.append(f"left out: {len(entries)} tensors, {parameters:,} parameters: {reason}")
+        lines += [f"missing, as allowed: {name}" for name in self.missing]
+        lines.append(f"written: {self.num_bytes:,} bytes of weights to {self.out}")
+        return lines

@@ -1,0 +1,118 @@
+"""Tensor files, read one tensor at a time: safetensors, and PyTorch's zip format with `weights_only`.
+
+A file's header is checked against its size before anything is allocated: a file cut short, a shape larger than the
+data, and a pickle that would run code are refused, each by a `ValueError` that names the file.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of one of its tensors."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class TensorReader:
+    """Lists and reads the tensors of files. Of PyTorch files one is held open at a time, mapped, not loaded."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Path, dict[str, torch.Tensor]] | None = None
+
+    def list(self, file: Path) -> Iterator[TensorInfo]:
+        """All tensors of a file, in its order.
+
+        Raises:
+            ValueError: the file is damaged, holds something else than tensors, or would run code.
+        """
+        if file.suffix == ".safetensors":
+            with _open_safetensors(file) as handle:
+                for key in handle.offset_keys():
+                    entry = handle.get_slice(key)
+                    if entry.get_dtype() not in DTYPES:
+                        raise ValueError(f"{file}: {key} has the type {entry.get_dtype()}, which is not supported")
+                    yield TensorInfo(file, key, tuple(entry.get_shape()), DTYPES[entry.get_dtype()])
+        else:
+            for key, tensor in self._load(file).items():
+                yield TensorInfo(file, key, tuple(tensor.shape), tensor.dtype)
+
+    def read(self, info: TensorInfo) -> torch.Tensor:
+        """One tensor."""
+        if info.file.suffix != ".safetensors":
+            return self._load(info.file)[info.key]
+        # Opened anew for each tensor: the mapping, and the memory it counts for, ends with the tensor.
+        with _open_safetensors(info.file) as handle:
+            return handle.get_tensor(info.key)
+
+    def _load(self, file: Path) -> dict[str, torch.Tensor]:
+        if self._open is None or self._open[0] != file:
+            self._open = None
+            self._open = file, load_torch_file(file)
+        return self._open[1]
+
+
+def _open_safetensors(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut short: {error}") from error
+
+
+def load_torch_file(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a PyTorch file, mapped from the disk; of a training checkpoint those of its `state_dict`.
+
+    Raises:
+        ValueError: the file is cut short, of the format before PyTorch 1.6, would run code, or holds no tensors.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file} is cut short, or not in PyTorch's zip format") from error
+    if packed:
+        raise ValueError(f"{file} holds compressed entries ({packed[0]}), which PyTorch never writes")
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next(line for line in str(error).splitlines() if "GLOBAL" in line or line == str(error).splitlines()[-1])
+        raise ValueError(f"{file} holds more than tensors and is not unpickled: {reason.strip()}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} holds no dictionary of tensors")
+    for key, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{file}: {key} is not a tensor but {type(value).__name__}")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError(f"{file}: {key} of shape {tuple(value.shape)} is larger than its data")
+    return content

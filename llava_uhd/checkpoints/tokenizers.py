@@ -1,0 +1,89 @@
+"""Tokenizers of released checkpoints: a fast one that encodes as the published slow one does.
+
+Vicuna ships a sentencepiece model only. Its class has two behaviours, `legacy` or not, and a file that does not say
+means legacy, other than in transformers from version 5 on. Since the class of transformers forgets the choice when it
+is saved, the converted tokenizer is saved as a plain fast one, whose file says everything.
+"""
+
+from pathlib import Path
+
+from tokenizers import normalizers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .sources import read_json
+
+SAMPLES = (
+    "A chat between a curious user and an artificial intelligence assistant.",
+    "USER: What is written on the sign?\nASSISTANT: 24/7, 3.50 €, “open”.",
+    "Straße, naïve café, Ελληνικά, русский, 日本語の文字, 你好，世界, 한국어, العربية, हिन्दी, 🙂👩‍👩‍👧",
+    "two  spaces,   three,\ttabs\n\nand  \n lines ",
+    "def f(x):\n    return {'a': [x**2, -1.5e-3]}  # code",
+    "a\u0301 \u00a0 \u200b \ufeff \x00 \x1b ▁ <image> <unk >",
+)
+
+
+def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first folder that has one, made fast.
+
+    Args:
+        folders: to look in. A sentencepiece model comes before any other file: it is what the published code reads.
+        text_config: of the language model, which tells the class where the folder does not.
+
+    Raises:
+        ValueError: no folder has one, or it cannot be made to encode the same.
+        ImportError: sentencepiece, needed for this conversion alone, is not installed.
+    """
+    for folder in folders:
+        if (folder / "tokenizer.model").is_file():
+            return from_sentencepiece(folder)
+        if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+            return AutoTokenizer.from_pretrained(folder, config=text_config)
+    raise ValueError(f"no tokenizer in {', '.join(map(str, folders))}: name its folder with --tokenizer")
+
+
+def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
+    """A fast tokenizer for a folder with `tokenizer.model` and, perhaps, `tokenizer_config.json`.
+
+    Texts that begin with a space are the exception to sameness where `legacy` is false: of the space and the one that
+    sentencepiece puts before a text, the fast tokenizer keeps one.
+
+    Raises:
+        ValueError: it encodes a sample differently from sentencepiece.
+        ImportError: sentencepiece is not installed.
+    """
+    try:
+        import sentencepiece
+        from transformers import LlamaTokenizer
+    except ImportError as error:
+        raise ImportError("a sentencepiece tokenizer is converted by: pip install 'llava-uhd[convert]'") from error
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    legacy = settings.get("legacy")
+    legacy = True if legacy is None else legacy
+    made = LlamaTokenizer.from_pretrained(
+        folder,
+        legacy=legacy,
+        add_bos_token=settings.get("add_bos_token", True),
+        add_eos_token=settings.get("add_eos_token", False),
+    )
+    backend = made.backend_tokenizer
+    if legacy:
+        # A space before every piece of text between special tokens, whatever the piece begins with.
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = {name: str(token) for name, token in made.special_tokens_map.items() if isinstance(token, str)}
+    special.setdefault("pad_token", special["unk_token"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=settings.get("model_max_length", made.model_max_length),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for sample in SAMPLES:
+        expected, actual = slow.encode(sample), fast(sample, add_special_tokens=False)["input_ids"]
+        if expected != actual:
+            raise ValueError(
+                f"{folder / 'tokenizer.model'}: the fast tokenizer encodes {sample!r} as {actual}, "
+                f"sentencepiece as {expected}"
+            )
+    return fast

@@ -1,0 +1,198 @@
+"""The released configurations, and ours. Both directions.
+
+A released `config.json` is the language model's with `mm_*` keys among its own. Two generations of the code wrote them:
+December 2024 says `feature_mode` and lays tokens out as one stitched raster; April 2025 says `model_mode` and lays
+them out slice after slice. A file that says neither leaves the layout open.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from ..model.configuration_llava_uhd import LEVELS, LlavaUhdConfig
+
+# mm_projector_type: our type, and the side of its query grid.
+PROJECTOR_TYPES = {
+    "adapt_spatial_resampler": ("hiwin", 12),
+    "adapt_spatial_resampler_v2": ("hiwin", 12),
+    "adapt_spatial_resampler_v2_64": ("hiwin", 8),
+    "adapt_spatial_resampler_v2_256": ("hiwin", 16),
+    "adapt_spatial_resampler_v1": ("resampler", 12),
+    "uhd_v1_query64": ("resampler", 8),
+}
+LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llava_qwen": "qwen2"}
+# Path-like names of a tower in `mm_vision_tower` end so: most released configs name a private folder.
+KNOWN_TOWERS = {
+    "clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+    }
+}
+DEFAULT_MASK = 7  # where the config does not say, as in the published code
+# Keys of any config.json that describe the file rather than the language model.
+NOT_THE_MODEL = {"model_type", "architectures", "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype"}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Choices given by the user, each in place of what the source says or leaves open; None takes the source's.
+
+    Attributes:
+        layout: `stitched` or `sequential`.
+        levels: of the pyramid, in place of `feature_scale_mask`.
+        box_dtype: precision of window corners, see `LlavaUhdProjectorConfig`.
+        max_slices: most slices per image; 7 as published.
+        projector_heads: attention heads of the projector; one per 128 channels as published.
+    """
+
+    layout: str | None = None
+    levels: tuple[int, ...] | None = None
+    box_dtype: str | None = None
+    max_slices: int | None = None
+    projector_heads: int | None = None
+
+
+def levels_of_mask(mask: int) -> list[int]:
+    """Levels of a `feature_scale_mask`: bit 1 is level 1x, bit 2 is 2x, 4 is 4x, 8 is 8x."""
+    if not 0 < mask < 16 or not mask & 1:
+        raise ValueError(f"feature_scale_mask must be odd and at most 15 (level 1x is always there), got {mask}")
+    return [level for level in LEVELS if mask & level]
+
+
+def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | None) -> dict[str, Any]:
+    """Config of the vision tower: the given one, or that of the tower named by a released config.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    if tower_config is not None:
+        values = tower_config.get("vision_config", tower_config)
+        return {**values, "model_type": values.get("model_type", "clip_vision_model")}
+    name = released.get("mm_vision_tower") or released.get("vision_tower") or "none"
+    if PurePath(name).name not in KNOWN_TOWERS:
+        raise ValueError(f"the vision tower of this checkpoint is {name!r}: name a folder or hub id with --vision-tower")
+    return KNOWN_TOWERS[PurePath(name).name]
+
+
+def to_our_config(
+    released: dict[str, Any], vision_config: dict[str, Any], projector_dtype: torch.dtype, overrides: Overrides
+) -> LlavaUhdConfig:
+    """Our config for a released one.
+
+    Args:
+        released: of `config.json`.
+        vision_config: of the vision tower.
+        projector_dtype: of the stored weights. Anything but float32 was trained in bfloat16, window corners included.
+        overrides: the user's choices.
+
+    Raises:
+        ValueError: for settings that no LLaVA-UHD was released with, or that the source leaves open.
+    """
+    if released.get("mm_use_im_start_end"):
+        raise ValueError("mm_use_im_start_end is true: no LLaVA-UHD was released with tokens around an image")
+    if (feature := released.get("mm_vision_select_feature", "patch")) != "patch":
+        raise ValueError(f"mm_vision_select_feature must be 'patch', got {feature!r}")
+    projector_type = released.get("mm_projector_type")
+    if projector_type not in PROJECTOR_TYPES:
+        raise ValueError(f"mm_projector_type must be one of {', '.join(PROJECTOR_TYPES)}, got {projector_type!r}")
+    kind, query_grid = PROJECTOR_TYPES[projector_type]
+    text_config = _language_model_config(released)
+    if overrides.projector_heads is None and text_config.hidden_size % 128:
+        raise ValueError(
+            f"the projector has one head per 128 channels, but the language model is {text_config.hidden_size} wide: "
+            "name their number with --projector-heads"
+        )
+    levels = list(overrides.levels or levels_of_mask(released.get("feature_scale_mask", DEFAULT_MASK)))
+    return LlavaUhdConfig(
+        architectures=["LlavaUhdForConditionalGeneration"],
+        vision_config=dict(vision_config),
+        text_config=text_config,
+        projector={
+            "type": kind,
+            "levels": levels if kind == "hiwin" else [1],
+            "upsampler": "jbu" if kind == "hiwin" and levels != [1] else "none",
+            "query_grid": query_grid,
+            "num_attention_heads": overrides.projector_heads,
+            "box_dtype": overrides.box_dtype or ("float32" if projector_dtype == torch.float32 else "bfloat16"),
+        },
+        layout=overrides.layout or _layout(released),
+        max_slices=overrides.max_slices or 7,
+        vision_feature_layer=released.get("mm_vision_select_layer", -2),
+        tie_word_embeddings=text_config.tie_word_embeddings,
+    )
+
+
+def _layout(released: dict[str, Any]) -> str:
+    if "model_mode" in released:
+        return "sequential"
+    if "feature_mode" in released:
+        return "stitched"
+    raise ValueError(
+        "the source's config has neither feature_mode (December 2024: stitched) nor model_mode (April 2025: "
+        "sequential): name the layout its weights were trained with by --layout"
+    )
+
+
+def _language_model_config(released: dict[str, Any]) -> PreTrainedConfig:
+    model_type = released.get("model_type", "")
+    model_type = LANGUAGE_MODELS.get(model_type, model_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"model_type {released.get('model_type')!r} names no language model that is known")
+    config_class = CONFIG_MAPPING[model_type]
+    known = {*config_class().to_dict(), "rope_theta", "rope_scaling"} - NOT_THE_MODEL
+    return config_class(**{key: value for key, value in released.items() if key in known})
+
+
+def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
+    """The released config for ours, for weights that come from no released checkpoint.
+
+    Raises:
+        ValueError: no released projector has these settings.
+    """
+    text, projector = config.text_config, config.projector
+    by_settings = {settings: name for name, settings in PROJECTOR_TYPES.items()}
+    if (projector.type, projector.query_grid) not in by_settings:
+        raise ValueError(f"no released projector is a {projector.type!r} with a query grid of {projector.query_grid}")
+    stitched = config.layout == "stitched"
+    projector_type = by_settings[projector.type, projector.query_grid]
+    if stitched and projector_type == "adapt_spatial_resampler_v2":
+        projector_type = "adapt_spatial_resampler"
+    hiwin, family = projector.type == "hiwin", "Qwen" if text.model_type == "qwen2" else "Llama"
+    mode = {"feature_mode": "featup_muti_res" if hiwin else "uhd_v1"}
+    values = {key: value for key, value in text.to_dict().items() if key not in NOT_THE_MODEL}
+    rope = values.pop("rope_parameters", None) or {}
+    return {
+        **values,
+        **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}),
+        "architectures": [f"Llava{family}ForCausalLM"],
+        "model_type": f"llava_{family.lower()}",
+        "torch_dtype": dtype,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_projector_type": projector_type,
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        **(mode if stitched else {"model_mode": "uhd_v2" if hiwin else "uhd_v1"}),
+        **({"feature_scale_mask": sum(projector.levels)} if hiwin else {}),
+    }
+
+
+def most_used_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    """The floating type that takes most bytes."""
+    totals: dict[torch.dtype, int] = {}
+    for dtype, num_bytes in tensors:
+        if dtype.is_floating_point:
+            totals[dtype] = totals.get(dtype, 0) + num_bytes
+    return max(totals, key=lambda dtype: totals[dtype])

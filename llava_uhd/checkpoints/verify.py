@@ -1,0 +1,139 @@
+"""Is this folder whole? Names, shapes, numbers, tokens, and one forward pass; and a fingerprint of every module.
+
+A fingerprint is a hash over names, types, shapes and bytes of a module's tensors, in the order of their names. It does
+not depend on how they are spread over files, so two people can compare their copies.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..registration import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
+from .packaging import AUTO_CLASSES
+from .released import check_weights, list_weights, load_config
+from .tensors import TensorInfo, TensorReader
+
+MODULES = ("model.vision_tower", "model.multi_modal_projector.upsampler", "model.multi_modal_projector")
+MODULES += ("model.language_model", "lm_head")
+QUESTION = "What is shown?"
+FINGERPRINT_DIGITS = 16
+
+
+@dataclass
+class Verification:
+    """What was found; `problems` is empty for a folder that is whole.
+
+    Attributes:
+        problems: what is wrong, each naming where.
+        fingerprints: by module.
+        parameters: by module.
+        dtypes: of the weights.
+        forward: number of image tokens of the test picture, and the model's next token after it.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    dtypes: list[str] = field(default_factory=list)
+    forward: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"ok": not self.problems, **asdict(self)}
+
+
+def verify_checkpoint(folder: Path) -> Verification:
+    """Check one of our folders.
+
+    Raises:
+        ValueError: it is none of ours, a file is damaged, or names or shapes are not those of its config.
+    """
+    config = load_config(folder)
+    reader = TensorReader()
+    weights = list_weights(folder, reader)
+    check_weights(weights, config)
+    found = Verification(dtypes=sorted({str(info.dtype).removeprefix("torch.") for info in weights.values()}))
+    _fingerprint(weights, reader, found)
+    _check_tokens(folder, config, found)
+    if not found.problems:
+        _run(folder, found)
+    return found
+
+
+def module_of(name: str) -> str:
+    """The module, of those that get a fingerprint, that a tensor belongs to."""
+    return next(module for module in MODULES if name.startswith(module + "."))
+
+
+def _fingerprint(weights: dict[str, TensorInfo], reader: TensorReader, found: Verification) -> None:
+    """Hashes every tensor, and looks for numbers that are none."""
+    hashes = {module: hashlib.sha256() for module in MODULES}
+    for name in sorted(weights):
+        tensor, module = reader.read(weights[name]).contiguous(), module_of(name)
+        hashes[module].update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hashes[module].update(tensor.flatten().view(torch.uint8).numpy())
+        found.parameters[module] = found.parameters.get(module, 0) + tensor.numel()
+        if not all(bool(row.isfinite().all()) for row in tensor.flatten().split(1 << 24)):
+            found.problems.append(f"{name} holds NaN or infinity")
+    found.fingerprints = {
+        module: hashes[module].hexdigest()[:FINGERPRINT_DIGITS] for module in MODULES if module in found.parameters
+    }
+
+
+def _check_tokens(folder: Path, config: LlavaUhdConfig, found: Verification) -> None:
+    """Tokenizer and special ids against the config."""
+    processor = LlavaUhdProcessor.from_pretrained(folder)
+    tokenizer, vocab_size = processor.tokenizer, config.text_config.vocab_size
+    if processor.image_token_id != config.image_token_id:
+        found.problems.append(
+            f"the tokenizer's id of {processor.image_token} is {processor.image_token_id}, "
+            f"the config says {config.image_token_id}"
+        )
+    for name in ("slice_separator_id", "row_separator_id"):
+        if (ours := getattr(config, name)) >= vocab_size or getattr(processor, name) != ours:
+            found.problems.append(
+                f"{name} is {ours} in the config and {getattr(processor, name)} in the processor, "
+                f"of a vocabulary of {vocab_size}"
+            )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (token := getattr(tokenizer, name)) is not None and token >= vocab_size:
+            found.problems.append(f"the tokenizer's {name} is {token}, beyond the vocabulary of {vocab_size}")
+    if (layout := processor.layout) != config.layout:
+        found.problems.append(f"the layout is {config.layout!r} in the config and {layout!r} in the processor")
+    if config.auto_map is not None and (strange := config.auto_map.keys() ^ AUTO_CLASSES.keys()):
+        found.problems.append(f"auto_map should name {', '.join(AUTO_CLASSES)}; differing: {', '.join(strange)}")
+
+
+def _run(folder: Path, found: Verification) -> None:
+    """Loads the model as anyone would, and runs it once on a picture that follows a formula."""
+    model, info = LlavaUhdForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    found.problems += [f"loading: {kind} {', '.join(map(str, keys))}" for kind, keys in info.items() if keys]
+    processor = LlavaUhdProcessor.from_pretrained(folder)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    inputs = processor(images=test_picture(), text=prompt, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model.eval()(**inputs, logits_to_keep=1).logits[0, -1].float()
+    if not bool(logits.isfinite().all()):
+        found.problems.append("the forward pass gives logits that are NaN or infinite")
+    if model.config.tie_word_embeddings and model.lm_head.weight is not model.get_input_embeddings().weight:
+        found.problems.append("the config ties the head to the embedding, but the model has two")
+    tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
+    found.forward = {
+        "image_tokens": tokens,
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "next_token_id": int(logits.argmax()),
+        "next_token_logit": round(float(logits.max()), 3),
+    }
+
+
+def test_picture() -> Image.Image:
+    """A picture of two slices, from a formula: the same everywhere."""
+    width, height = 500, 240
+    red = Image.linear_gradient("L").resize((width, height))
+    green = Image.radial_gradient("L").resize((width, height))
+    return Image.merge("RGB", (red, green, red.rotate(180)))
