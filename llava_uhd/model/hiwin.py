@@ -40,7 +40,9 @@ class HiWinProjector(nn.Module):
         self.projections = nn.ModuleDict(
             {f"{level}x": LevelProjection(in_channels, channels) for level in self.levels}
         )
-        self.positions = nn.Parameter(sincos_position_embedding(channels, self.query_grid), requires_grad=False)
+        positions = sincos_position_embedding(channels, self.query_grid)
+        # In the type the model is built in: a parameter of another type would keep it when weights are loaded.
+        self.positions = nn.Parameter(positions.to(torch.get_default_dtype()), requires_grad=False)
         self.queries = nn.Parameter(torch.empty(QUERY_SETS, self.query_grid**2, channels))
         self.attention = WindowAttention(channels, config.num_attention_heads or channels // HEAD_CHANNELS)
         self.ln_q = nn.LayerNorm(channels, EPS)

@@ -19,7 +19,9 @@ class SpatiallyConstrainedResampler(nn.Module):
         self.box_dtype = config.box_dtype
         same = in_channels == channels
         self.kv_proj: nn.Module = nn.Identity() if same else nn.Linear(in_channels, channels, bias=False)
-        self.positions = nn.Parameter(sincos_position_embedding(channels, self.query_grid), requires_grad=False)
+        positions = sincos_position_embedding(channels, self.query_grid)
+        # In the type the model is built in: a parameter of another type would keep it when weights are loaded.
+        self.positions = nn.Parameter(positions.to(torch.get_default_dtype()), requires_grad=False)
         self.queries = nn.Parameter(torch.empty(1, self.query_grid**2, channels))
         self.attention = WindowAttention(channels, config.num_attention_heads or channels // HEAD_CHANNELS)
         self.ln_q = nn.LayerNorm(channels, EPS)
