@@ -5,6 +5,7 @@ Only typer is imported here: help answers at once.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +108,7 @@ def verify(
     if as_json:
         _print(found.as_dict())
     else:
-        lines = [f"{module:40} {found.parameters[module]:>14,}  {print_}" for module, print_ in found.fingerprints.items()]
+        lines = [f"{module:40} {found.parameters[module]:>14,}  {mark}" for module, mark in found.fingerprints.items()]
         lines += [f"{key.replace('_', ' ')}: {value}" for key, value in found.forward.items()]
         _print([*lines, *(f"problem: {problem}" for problem in found.problems)])
     if found.problems:
@@ -136,7 +137,7 @@ def push(
 
 
 # Each verb with the example that its help ends with.
-VERBS = {
+VERBS: dict[Callable[..., None], str] = {
     convert: "Example: llava-uhd convert LLaVA-UHD-v2 --vision-tower openai/clip-vit-large-patch14-336 --out uhd-v2",
     verify: "Example: llava-uhd verify uhd-v2 --json",
     push: "Example: llava-uhd push uhd-v2 me/llava-uhd-v2",

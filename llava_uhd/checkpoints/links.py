@@ -68,7 +68,8 @@ def link_names(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> list[Link]
         ValueError: the projector or the up-sampler was never released.
     """
     projector = config.projector
-    if projector.type == "mlp" or (projector.type == "hiwin" and projector.upsampler != "jbu" and projector.levels[1:]):
+    upsampled = projector.type == "hiwin" and projector.levels != [1]
+    if projector.type == "mlp" or (upsampled and projector.upsampler != "jbu"):
         raise ValueError(
             f"the released layout has no projector of type {projector.type!r} with up-sampler {projector.upsampler!r}"
         )

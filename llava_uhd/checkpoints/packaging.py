@@ -1,5 +1,6 @@
 """What stands beside the weights: config, processor, generation config, the code for `trust_remote_code`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ..registration import LlavaUhdProcessor
+from .sources import read_json
 
 IMAGE_TOKEN = "<image>"
+GENERATION = "generation_config.json"
 AUTO_CLASSES = {
     "AutoConfig": LlavaUhdConfig,
     "AutoModel": LlavaUhdModel,
@@ -23,8 +26,8 @@ def write_package(
     folder: Path,
     config: LlavaUhdConfig,
     tokenizer: PreTrainedTokenizerBase,
-    chat_template: str,
-    generation: dict[str, Any],
+    released: dict[str, Any],
+    sources: list[Path],
 ) -> None:
     """Writes all but the weights and the model card.
 
@@ -32,13 +35,30 @@ def write_package(
         folder: to write into.
         config: whose `image_token_id` agrees with the tokenizer.
         tokenizer: of the language model.
-        chat_template: name of one in `chat_templates`.
-        generation: of a `GenerationConfig`.
+        released: config of the source.
+        sources: folders that may hold a `generation_config.json`.
     """
     tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
+    chat_template = "qwen" if config.text_config.model_type == "qwen2" else "vicuna"
     LlavaUhdProcessor.from_config(config, tokenizer, chat_template).save_pretrained(folder)
-    GenerationConfig(**generation).save_pretrained(folder)
+    ends = [read_json(file).get("eos_token_id") for part in sources if (file := part / GENERATION).is_file()]
+    ends += [released.get("eos_token_id"), tokenizer.eos_token_id]
+    if chat_template == "qwen":
+        ends.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    generation_config(tokenizer, ends).save_pretrained(folder)
     write_code(folder, config)
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int | list[int] | None]) -> GenerationConfig:
+    """Greedy decoding, as published, to the first of the tokens that end an answer."""
+    tokens = [token for end in ends if end is not None for token in (end if isinstance(end, list) else [end])]
+    unique = list(dict.fromkeys(tokens))
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=unique if len(unique) > 1 else next(iter(unique), None),
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def write_code(folder: Path, config: LlavaUhdConfig) -> None:

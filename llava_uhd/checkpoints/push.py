@@ -9,8 +9,14 @@ from .packaging import AUTO_CLASSES
 from .released import check_weights, list_weights, load_config
 from .tensors import TensorReader
 
-NEEDED = ("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json")
-NEEDED += ("README.md",)
+NEEDED = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "README.md",
+)
 
 
 @dataclass
@@ -52,7 +58,7 @@ def push_checkpoint(folder: Path, repository: str, private: bool = True, dry_run
     if lost_files := sorted(name for name in modules if not (folder / name).is_file()):
         raise ValueError(f"{folder} lacks the code that auto_map names: {', '.join(lost_files)}")
     if (license := card_metadata(folder).get("license", UNKNOWN)) == UNKNOWN:
-        raise ValueError(f"{folder / 'README.md'} names no licence: write the one of the language model's weights there")
+        raise ValueError(f"{folder / 'README.md'} names no licence: write that of the language model's weights there")
     files = {
         str(file.relative_to(folder)): file.stat().st_size
         for file in sorted(folder.rglob("*"))

@@ -21,7 +21,7 @@ from .report import Report
 from .sources import INDICES, SIDE_FILES, read_json, weight_files
 from .tensors import TensorInfo, TensorReader
 from .variants import to_released_config
-from .writing import Planned, new_folder, write_json, write_model, write_safetensors
+from .writing import Planned, new_folder, telling, write_json, write_model, write_safetensors
 
 
 def convert_to_released(
@@ -51,29 +51,23 @@ def convert_to_released(
     if config.tie_word_embeddings and HEAD in manifest["shapes"]:
         weights.alias(HEAD, EMBEDDING)
     report = Report(str(out), settings={"layout": config.layout, "levels": config.projector.levels})
-    files = {file: list(keys) for file, keys in manifest["files"].items()}
     planned = {name: weights.plan(name) for name in weights.names()}
     absent = [name for name in manifest["shapes"] if name not in planned]
     report.used = [{"ours": list(weights.ours_of(name)), "released": [name]} for name in planned]
-    report.ignored = [
-        {"name": name, "reason": "not kept by the conversion", "kept": False, "file": "", "parameters": _count(manifest, name)}
-        for name in absent
-    ]
-    total = sum(tensor.num_bytes for tensor in planned.values())
-    report.num_bytes, done = total, 0
-
-    def tell(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        on_progress(done, total)
-
-    with new_folder(out, overwrite, total) as partial:
+    for name in absent:
+        entry = {"name": name, "file": "", "reason": "not kept by the conversion", "kept": False}
+        report.ignored.append({**entry, "parameters": torch.Size(manifest["shapes"][name]).numel()})
+    report.num_bytes = sum(tensor.num_bytes for tensor in planned.values())
+    with new_folder(out, overwrite, report.num_bytes) as partial:
         _write_side_files(folder, partial, config, set(absent))
-        if files:
+        if manifest["files"]:
+            read = telling(weights, report.num_bytes, on_progress)
             for file, keys in manifest["files"].items():
-                _write_file(partial / file, keys, planned, weights, tell)
+                _write_file(
+                    partial / file, {key: planned[name] for key, name in keys.items() if name in planned}, read
+                )
         else:
-            write_model(partial, list(planned.values()), weights, on_progress=tell)
+            write_model(partial, list(planned.values()), weights, on_progress=on_progress)
     return report
 
 
@@ -86,7 +80,9 @@ def load_config(folder: Path) -> LlavaUhdConfig:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it holds no config.json")
     if (kind := read_json(folder / "config.json").get("model_type")) != LlavaUhdConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {kind!r}; a released checkpoint is first made ours by convert")
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}; a released checkpoint is first made ours by convert"
+        )
     return LlavaUhdConfig.from_pretrained(folder)
 
 
@@ -115,7 +111,7 @@ def check_weights(weights: dict[str, TensorInfo], config: LlavaUhdConfig) -> Non
 
 
 class _ReleasedWeights:
-    """Released tensors by name, read from ours; the last link's stay at hand, for its next tensor."""
+    """Released tensors by name, read from ours; those of the last link stay at hand, until all are asked for."""
 
     def __init__(
         self,
@@ -127,7 +123,7 @@ class _ReleasedWeights:
     ) -> None:
         self.links = {name: link for link in links for name in link.released}
         self.ours, self.extras, self.shapes, self.reader = ours, extras, shapes, reader
-        self.last: tuple[Link, list[torch.Tensor]] | None = None
+        self.last: dict[str, torch.Tensor] = {}
 
     def alias(self, name: str, ours: str) -> None:
         shape = self.ours[ours].shape
@@ -150,15 +146,13 @@ class _ReleasedWeights:
     def __call__(self, name: str) -> torch.Tensor:
         if name in self.extras:
             return self.reader.read(self.extras[name])
-        link = self.links[name]
-        if self.last is None or self.last[0] is not link:
-            self.last = None
+        if name not in self.last:
+            link = self.links[name]
+            self.last.clear()
             tensors = [self.reader.read(self.ours[part]) for part in link.ours]
-            self.last = link, cut(tensors, [self.plan(released).shape for released in link.released])
-        tensor = self.last[1][link.released.index(name)]
-        if len(link.released) == 1:
-            self.last = None
-        return tensor
+            shapes = [self.plan(released).shape for released in link.released]
+            self.last = dict(zip(link.released, cut(tensors, shapes), strict=True))
+        return self.last.pop(name)
 
 
 def _way_back(folder: Path, reader: TensorReader) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
@@ -167,10 +161,6 @@ def _way_back(folder: Path, reader: TensorReader) -> tuple[dict[str, Any], dict[
         return {"files": {}, "shapes": {}}, {}
     extras = {info.key: info for info in reader.list(folder / RELEASED / EXTRAS)}
     return read_json(folder / RELEASED / MANIFEST), extras
-
-
-def _count(manifest: dict[str, Any], name: str) -> int:
-    return torch.Size(manifest["shapes"][name]).numel()
 
 
 def _write_side_files(folder: Path, partial: Path, config: LlavaUhdConfig, absent: set[str]) -> None:
@@ -187,24 +177,11 @@ def _write_side_files(folder: Path, partial: Path, config: LlavaUhdConfig, absen
         write_json(partial / "config.json", to_released_config(config, str(config.dtype).removeprefix("torch.")))
 
 
-def _write_file(
-    file: Path,
-    keys: dict[str, str],
-    planned: dict[str, Planned],
-    weights: _ReleasedWeights,
-    tell: Callable[[int], None],
-) -> None:
-    """One file of the original checkpoint: its own names to the full released ones, without what was not kept."""
-    present = {key: name for key, name in keys.items() if name in planned}
-
-    def read(key: str) -> torch.Tensor:
-        tensor = weights(present[key])
-        tell(tensor.nbytes)
-        return tensor
-
+def _write_file(file: Path, tensors: dict[str, Planned], read: Callable[[str], torch.Tensor]) -> None:
+    """One file of the original checkpoint, its tensors under the file's own names."""
     if file.suffix == ".safetensors":
-        tensors = [Planned(key, planned[name].shape, planned[name].dtype) for key, name in present.items()]
-        write_safetensors(file, tensors, read)
+        named = [Planned(key, tensor.shape, tensor.dtype) for key, tensor in tensors.items()]
+        write_safetensors(file, named, lambda key: read(tensors[key].name))
     else:
         # PyTorch's format wants all tensors at once; each is copied off the mapped file it was read from.
-        torch.save({key: read(key).clone() for key in present}, file)
+        torch.save({key: read(tensor.name).clone() for key, tensor in tensors.items()}, file)

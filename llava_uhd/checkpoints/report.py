@@ -38,7 +38,8 @@ class Report:
         lines.append(f"carried over: {len(self.used)} tensors; cut or joined: {len(self.derived)}")
         by_reason: dict[str, list[dict[str, Any]]] = {}
         for entry in self.ignored:
-            by_reason.setdefault(entry["reason"] + (" (kept for the way back)" if entry["kept"] else ""), []).append(entry)
+            reason = entry["reason"] + (" (kept for the way back)" if entry["kept"] else "")
+            by_reason.setdefault(reason, []).append(entry)
         for reason, entries in by_reason.items():
             parameters = sum(entry["parameters"] for entry in entries)
             lines.append(f"left out: {len(entries)} tensors, {parameters:,} parameters: {reason}")

@@ -157,7 +157,8 @@ def gather(parts: Parts, reader: TensorReader) -> Source:
             source.config |= read_json(config)
     if "vision_tower" in source.folders and (config := source.folders["vision_tower"] / "config.json").is_file():
         source.tower_config = read_json(config)
-    if set(given) <= {"source", "vision_tower"} and all(info.file in files["source"] for info in source.tensors.values()):
+    of_one = set(given) <= {"source", "vision_tower"}
+    if of_one and all(info.file in files["source"] for info in source.tensors.values()):
         source.files = files["source"]
     return source
 

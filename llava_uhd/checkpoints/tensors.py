@@ -79,6 +79,11 @@ class TensorReader:
         return self._open[1]
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite; looked at piece by piece, for the memory of the answers."""
+    return all(bool(piece.isfinite().all()) for piece in tensor.reshape(-1).split(1 << 24))
+
+
 def _open_safetensors(file: Path):
     try:
         return safe_open(file, framework="pt")
@@ -102,7 +107,8 @@ def load_torch_file(file: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next(line for line in str(error).splitlines() if "GLOBAL" in line or line == str(error).splitlines()[-1])
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if "GLOBAL" in line), lines[-1])
         raise ValueError(f"{file} holds more than tensors and is not unpickled: {reason.strip()}") from error
     except RuntimeError as error:
         raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error

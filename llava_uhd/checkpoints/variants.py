@@ -1,8 +1,8 @@
 """The released configurations, and ours. Both directions.
 
-A released `config.json` is the language model's with `mm_*` keys among its own. Two generations of the code wrote them:
-December 2024 says `feature_mode` and lays tokens out as one stitched raster; April 2025 says `model_mode` and lays
-them out slice after slice. A file that says neither leaves the layout open.
+A released `config.json` is the language model's with `mm_*` keys among its own. Two generations of the code wrote
+them: December 2024 says `feature_mode` and lays tokens out as one stitched raster; April 2025 says `model_mode` and
+lays them out slice after slice. A file that says neither leaves the layout open.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,15 @@ KNOWN_TOWERS = {
 }
 DEFAULT_MASK = 7  # where the config does not say, as in the published code
 # Keys of any config.json that describe the file rather than the language model.
-NOT_THE_MODEL = {"model_type", "architectures", "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype"}
+NOT_THE_MODEL = {
+    "model_type",
+    "architectures",
+    "_name_or_path",
+    "auto_map",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | No
         return {**values, "model_type": values.get("model_type", "clip_vision_model")}
     name = released.get("mm_vision_tower") or released.get("vision_tower") or "none"
     if PurePath(name).name not in KNOWN_TOWERS:
-        raise ValueError(f"the vision tower of this checkpoint is {name!r}: name a folder or hub id with --vision-tower")
+        raise ValueError(f"the vision tower of this checkpoint is {name!r}: name its folder or hub id: --vision-tower")
     return KNOWN_TOWERS[PurePath(name).name]
 
 
@@ -187,6 +195,28 @@ def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
         **(mode if stitched else {"model_mode": "uhd_v2" if hiwin else "uhd_v1"}),
         **({"feature_scale_mask": sum(projector.levels)} if hiwin else {}),
     }
+
+
+def infer_projector(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What the tensors of a `mm_projector.bin` tell, where no config goes with it.
+
+    An up-sampler of two doublings stands behind the masks 7 and 5; the default, 7, is assumed.
+
+    Args:
+        shapes: by name, from `pos_embed` on.
+
+    Raises:
+        ValueError: it is no LLaVA-UHD projector.
+    """
+    grid = round(shapes["pos_embed"][0] ** 0.5) if "pos_embed" in shapes else 0
+    kind = "hiwin" if "query_1" in shapes else "resampler"
+    names = [name for name, settings in PROJECTOR_TYPES.items() if settings == (kind, grid)]
+    if not names:
+        raise ValueError(f"these are not the tensors of a LLaVA-UHD projector: {', '.join(list(shapes)[:5])}")
+    if kind == "resampler":
+        return {"mm_projector_type": names[0]}
+    highest = [any(f"upsampler.{stack}." in name for name in shapes) for stack in ("up3", "up2")]
+    return {"mm_projector_type": names[0], "feature_scale_mask": 15 if highest[0] else 7 if highest[1] else 3}
 
 
 def most_used_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:

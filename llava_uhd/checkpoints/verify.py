@@ -16,10 +16,16 @@ from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..registration import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
 from .packaging import AUTO_CLASSES
 from .released import check_weights, list_weights, load_config
-from .tensors import TensorInfo, TensorReader
+from .tensors import TensorInfo, TensorReader, all_finite
 
-MODULES = ("model.vision_tower", "model.multi_modal_projector.upsampler", "model.multi_modal_projector")
-MODULES += ("model.language_model", "lm_head")
+# The first that fits is a tensor's own.
+MODULES = (
+    "model.vision_tower",
+    "model.multi_modal_projector.upsampler",
+    "model.multi_modal_projector",
+    "model.language_model",
+    "lm_head",
+)
 QUESTION = "What is shown?"
 FINGERPRINT_DIGITS = 16
 
@@ -75,9 +81,9 @@ def _fingerprint(weights: dict[str, TensorInfo], reader: TensorReader, found: Ve
     for name in sorted(weights):
         tensor, module = reader.read(weights[name]).contiguous(), module_of(name)
         hashes[module].update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashes[module].update(tensor.flatten().view(torch.uint8).numpy())
+        hashes[module].update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
         found.parameters[module] = found.parameters.get(module, 0) + tensor.numel()
-        if not all(bool(row.isfinite().all()) for row in tensor.flatten().split(1 << 24)):
+        if not all_finite(tensor):
             found.problems.append(f"{name} holds NaN or infinity")
     found.fingerprints = {
         module: hashes[module].hexdigest()[:FINGERPRINT_DIGITS] for module in MODULES if module in found.parameters

@@ -98,9 +98,9 @@ def write_safetensors(
     with open(file, "wb") as handle:
         handle.write(struct.pack("<Q", len(encoded)) + encoded)
         for planned in tensors:
-            tensor = read(planned.name)
-            assert (tuple(tensor.shape), tensor.dtype) == (planned.shape, planned.dtype), planned
-            handle.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            numbers = read(planned.name)
+            assert (tuple(numbers.shape), numbers.dtype) == (planned.shape, planned.dtype), planned
+            handle.write(memoryview(numbers.contiguous().flatten().view(torch.uint8).numpy()))
         handle.flush()
         os.fsync(handle.fileno())
 
@@ -110,15 +110,10 @@ def write_model(
     tensors: Sequence[Planned],
     read: Callable[[str], torch.Tensor],
     shard_bytes: int = SHARD_BYTES,
-    on_progress: Callable[[int], None] = lambda num_bytes: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes `model.safetensors`, or shards of about `shard_bytes` and their index, as transformers names them."""
-
-    def read_and_tell(name: str) -> torch.Tensor:
-        tensor = read(name)
-        on_progress(tensor.nbytes)
-        return tensor
-
+    read = telling(read, sum(tensor.num_bytes for tensor in tensors), on_progress)
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(other.num_bytes for other in shards[-1]) + tensor.num_bytes > shard_bytes:
@@ -128,13 +123,29 @@ def write_model(
     if len(shards) > 1:
         names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        write_safetensors(folder / name, sorted(shard, key=lambda t: -t.dtype.itemsize), read_and_tell)
+        write_safetensors(folder / name, sorted(shard, key=lambda tensor: -tensor.dtype.itemsize), read)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.num_bytes for tensor in tensors)
         write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
+
+
+def telling(
+    read: Callable[[str], torch.Tensor], total: int, on_progress: Callable[[int, int], None]
+) -> Callable[[str], torch.Tensor]:
+    """A reader that tells the bytes it has read, of so many in all."""
+    done = 0
+
+    def read_and_tell(name: str) -> torch.Tensor:
+        nonlocal done
+        tensor = read(name)
+        done += tensor.nbytes
+        on_progress(done, total)
+        return tensor
+
+    return read_and_tell
 
 
 def write_json(file: Path, content: object) -> None:

@@ -70,7 +70,9 @@ def published_tensors() -> dict[str, torch.Tensor]:
     tensors["lm_head.weight"] = procedural((32000, 64), seed=1081, scale=0.5)
     for name in [name for name in tensors if name.startswith(TOWER_PREFIX)]:
         tensors[SECOND_CLIP + name.removeprefix(TOWER_PREFIX)] = tensors[name] + 1
-    return {name: value.squeeze() if name.endswith(("_temp", "_spatial")) else value for name, value in tensors.items()}
+    return {
+        name: value.squeeze() if name.endswith(("_temp", "_spatial")) else value for name, value in tensors.items()
+    }
 
 
 def april_tensors() -> dict[str, torch.Tensor]:

@@ -56,7 +56,9 @@ def test_masks(tmp_path, tower, mask):
     stack = {3: "mask3", 5: "mask7", 7: "mask7", 15: "mask15"}[mask]
     projector = {**under("w.", golden), **under(f"{stack}.w.", golden)}
     projector |= {"upsampler.model.1.norm.weight": torch.ones(16)}
-    tensors = {name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name}
+    tensors = {
+        name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name
+    }
     tensors |= {PROJECTOR_PREFIX + name: value for name, value in projector.items()}
     tensors |= narrow_tower()
     source = write_released(tmp_path / "in", tensors, {**LLAMA, **MULTIMODAL, "feature_scale_mask": mask})
@@ -101,7 +103,9 @@ def narrow_config(tmp_path):
 
 def test_v1(tmp_path):
     golden = load("v1.npz")
-    tensors = {name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name}
+    tensors = {
+        name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name
+    }
     tensors |= {PROJECTOR_PREFIX + name: value for name, value in under("w.", golden).items()} | narrow_tower()
     config = {**LLAMA, **MULTIMODAL, "mm_projector_type": "adapt_spatial_resampler_v1", "feature_mode": "uhd_v1"}
     source = write_released(tmp_path / "in", tensors, config)
@@ -275,7 +279,9 @@ def test_tied_head(tmp_path, tower):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     tensors["lm_head.weight"][3, 3] += 1
-    parts = Parts(str(write_released(tmp_path / "in2", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower))
+    parts = Parts(
+        str(write_released(tmp_path / "in2", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower)
+    )
     with pytest.raises(ValueError, match="lm_head.weight differs from .*embed_tokens"):
         convert_to_ours(parts, tmp_path / "out2", Options(HEADS))
 

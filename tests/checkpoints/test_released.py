@@ -140,9 +140,7 @@ def real_links(config_changes, **text):
     vision |= {"num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
     config = to_our_config({**llama, **MULTIMODAL, **config_changes}, vision, torch.bfloat16, Overrides())
     links = link_names(config, state_shapes(config))
-    shapes = {
-        name: shape for link in links for name, shape in zip(link.released, link.released_shapes, strict=True)
-    }
+    shapes = {name: shape for link in links for name, shape in zip(link.released, link.released_shapes, strict=True)}
     return {name: list(shape) for name, shape in shapes.items() if "mm_projector" in name}, dead_tensors(config)
 
 
@@ -151,9 +149,12 @@ def test_names_and_shapes_of_the_real_projector(mask):
     """Every tensor of a real `mm_projector.bin` is linked with its shape, or dead."""
     import re
 
-    full, (small, large) = KEYS["mm_projector.bin mask=7 (embed_dim 4096)"], (
-        KEYS["mm_projector.bin mask=3 (embed_dim 4096)"],
-        KEYS["mm_projector.bin mask=15 (embed_dim 4096)"],
+    full, (small, large) = (
+        KEYS["mm_projector.bin mask=7 (embed_dim 4096)"],
+        (
+            KEYS["mm_projector.bin mask=3 (embed_dim 4096)"],
+            KEYS["mm_projector.bin mask=15 (embed_dim 4096)"],
+        ),
     )
     real = {name: shape for name, shape in full.items() if "upsampler.upsampler" not in name}
     stack = {3: small, 15: large}.get(mask) or {n: s for n, s in full.items() if "upsampler.upsampler" in n}
