@@ -60,8 +60,8 @@ class LlavaUhdImageProcessor(PilBackend):
 
     An image may be a PIL image, an array or tensor (H x W, H x W x C or C x H x W; integers in 0..255, 16-bit unsigned
     integers, booleans, or floats in 0..1), a path, encoded bytes, a binary file object, base64, or a `data:` or
-    http(s) URL; images come alone, in a list, or in one list per prompt. Orientation tags are obeyed, transparency is laid on
-    white, and every colour mode is converted to RGB.
+    http(s) URL; images come alone, in a list, or in one list per prompt. Orientation tags are obeyed, transparency is
+    laid on white, and every colour mode is converted to RGB.
 
     Returns, all listed in `model_input_names`:
         - pixel_values (P, 3·p²) float32: image after image; of an image its slices row by row, then its overview; of a
