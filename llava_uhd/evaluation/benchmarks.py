@@ -70,12 +70,11 @@ class Benchmark:
             raise DataError(f"{self.name}: {error}; {advice}") from error
         if not samples:
             raise DataError(f"{self.name}: the question file in {root} has 0 rows; {advice}")
-        missing = [
-            s.image_source for s in samples if isinstance(s.image_source, Path) and not s.image_source.is_file()
-        ]
+        paths = {sample.image_source for sample in samples if isinstance(sample.image_source, Path)}
+        missing = sorted(path for path in paths if not path.is_file())
         if missing:
             raise DataError(
-                f"{self.name}: {len(missing)} of {len(samples)} images are missing, the first is {missing[0]}; {advice}"
+                f"{self.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}; {advice}"
             )
         return samples
 
@@ -173,7 +172,7 @@ _TABLE = (
         metric="vqa",
         source=f"llava_textvqa_val_v051_ocr.jsonl in {_LLAVA_ZIP}; TextVQA_0.5.1_val.json and train_val_images.zip "
         "from textvqa.org",
-        comparable="with LLaVA-family papers that give OCR tokens; not with numbers without them (lmms-eval's default)",
+        comparable="with LLaVA-family papers that give OCR tokens; not with numbers without (lmms-eval)",
     ),
     Benchmark(
         name="gqa",

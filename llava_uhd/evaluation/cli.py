@@ -182,7 +182,8 @@ def compare(
         typer.echo(json.dumps(asdict(comparison) | {"is_significant": comparison.is_significant}))
         return
     typer.echo(
-        f"{comparison.benchmark}, {comparison.questions} questions: {comparison.first:.2f} -> {comparison.second:.2f}, "
+        f"{comparison.benchmark}, {comparison.questions} questions: "
+        f"{comparison.first:.2f} -> {comparison.second:.2f}, "
         f"difference {comparison.difference:+.2f}, 95 % interval [{comparison.low:+.2f}, {comparison.high:+.2f}]"
         f"{'' if comparison.is_significant else ' (holds zero)'}; {comparison.better} better, {comparison.worse} worse"
     )

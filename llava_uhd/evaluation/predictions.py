@@ -139,9 +139,10 @@ def join_predictions(samples: Sequence[Sample], rows: Sequence[Row], join: Join)
     if join == "id+image+prompt" and not any("image" in row for row in rows):
         join = "id+prompt"
     asked = Counter(_keys(join, s.question_id, s.image, s.prompt) for s in samples)
-    given: dict[Key, list[str]] = {}
+    given: dict[Key, list[str | None]] = {}
     for row in rows:
-        given.setdefault(_keys(join, row["question_id"], row.get("image"), row.get("prompt")), []).append(row["text"])
+        text = None if "error" in row else row["text"]
+        given.setdefault(_keys(join, row["question_id"], row.get("image"), row.get("prompt")), []).append(text)
     answers: dict[Key, str | None] = {}
     for key, count in asked.items():
         texts, name = given.get(key, []), str(key[0])
@@ -150,6 +151,8 @@ def join_predictions(samples: Sequence[Sample], rows: Sequence[Row], join: Join)
             problems.missing += [name] * count
         elif len(texts) > count or len(set(texts)) > 1:
             problems.duplicate.append(name)
+        elif texts[0] is None:
+            problems.image.append(name)
         else:
             answers[key] = texts[0]
             if not texts[0].strip():

@@ -43,17 +43,11 @@ def build_result(
     protocol: Mapping[str, Any],
 ) -> Result:
     """Score a benchmark's answers in both modes and gather what a reader needs to trust the number."""
-    failed = set(problems.image)
-    answered = [None if str(sample.question_id) in failed else t for sample, t in zip(samples, texts, strict=True)]
     # Officially an answer without text is no answer, even where a metric would read one into it (POPE: "yes").
-    spoken = [text if text is not None and text.strip() else None for text in answered]
-    warnings = problems.lines()
-    if warnings:
-        warnings = [f"scored 0: {line}" for line in warnings]
+    spoken = [text if text is not None and text.strip() else None for text in texts]
+    warnings = [f"scored 0: {line}" for line in problems.lines()]
     if benchmark.count is not None and len(samples) != benchmark.count:
-        warnings.append(
-            f"{len(samples)} questions instead of {benchmark.count}: not the whole {benchmark.split} split"
-        )
+        warnings.append(f"{len(samples)} questions instead of the {benchmark.count} of the split {benchmark.split}")
     result: Result = {
         "benchmark": benchmark.name,
         "split": benchmark.split,
@@ -70,13 +64,10 @@ def build_result(
         metric = METRICS[benchmark.metric]
         for mode, scores in (
             (OFFICIAL, metric(samples, spoken, None)),
-            (PUBLISHED, metric(samples, answered, "llava-uhd")),
+            (PUBLISHED, metric(samples, texts, "llava-uhd")),
         ):
-            result["scores"][mode] = {
-                "headline": scores.headline,
-                "values": dict(scores.values),
-                "notes": scores.notes,
-            }
+            values = dict(scores.values)
+            result["scores"][mode] = {"headline": scores.headline, "values": values, "notes": scores.notes}
             row_scores[mode] = scores.rows
         result["headline"] = headline(result)
     result["rows"] = [
@@ -90,7 +81,7 @@ def build_result(
             "score": row_scores[OFFICIAL][index] if row_scores else None,
             "published_score": row_scores[PUBLISHED][index] if row_scores else None,
         }
-        for index, (sample, text) in enumerate(zip(samples, answered, strict=True))
+        for index, (sample, text) in enumerate(zip(samples, texts, strict=True))
     ]
     return result
 

@@ -74,7 +74,6 @@ def fingerprint(samples: list[Sample]) -> str:
     """Short hash of questions, references and image names (not of pixels): tells versions of a data set apart."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(
-            repr((sample.question_id, sample.prompt, sample.image, sample.answers, sample.category)).encode()
-        )
+        content = (sample.question_id, sample.prompt, sample.image, sample.answers, sample.category)
+        digest.update(repr(content).encode())
     return digest.hexdigest()[:16]

@@ -25,9 +25,6 @@ def score_file(benchmark: Benchmark, predictions: Path, data: Path, out: Path | 
     rows, unreadable = read_rows(predictions)
     texts, problems = join_predictions(samples, rows, benchmark.join)
     problems.unreadable = unreadable
-    failed = [str(row["question_id"]) for row in rows if "error" in row]
-    problems.image = failed
-    problems.empty = [name for name in problems.empty if name not in failed]
     if not allow_missing:
         check_problems(problems, len(samples), str(predictions), own_answers=False)
     beside = predictions.with_name("protocol.json")

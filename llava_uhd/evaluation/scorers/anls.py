@@ -6,9 +6,12 @@ the distance is divided by; see `anls`.
 
 from functools import lru_cache
 
-from rapidfuzz.distance import Levenshtein
-
 from .compat import Compat, as_list, is_published
+
+try:
+    from rapidfuzz.distance import Levenshtein
+except ImportError as error:
+    raise ImportError("scoring needs the edit distances of rapidfuzz: pip install 'llava-uhd[eval]'") from error
 
 _THRESHOLD = 0.5
 
