@@ -16,10 +16,13 @@ OFFICIAL, PUBLISHED = "official", "llava-uhd"
 _FATAL = ("unreadable", "duplicate", "missing", "extra", "image")
 
 
-def check_problems(problems: Problems, num_samples: int, what: str, *, own_answers: bool) -> None:
+def check_problems(
+    problems: Problems, num_samples: int, what: str, *, allow_missing: bool, own_answers: bool = False
+) -> None:
     """Refuse a set of predictions with problems.
 
     Args:
+        allow_missing: accept all of them, but for answers to none of the questions.
         own_answers: the model has just given the answers, so that an empty one is its own and no damage to the file.
 
     Raises:
@@ -30,6 +33,8 @@ def check_problems(problems: Problems, num_samples: int, what: str, *, own_answe
             f"{what}: none of the {num_samples} questions is answered, and {len(problems.extra)} answers are to "
             f"others ({', '.join(problems.extra[:3])}): is it another split?"
         )
+    if allow_missing:
+        return
     fatal = _FATAL if own_answers else (*_FATAL, "empty")
     if any(getattr(problems, kind) for kind in fatal):
         raise ValueError(f"{what}: {'; '.join(problems.lines())}; --allow-missing scores them 0")

@@ -112,8 +112,7 @@ def run_benchmark(
         image=[str(row["question_id"]) for row in rows if "error" in row],
         empty=[str(row["question_id"]) for row in rows if "error" not in row and not row["text"]],
     )
-    if not options.allow_missing:
-        check_problems(problems, len(samples), benchmark.name, own_answers=True)
+    check_problems(problems, len(samples), benchmark.name, allow_missing=options.allow_missing, own_answers=True)
     texts = [None if "error" in row else row["text"] for row in rows]
     return write_outcome(benchmark, samples, texts, problems, protocol, out, benchmark.root(data))
 

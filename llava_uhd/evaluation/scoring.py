@@ -25,8 +25,7 @@ def score_file(benchmark: Benchmark, predictions: Path, data: Path, out: Path | 
     rows, unreadable = read_rows(predictions)
     texts, problems = join_predictions(samples, rows, benchmark.join)
     problems.unreadable = unreadable
-    if not allow_missing:
-        check_problems(problems, len(samples), str(predictions), own_answers=False)
+    check_problems(problems, len(samples), str(predictions), allow_missing=allow_missing)
     beside = predictions.with_name("protocol.json")
     protocol = json.loads(beside.read_text()) if beside.exists() else {"predictions": predictions.name}
     if out is None:

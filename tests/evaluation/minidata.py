@@ -138,7 +138,9 @@ def gqa(data: Path) -> None:
     for index, (answer, structural) in enumerate((("yes", "verify"), ("dog", "query"), ("left", "choose"))):
         draw(root / "data/images" / f"n{index}.jpg", index)
         text = f"Question {index}?{SHORT_ANSWER}"
-        questions.append({"question_id": str(200 + index), "image": f"n{index}.jpg", "text": text, "category": "default"})
+        questions.append(
+            {"question_id": str(200 + index), "image": f"n{index}.jpg", "text": text, "category": "default"}
+        )
         labels[str(200 + index)] = {
             "question": f"Question {index}?",
             "answer": answer,
