@@ -11,6 +11,17 @@ BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def built_in(name: str = "tiny") -> str:
+    """The folder of a model that comes with the package.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in BUILT_IN:
+        raise ValueError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
+    return str(BUILT_IN[name])
+
+
 def resolve(model: str) -> str:
     """The folder of a built-in model, or the folder or hub id that was named, once it is known to exist.
 
@@ -18,7 +29,7 @@ def resolve(model: str) -> str:
         ValueError: there is no such model.
     """
     if model in BUILT_IN:
-        return str(BUILT_IN[model])
+        return built_in(model)
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

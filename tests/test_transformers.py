@@ -1,5 +1,8 @@
 """Model and processor together, as transformers' own tools use them."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -45,6 +48,36 @@ def test_saved_processor_and_model_give_the_same_answer(pair, tmp_path):
         inputs = processor(images=picture(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
         outputs.append(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
     assert outputs[0] == outputs[1]
+
+
+def test_saved_folder_answers_where_the_package_is_not_installed(pair, tmp_path):
+    """Remote code: model, processor and image processor from the folder alone."""
+    model, processor = pair
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    picture(200, 300).save(tmp_path / "picture.png")
+    script = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'llava_uhd':
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+from transformers import AutoModelForImageTextToText, AutoProcessor
+processor = AutoProcessor.from_pretrained('model', trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained('model', trust_remote_code=True)
+inputs = processor(images='picture.png', text='<image>\\nWhat is it?', return_tensors='pt')
+print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
+"""
+    environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    inputs = processor(images=picture(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist()
+    assert result.stdout.strip() == str(expected), result.stderr
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -54,13 +54,17 @@ def test_chatml(case, golden):
     assert chatml_labels(golden["input_ids"], ignored={PLACEHOLDER}, **QWEN) == golden["labels"]
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("template, name", [("vicuna", "v1"), ("plain", "plain")])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_the_templates_marks_give_the_published_labels(case, template, name, legacy):
-    golden = case.get(f"dec24_{name}_legacy{legacy}")
-    if golden is None:
-        pytest.skip("not published in this format")
+MARKED = [
+    pytest.param(template, legacy, case, case[name], id=f"{template}-legacy{legacy}-{case['name']}")
+    for template, published_name in (("vicuna", "v1"), ("plain", "plain"))
+    for legacy in (False, True)
+    for case in CASES
+    if (name := f"dec24_{published_name}_legacy{legacy}") in case
+]
+
+
+@pytest.mark.parametrize("template, legacy, case, golden", MARKED)
+def test_the_templates_marks_give_the_published_labels(template, legacy, case, golden):
     processor = one_token_processor(llama_tokenizer(legacy=legacy), template)
     assert marked_labels(processor, case) == golden["labels"]
 
