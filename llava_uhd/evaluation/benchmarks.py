@@ -22,7 +22,7 @@ class Benchmark:
         name: as given on the command line.
         split: which questions.
         count: how many there are officially; None if it varies.
-        folder: below the data folder.
+        folder: below the data folder; None if the data is made on the spot.
         read: from that folder to the samples.
         suffix: what the prompt ends with; the question files carry it already.
         max_side: images are scaled, up or down, to this long side in pixels before slicing; None leaves them.
@@ -38,7 +38,7 @@ class Benchmark:
     name: str
     split: str
     count: int | None
-    folder: str
+    folder: str | None
     read: Callable[[Path], list[Sample]]
     suffix: str
     max_side: int | None
@@ -52,14 +52,21 @@ class Benchmark:
 
     def root(self, data: Path) -> Path:
         """The benchmark's own folder below the data folder, or the data folder itself if it has none."""
-        return data / self.folder if (data / self.folder).is_dir() else data
+        return data / self.folder if self.folder is not None and (data / self.folder).is_dir() else data
 
-    def load(self, data: Path) -> list[Sample]:
+    def load(self, data: Path | None) -> list[Sample]:
         """Read all samples and check that their images are there.
+
+        Args:
+            data: the data folder; None will do where none is needed.
 
         Raises:
             DataError: a file or an image is missing; says where to put it and where it is found.
         """
+        if self.folder is None:
+            return self.read(Path())
+        if data is None:
+            raise DataError(f"{self.name} needs a data folder (--data) with {self.folder}/ in it: {self.source}")
         root = self.root(data)
         advice = f"put it below {data / self.folder}; found at: {self.source}"
         try:
@@ -311,6 +318,21 @@ _TABLE = (
         submission="mmvet",
         source=f"llava-mm-vet.jsonl in {_LLAVA_ZIP}; images from github.com/yuweihao/MM-Vet",
         comparable="scored by a judge (GPT-4); name the judge with the number",
+    ),
+    Benchmark(
+        name="synthdoc",
+        split="held-out seed, 250 receipts, forms, tables and charts each",
+        count=1000,
+        folder=None,
+        read=readers.read_synthdoc,
+        suffix="",
+        max_side=None,
+        num_beams=1,
+        max_new_tokens=32,
+        join="id",
+        metric="exact",
+        source="nowhere: drawn on the spot from a seed",
+        comparable="among versions of the built-in model; with no published number",
     ),
 )
 

@@ -16,7 +16,9 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
-Data = Annotated[Path, typer.Option(help="Folder with the benchmarks' data; see `eval list` for what belongs there.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with the benchmarks' data: `eval list` says what belongs there.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for predictions, results and reports.")]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Score what is missing, double or broken 0 and say so in the headline.")
@@ -75,8 +77,8 @@ def list_benchmarks(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: llava-uhd eval run docvqa_val chartqa --model tiny --data data --out results")
 def run(
     benchmarks: Annotated[list[str], typer.Argument(metavar="BENCHMARK...", show_default=False)],
-    data: Data,
     out: Out,
+    data: Data = None,
     model: Model = "tiny",
     batch_size: BatchSize = 8,
     max_slices: MaxSlices = None,
@@ -111,8 +113,8 @@ def run(
 
 @app.command("all", epilog="Example: llava-uhd eval all --suite paper --model tiny --data data --out results")
 def run_suite(
-    data: Data,
     out: Out,
+    data: Data = None,
     suite: Annotated[
         str, typer.Option(help="paper: the seven benchmarks of the paper; all: every benchmark.")
     ] = "paper",
@@ -133,8 +135,8 @@ def run_suite(
         raise typer.BadParameter(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
     run(
         list(SUITES[suite]),
-        data,
         out,
+        data,
         model,
         batch_size,
         max_slices,
@@ -151,7 +153,7 @@ def run_suite(
 def score(
     benchmark: Annotated[str, typer.Argument(show_default=False)],
     predictions: Annotated[Path, typer.Argument(show_default=False, help="JSON lines: question_id, prompt, text.")],
-    data: Data,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder for result and reports.")] = None,
     allow_missing: AllowMissing = False,
     as_json: AsJson = False,
@@ -206,6 +208,24 @@ def report(
         typer.echo(text)
     else:
         out.write_text(text, encoding="utf-8")
+
+
+@app.command(epilog="Example: llava-uhd eval vlmevalkit OCRBench --model tiny --out results")
+def vlmevalkit(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", show_default=False)],
+    out: Out,
+    model: Model = "tiny",
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Run data sets of VLMEvalKit, if it is installed, in a process of its own (it changes global settings)."""
+    import subprocess
+    import sys
+
+    options = ["--model", model, "--out", str(out), "--dtype", dtype, *(["--device", device] if device else [])]
+    module = "llava_uhd.evaluation.adapters.vlmevalkit"
+    done = subprocess.run([sys.executable, "-m", module, *datasets, *options], check=False)
+    raise typer.Exit(min(done.returncode, 1))
 
 
 def _result_files(path: Path) -> list[Path]:

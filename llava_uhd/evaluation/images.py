@@ -1,13 +1,9 @@
 """Loading a benchmark's images, and the resize that the published evaluation puts before the slicing."""
 
-import base64
-from io import BytesIO
-from pathlib import Path
-
 from PIL import Image
 
 from ..model.image_processing_llava_uhd import decode_image
-from .samples import Sample
+from .samples import Sample, open_image
 
 
 def scaled_size(width: int, height: int, max_side: int) -> tuple[int, int]:
@@ -22,27 +18,31 @@ def scaled_size(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 def image_size(sample: Sample, max_side: int | None) -> tuple[int, int] | None:
     """The size at which a sample's image will be seen, from the file's header; None without a readable image."""
-    source = sample.image_source
-    if source is None:
-        return None
-    try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(base64.b64decode(source))) as image:
-            width, height = image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
-    return (width, height) if max_side is None else scaled_size(width, height, max_side)
+    size = sample.image_size
+    if size is None and sample.image_source is not None and not callable(sample.image_source):
+        try:
+            with open_image(sample.image_source) as image:
+                size = image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+    if size is None or max_side is None:
+        return size
+    return scaled_size(*size, max_side)
 
 
 def load_image(sample: Sample, max_side: int | None) -> Image.Image:
-    """Read a sample's image as RGB and scale its long side to `max_side` (bicubic), if given.
+    """Read (or draw) a sample's image as RGB and scale its long side to `max_side` (bicubic), if given.
 
     Raises:
         ValueError: it cannot be read; names it.
     """
-    source = sample.image_source
-    assert source is not None
+    assert sample.image_source is not None
     name = f"the image of question {sample.question_id}"
-    image = decode_image(source if isinstance(source, Path) else base64.b64decode(source), name=name)
+    try:
+        image = open_image(sample.image_source)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    image = decode_image(image, name=name)
     if max_side is None:
         return image
     return image.resize(scaled_size(*image.size, max_side), Image.Resampling.BICUBIC)

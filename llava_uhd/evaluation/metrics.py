@@ -5,7 +5,7 @@ scores, of which one is the number to quote. An answer of None is missing and sc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .samples import Sample
 from .scorers import (
@@ -217,10 +217,19 @@ def _score_refcoco(samples: Sequence[Sample], texts: Texts, compat: Compat) -> S
     return Scores("mean accuracy", values, rows)
 
 
+def _score_exact(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+    """Exact match, by kind of document and by size of the text that holds the answer."""
+    rows = _score_rows(samples, texts, lambda text, sample: float(text == sample.answers[0]))
+    by_size = _by_category([replace(sample, category=sample.details["text_size"]) for sample in samples], rows)
+    values = {"exact match": _percent(rows), **_by_category(samples, rows), **dict(sorted(by_size.items()))}
+    return Scores("exact match", values, rows)
+
+
 METRICS: dict[str, Metric] = {
     "ai2d": _score_ai2d,
     "anls": _score_anls,
     "chartqa": _score_chartqa,
+    "exact": _score_exact,
     "gqa": _score_gqa,
     "mmbench": _score_mmbench,
     "mme": _score_mme,

@@ -19,7 +19,7 @@ def write_outcome(
     problems: Problems,
     protocol: Mapping[str, Any],
     out: Path,
-    root: Path,
+    data: Path | None,
 ) -> Result:
     """Score answers and write result, reports and submission file into a folder."""
     out.mkdir(parents=True, exist_ok=True)
@@ -28,5 +28,6 @@ def write_outcome(
     write_atomically(out / "report.md", markdown_report([result]))
     write_atomically(out / "report.html", html_report(result, samples))
     if benchmark.submission is not None:
-        WRITERS[benchmark.submission](out, root, samples, [text or "" for text in texts])
+        assert data is not None, f"{benchmark.name} was read from a folder"
+        WRITERS[benchmark.submission](out, benchmark.root(data), samples, [text or "" for text in texts])
     return result

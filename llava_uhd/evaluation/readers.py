@@ -7,6 +7,8 @@ References are joined by ids and questions, never by the order of lines.
 import csv
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,8 @@ def _question_rows(root: Path, file: str, folder: str) -> Iterable[tuple[dict[st
 
 
 def _answered(sample: Sample, answers: Iterable[str], category: str | None = None, **details: Any) -> Sample:
-    return Sample(
-        sample.question_id,
-        sample.prompt,
-        sample.image,
-        sample.image_source,
-        tuple(answers),
-        sample.category if category is None else category,
-        details,
-    )
+    category = sample.category if category is None else category
+    return replace(sample, answers=tuple(answers), category=category, details=details)
 
 
 def _look_up(labels: dict[Any, Any], key: Any, file: str) -> Any:
@@ -102,7 +97,9 @@ def read_paired(root: Path, questions: str, annotations: str, folders: tuple[str
         answers = label["answer"] if isinstance(label["answer"], list) else [label["answer"]]
         source = _image(root, row["image"], *folders)
         category = label.get("type", row.get("category", ""))
-        samples.append(Sample(row["question_id"], row["text"], row["image"], source, tuple(answers), category))
+        samples.append(
+            Sample(row["question_id"], row["text"], row["image"], source, answers=tuple(answers), category=category)
+        )
     return samples
 
 
@@ -133,7 +130,7 @@ def _read_docvqa(root: Path, file: str) -> list[Sample]:
             row["question"] + SHORT_ANSWER,
             row["image"],
             _image(root, row["image"], ".", "spdocvqa_images", ".."),
-            tuple(row.get("answers", ())),
+            answers=tuple(row.get("answers", ())),
         )
         for row in read_json(root / file)["data"]
     ]
@@ -152,8 +149,8 @@ def read_chartqa(root: Path) -> list[Sample]:
             row["query"] + SHORT_ANSWER,
             row["imgname"],
             root / "test" / "png" / row["imgname"],
-            (str(row["label"]),),
-            half,
+            answers=(str(row["label"]),),
+            category=half,
         )
         for half, path in halves.items()
         for index, row in enumerate(read_json(path))
@@ -205,9 +202,9 @@ def read_scienceqa(root: Path) -> list[Sample]:
                 question + LETTER_ANSWER,
                 image,
                 root / "images" / "test" / image if image else None,
-                ("ABCDE"[problem["answer"]],),
-                "image" if image else "text",
-                {"num_choices": len(problem["choices"]), "answer_index": problem["answer"]},
+                answers=("ABCDE"[problem["answer"]],),
+                category="image" if image else "text",
+                details={"num_choices": len(problem["choices"]), "answer_index": problem["answer"]},
             )
         )
     return samples
@@ -290,9 +287,9 @@ def read_mmbench(root: Path) -> list[Sample]:
                 question + options + LETTER_ANSWER,
                 row["index"],
                 row["image"],
-                (row["answer"],) if row.get("answer") else (),
-                row.get("category") or "",
-                {"choices": choices},
+                answers=(row["answer"],) if row.get("answer") else (),
+                category=row.get("category") or "",
+                details={"choices": choices},
             )
         )
     return samples
@@ -318,3 +315,32 @@ def read_refcoco(root: Path) -> list[Sample]:
         _answered(sample, [_look_up(labels, sample.question_id, "annotations.jsonl")])
         for _, sample in _question_rows(root, "questions.jsonl", "images/train2017")
     ]
+
+
+# Upper limits of the font size in pixels, and the names of the groups.
+_TEXT_SIZES = ((24, "text below 24 px"), (40, "text of 24 to 39 px"))
+_LARGE_TEXT = "text of 40 px and more"
+
+
+def read_synthdoc(root: Path) -> list[Sample]:
+    """Synthetic documents of the held-out seed, each asked one question; nothing is read from a folder."""
+    from ..synthetic import held_out_documents, render
+    from .synthdoc import NUM_DOCUMENTS, choose_question
+
+    samples = []
+    for index, document in enumerate(held_out_documents(NUM_DOCUMENTS)):
+        question = choose_question(document, index)
+        size = next((name for limit, name in _TEXT_SIZES if question.source.size < limit), _LARGE_TEXT)
+        samples.append(
+            Sample(
+                index,
+                question.text,
+                image=f"{document.kind}-{index}",
+                image_source=partial(render, document.page),
+                image_size=document.page.size,
+                answers=(question.answer,),
+                category=document.kind,
+                details={"text_size": size},
+            )
+        )
+    return samples

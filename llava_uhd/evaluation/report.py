@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .results import OFFICIAL, PUBLISHED, Result, show
-from .samples import Sample
+from .samples import Sample, open_image
 
 _THUMBNAIL = 480  # longest side in pixels
 _WORST = 20
@@ -129,13 +129,12 @@ def _html_row(row: dict[str, Any], sample: Sample) -> str:
 
 def _thumbnail(sample: Sample) -> str:
     """The image, small, inside the page; or why it cannot be shown."""
-    source = sample.image_source
-    if source is None:
+    if sample.image_source is None:
         return ""
     try:
-        with Image.open(BytesIO(base64.b64decode(source)) if isinstance(source, str) else source) as image:
+        with open_image(sample.image_source) as image:
             small = image.convert("RGB")
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         return f"<p>no image: {html.escape(str(error))}</p>"
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = BytesIO()

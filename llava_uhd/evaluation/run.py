@@ -78,7 +78,7 @@ def run_benchmark(
     benchmark: Benchmark,
     model: "LlavaUhdForConditionalGeneration",
     processor: "LlavaUhdProcessor",
-    data: Path,
+    data: Path | None,
     out: Path,
     options: RunOptions,
     model_name: str,
@@ -114,7 +114,7 @@ def run_benchmark(
     )
     check_problems(problems, len(samples), benchmark.name, allow_missing=options.allow_missing, own_answers=True)
     texts = [None if "error" in row else row["text"] for row in rows]
-    return write_outcome(benchmark, samples, texts, problems, protocol, out, benchmark.root(data))
+    return write_outcome(benchmark, samples, texts, problems, protocol, out, data)
 
 
 def _check_protocol(path: Path, protocol: Protocol, rank: Rank) -> None:

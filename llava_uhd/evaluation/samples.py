@@ -1,15 +1,22 @@
 """One question of a benchmark, and reading the files it comes from."""
 
+import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 class DataError(ValueError):
     """A benchmark's files are missing or do not hold what they should."""
+
+
+ImageSource = Path | str | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Sample:
         question_id: as in the official files; not always unique, see `Benchmark.join`.
         prompt: the complete text of the user, with the benchmark's suffix.
         image: the image's name in the official files; None for a question without one.
-        image_source: where the image is: a path, or its bytes in base64.
+        image_source: where the image is: a path, its bytes in base64, or a function that draws it.
+        image_size: (width, height) in pixels of an image that is drawn.
         answers: references; empty where the labels are a server's secret.
         category: category, kind or sub-split, where scores are given by them.
         details: what this benchmark's metric needs besides.
@@ -29,10 +37,22 @@ class Sample:
     question_id: str | int
     prompt: str
     image: str | None = None
-    image_source: Path | str | None = None
+    image_source: ImageSource | None = None
+    image_size: tuple[int, int] | None = None
     answers: tuple[str, ...] = ()
     category: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open (or draw) an image; its pixels may not have been read yet.
+
+    Raises:
+        OSError, ValueError: it is no image.
+    """
+    if isinstance(source, Path):
+        return Image.open(source)
+    return Image.open(BytesIO(base64.b64decode(source))) if isinstance(source, str) else source()
 
 
 def read_json(path: Path) -> Any:

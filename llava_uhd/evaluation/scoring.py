@@ -9,7 +9,9 @@ from .predictions import join_predictions, read_rows
 from .results import Result, build_result, check_problems
 
 
-def score_file(benchmark: Benchmark, predictions: Path, data: Path, out: Path | None, allow_missing: bool) -> Result:
+def score_file(
+    benchmark: Benchmark, predictions: Path, data: Path | None, out: Path | None, allow_missing: bool
+) -> Result:
     """Join a prediction file to its questions and score it.
 
     The protocol is that of the run if the file lies in a run's folder; of another file nothing is known but its name.
@@ -30,4 +32,4 @@ def score_file(benchmark: Benchmark, predictions: Path, data: Path, out: Path | 
     protocol = json.loads(beside.read_text()) if beside.exists() else {"predictions": predictions.name}
     if out is None:
         return build_result(benchmark, samples, texts, problems, protocol)
-    return write_outcome(benchmark, samples, texts, problems, protocol, out, benchmark.root(data))
+    return write_outcome(benchmark, samples, texts, problems, protocol, out, data)
