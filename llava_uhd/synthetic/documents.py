@@ -1,0 +1,87 @@
+"""Documents: which one a seed and an index give, and the held-out set.
+
+A document is a pure function of (seed, index): the same on every machine, in any order.
+"""
+
+import random
+from dataclasses import dataclass
+
+from .canvas import VIEW_SIZE, Canvas, Question
+from .charts import lay_out_chart
+from .forms import lay_out_form
+from .page import Page
+from .receipts import lay_out_receipt
+from .tables import lay_out_table
+
+LAYOUTS = {"receipt": lay_out_receipt, "form": lay_out_form, "table": lay_out_table, "chart": lay_out_chart}
+KINDS = tuple(LAYOUTS)
+# Width over height of a document with six slices, by kind.
+ASPECTS = {"receipt": (0.45, 0.85), "form": (0.55, 1.7), "table": (0.8, 2.3), "chart": (0.75, 2.0)}
+STRIP_ASPECTS = (0.16, 0.19)
+SCALES = (1.5, 3.5)
+HELD_OUT_SEED = 7_000_001
+
+
+@dataclass(frozen=True)
+class Document:
+    """A page and what can be asked about it."""
+
+    kind: str
+    page: Page
+    questions: tuple[Question, ...]
+
+
+def make_document(
+    seed: int,
+    index: int,
+    *,
+    kind: str | None = None,
+    num_slices: int | None = None,
+    scales: tuple[float, float] = SCALES,
+) -> Document:
+    """The document of a seed and an index.
+
+    Args:
+        kind: `receipt`, `form`, `table` or `chart`; drawn if not given.
+        num_slices: about how many slices of 112 x 112 pixels show it: from 1 (it fits one view) to 6. Drawn if not
+            given: mostly 6, as for every large image.
+        scales: range of the pixels that a document of six slices has for each one of its slices' pixels, by side.
+    """
+    rng = random.Random(f"{seed}:{index}")
+    kind = kind or rng.choice(KINDS)
+    if num_slices is None:
+        num_slices = 6 if rng.random() < 0.88 else rng.randint(1, 5)
+    while True:
+        canvas = Canvas(rng, _page_size(rng, kind, num_slices, scales))
+        LAYOUTS[kind](canvas)
+        if canvas.questions:
+            break
+    _wear(rng, canvas.page)
+    return Document(kind, canvas.page, tuple(canvas.questions))
+
+
+def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:
+    """Documents that no training run sees: their seed is not used there. Kinds in turn."""
+    return [make_document(seed, index, kind=KINDS[index % len(KINDS)]) for index in range(count)]
+
+
+def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[float, float]) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    if num_slices < 6:
+        area, aspect = 0.97 * num_slices * VIEW_SIZE**2, rng.uniform(0.6, 1.6)
+    else:
+        area = num_slices * (VIEW_SIZE * rng.uniform(*scales)) ** 2
+        strip = kind == "receipt" and rng.random() < 0.05
+        aspect = rng.uniform(*(STRIP_ASPECTS if strip else ASPECTS[kind]))
+    return round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+
+
+def _wear(rng: random.Random, page: Page) -> None:
+    """Tilt, light and grain, each on a part of the pages."""
+    if rng.random() < 0.3:
+        page.tilt = rng.uniform(-0.5, 0.5)
+    if rng.random() < 0.5:
+        left, right, top, bottom = (rng.uniform(0.88, 1.04) for _ in range(4))
+        page.light = (left, right, top, bottom)
+    if rng.random() < 0.6:
+        page.noise = rng.uniform(0.0, 8.0)
