@@ -1,0 +1,85 @@
+"""Documents as training sequences: the image's tokens, then several questions with their answers.
+
+Many questions a document are what makes a small decoder learn to look: each document then teaches more than its
+vocabulary, and the answers cannot be guessed.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...model.layout import Mark, plan_layout
+from ...model.slicing import SlicePlan
+from ...synthetic import Document, Question
+from .symbols import TOKEN_GRID, plan_of
+from .tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, byte_id, encode
+
+IGNORED = -100
+READ = ("Read the text.", "Read.")
+MAX_READ = 160
+MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A document with its place in the sequence."""
+
+    document: Document
+    plan: SlicePlan
+    input_ids: list[int]
+    labels: list[int]
+
+
+def make_sample(document: Document, rng: random.Random, max_questions: int, read: float = 0.0) -> Sample:
+    """A conversation about a document, loss on the answers alone.
+
+    Args:
+        read: probability that a document with little text is also read out, the questions after it.
+    """
+    plan = plan_of(document)
+    template = plan_layout(plan, TOKEN_GRID, "stitched").template
+    questions = rng.sample(document.questions, k=min(max_questions, len(document.questions)))
+    if rng.random() < read and len(text := read_out(document)) <= MAX_READ:
+        questions = [Question(rng.choice(READ), text), *questions[: max_questions // 2]]
+    ids = [BOS_ID]
+    labels = [IGNORED]
+    for turn, question in enumerate(questions):
+        image = [MARKS[mark] for mark in template] if turn == 0 else []
+        asked = [USER_ID, *image, *encode(question.text), ASSISTANT_ID]
+        answer = [*encode(question.answer), EOS_ID]
+        ids += asked + answer
+        labels += [IGNORED] * len(asked) + answer
+    return Sample(document, plan, ids, labels)
+
+
+def read_out(document: Document) -> str:
+    """The page's texts, line by line, each from left to right."""
+    texts = sorted(document.page.texts, key=lambda text: (round(text.baseline), text.x))
+    return " ".join(text.text for text in texts)
+
+
+def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `labels`, (B, length) each, padded on the right."""
+    length = max(len(sample.input_ids) for sample in samples)
+    ids = [sample.input_ids + [PAD_ID] * (length - len(sample.input_ids)) for sample in samples]
+    labels = [sample.labels + [IGNORED] * (length - len(sample.labels)) for sample in samples]
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def batches(
+    make: Callable[[int], Sample], batch_size: int, first: int = 0, key: Callable[[Sample], object] | None = None
+) -> Iterator[list[Sample]]:
+    """Endless batches of samples of one grid, so that little is padded, in the order in which they fill up."""
+    waiting: dict[object, list[Sample]] = defaultdict(list)
+    index = first
+    while True:
+        sample = make(index)
+        index += 1
+        bucket = waiting[key(sample) if key else sample.plan.num_views]
+        bucket.append(sample)
+        if len(bucket) == batch_size:
+            yield list(bucket)
+            bucket.clear()

@@ -1,0 +1,78 @@
+"""The code between the two halves: which characters stand in the window of each image token.
+
+A window holds up to four characters, in reading order; the overview's are too small to read. Each (place, symbol) has
+a fixed random vector, and a window's code is the four vectors side by side. The vision half learns to give it, the
+decoder to read it.
+
+Shapes: T image tokens of a document in the order of the sequence, S = 4 places.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+from ...model.layout import TokenGrid, plan_layout
+from ...model.slicing import SlicePlan, plan_slices
+from ...synthetic import Document
+from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, WIDTH
+
+PLACES = 4
+EMPTY, SMALL = 0, 1
+FIRST_CHARACTER = 2
+NUM_SYMBOLS = FIRST_CHARACTER + 95
+TOKEN_GRID = TokenGrid(query_grid=QUERY_GRID)
+# Standard deviation, in windows, of a character's and a line's place: at the edge of a window no reader can be sure.
+JITTER = 0.04
+
+
+def symbol_vectors() -> torch.Tensor:
+    """(S, symbols, WIDTH / S), the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(PLACES, NUM_SYMBOLS, WIDTH // PLACES, generator=generator)
+
+
+def encode_symbols(symbols: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """(..., S) symbols to (..., WIDTH) codes."""
+    return torch.cat([vectors[place][symbols[..., place]] for place in range(PLACES)], dim=-1)
+
+
+def plan_of(document: Document) -> SlicePlan:
+    width, height = document.page.size
+    return plan_slices(width, height, max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
+
+
+def view_symbols(document: Document, plan: SlicePlan, rng: random.Random | None = None) -> np.ndarray:
+    """The symbols of every view, slices row by row, then the overview: (views, G², S).
+
+    Args:
+        rng: moves the characters a little, for a decoder that must live with a reader in doubt.
+    """
+    width, height = document.page.size
+    columns, rows = plan.grid or (1, 1)
+    g = QUERY_GRID
+    per_x, per_y = columns * g / width, rows * g / height
+    windows: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    for character, x, y in document.page.characters():
+        column, row = x * per_x, y * per_y
+        if rng is not None:
+            column, row = rng.gauss(column, JITTER), rng.gauss(row, JITTER)
+        if 0 <= column < columns * g and 0 <= row < rows * g:
+            windows.setdefault((int(row), int(column)), []).append((x, character))
+    raster = np.full((rows * g, columns * g, PLACES), EMPTY)
+    for (row, column), inside in windows.items():
+        for place, (_, character) in enumerate(sorted(inside)[:PLACES]):
+            raster[row, column, place] = ord(character) - 32 + FIRST_CHARACTER
+    views = raster.reshape(rows, g, columns, g, PLACES).transpose(0, 2, 1, 3, 4).reshape(-1, g * g, PLACES)
+    if plan.grid is None:
+        return views
+    overview = np.full((1, g, g, PLACES), EMPTY)
+    for row, column in windows:
+        overview[0, row // rows, column // columns, 0] = SMALL
+    return np.concatenate([views, overview.reshape(1, g * g, PLACES)])
+
+
+def sequence_symbols(document: Document, plan: SlicePlan, rng: random.Random | None = None) -> np.ndarray:
+    """The symbols in the order of the image tokens: (T, S)."""
+    order = plan_layout(plan, TOKEN_GRID, "stitched").order
+    return view_symbols(document, plan, rng).reshape(-1, PLACES)[list(order)]
