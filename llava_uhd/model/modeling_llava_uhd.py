@@ -27,6 +27,13 @@ PROJECTORS = {"hiwin": HiWinProjector, "resampler": SpatiallyConstrainedResample
 IMAGE_INPUTS = ("pixel_values", "view_shapes", "num_views", "grids")
 
 
+def token_grid(config: LlavaUhdConfig) -> TokenGrid:
+    """How many tokens the config's projector makes of a view."""
+    if config.projector.type == "mlp":
+        return TokenGrid(query_grid=None, unshuffle_factor=config.projector.unshuffle_factor)
+    return TokenGrid(query_grid=config.projector.query_grid)
+
+
 def _mismatch(num_tokens: int, num_features: int) -> ValueError:
     return ValueError(f"the prompt has {num_tokens} image tokens, but the images have {num_features} features")
 
@@ -104,11 +111,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             config.projector, config.vision_config.hidden_size, config.text_config.hidden_size
         )
         self.language_model = AutoModel.from_config(config.text_config)
-        by_square = config.projector.type == "mlp"
-        self.token_grid = TokenGrid(
-            query_grid=None if by_square else config.projector.query_grid,
-            unshuffle_factor=config.projector.unshuffle_factor if by_square else None,
-        )
+        self.token_grid = token_grid(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -124,22 +124,22 @@ def plan_slices(
     return SlicePlan(grid, overview_size, slice_size, patch_size)
 
 
-def fit_long_side(width: int, height: int, long_side: int) -> Size:
-    """Size of an image enlarged, at its aspect ratio, to a long side; an image as large already keeps its own.
+def enlarged_size(width: int, height: int, max_side: int) -> Size:
+    """Size of an image enlarged, at its aspect ratio, until its long side is `max_side`; never reduced.
 
-    The published evaluation enlarges images so before slicing them (long side 1024, or 1536 for TextVQA). The short
-    side is rounded down, and is 1 pixel at least.
+    The published evaluation enlarges images so before it slices them (to 1024, for TextVQA to 1536). The short side is
+    rounded down, and is at least 1 pixel.
 
     Raises:
         ValueError: for a side below 1.
     """
-    if min(width, height, long_side) < 1:
-        raise ValueError(f"sides must be at least 1 pixel, got {width} x {height} and a long side of {long_side}")
-    if max(width, height) >= long_side:
+    if min(width, height, max_side) < 1:
+        raise ValueError(f"sides must be at least 1 pixel, got {width} x {height} and max_side {max_side}")
+    if max(width, height) >= max_side:
         return width, height
     if width > height:
-        return long_side, max(int(long_side / width * height), 1)
-    return max(int(long_side / height * width), 1), long_side
+        return max_side, max(int(max_side / width * height), 1)
+    return max(int(max_side / height * width), 1), max_side
 
 
 def _snap(length: int, step: int) -> int:

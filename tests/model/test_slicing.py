@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_uhd.model.slicing import fit_long_side, plan_slices
+from llava_uhd.model.slicing import enlarged_size, plan_slices
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "slicing.json").read_text())
 
@@ -29,7 +29,7 @@ def test_plans_are_the_published_ones(max_slices, entries):
 
 def test_the_evaluation_s_enlargement_is_the_published_one():
     for width, height, new_width, new_height in GOLDEN["resize_keep_ratio_1024"]:
-        assert fit_long_side(width, height, 1024) == (new_width, new_height)
+        assert enlarged_size(width, height, 1024) == (new_width, new_height)
 
 
 @given(width=sides, height=sides, max_slices=max_slices)
@@ -91,11 +91,11 @@ def test_mistakes_are_named_with_their_numbers(arguments, options, numbers):
         plan_slices(*arguments, **options)
 
 
-def test_no_long_side_below_one_pixel():
-    with pytest.raises(ValueError, match="long side of 0"):
-        fit_long_side(3, 4, 0)
-    assert fit_long_side(1, 3000, 4000) == (1, 4000)
-    assert fit_long_side(1, 500, 1024) == (2, 1024)
+def test_no_side_below_one_pixel():
+    with pytest.raises(ValueError, match="max_side 0"):
+        enlarged_size(3, 4, 0)
+    assert enlarged_size(1, 3000, 4000) == (1, 4000)
+    assert enlarged_size(1, 500, 1024) == (2, 1024)
 
 
 def test_single_rows_of_patches_begin_beyond_an_aspect_ratio_of_144():
