@@ -1,7 +1,7 @@
 """Rendered documents with exact answers: for the demo, the tests, and training in miniature."""
 
 from .canvas import Question
-from .documents import HELD_OUT_SEED, KINDS, Document, held_out_documents, make_document
+from .documents import HELD_OUT_SEED, KINDS, Document, held_out_documents, make_document, make_scribble
 from .page import Box, Page, Text
 from .render import render
 
@@ -15,5 +15,6 @@ __all__ = [
     "Text",
     "held_out_documents",
     "make_document",
+    "make_scribble",
     "render",
 ]

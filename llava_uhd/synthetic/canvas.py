@@ -43,17 +43,21 @@ class Canvas:
         columns, rows = plan.grid or (1, 1)
         self.window = (width / (columns * QUERY_GRID), height / (rows * QUERY_GRID))
         side = (self.window[0] * self.window[1]) ** 0.5
-        self.font = rng.choice(FONTS)
-        self.size = round(rng.uniform(0.92, 1.18) * side)
-        self.pitch = max(rng.uniform(1.15, 1.7) * self.size, 1.12 * self.window[1])
         self.unit = side / PATCH_SIZE
-        self.ink = _ink(rng)
+        self.restyle()
         self.page = Page(size, _paper(rng))
         self.left = rng.uniform(0.3, 1.2) * self.window[0]
         self.right = width - rng.uniform(0.3, 1.2) * self.window[0]
         self.top = rng.uniform(0.2, rng.choice((1.2, 1.2, 4.0)) * rows ** 0.5) * self.window[1]
         self.bottom = height - 0.3 * self.window[1]
         self.questions: list[Question] = []
+
+    def restyle(self) -> None:
+        """Draws font, size, pitch and ink."""
+        self.font = self.rng.choice(FONTS)
+        self.size = round(self.rng.uniform(0.92, 1.18) * PATCH_SIZE * self.unit)
+        self.pitch = max(self.rng.uniform(1.15, 1.7) * self.size, 1.12 * self.window[1])
+        self.ink = _ink(self.rng)
 
     @property
     def width(self) -> float:

@@ -11,6 +11,7 @@ from .charts import lay_out_chart
 from .forms import lay_out_form
 from .page import Page
 from .receipts import lay_out_receipt
+from .scribble import lay_out_scribble
 from .tables import lay_out_table
 
 LAYOUTS = {"receipt": lay_out_receipt, "form": lay_out_form, "table": lay_out_table, "chart": lay_out_chart}
@@ -58,6 +59,16 @@ def make_document(
             break
     _wear(rng, canvas.page)
     return Document(kind, canvas.page, tuple(canvas.questions))
+
+
+def make_scribble(seed: int, index: int, *, scales: tuple[float, float] = SCALES) -> Document:
+    """A page covered with random characters, for learning to read: without questions."""
+    rng = random.Random(f"scribble:{seed}:{index}")
+    num_slices = 6 if rng.random() < 0.9 else rng.randint(1, 5)
+    canvas = Canvas(rng, _page_size(rng, rng.choice(KINDS), num_slices, scales))
+    lay_out_scribble(canvas)
+    _wear(rng, canvas.page)
+    return Document("scribble", canvas.page, ())
 
 
 def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:

@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from .samples import IGNORED
 
 
-def build_optimizers(modules: Iterable[nn.Module], muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weights of linear layers, AdamW for all else (embeddings, norms, biases, convolutions)."""
+def build_optimizers(
+    modules: Iterable[nn.Module], muon_rate: float, adam_rate: float, head: nn.Module | None = None
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of linear layers, AdamW for all else: embeddings, norms, biases, convolutions, the head."""
     matrices: dict[int, nn.Parameter] = {}
     others: dict[int, nn.Parameter] = {}
     for module in modules:
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    is_matrix = isinstance(layer, nn.Linear) and name == "weight" and min(parameter.shape) >= 64
+                    is_matrix = isinstance(layer, nn.Linear) and layer is not head and name == "weight" and min(parameter.shape) >= 64
                     (matrices if is_matrix else others)[id(parameter)] = parameter
     muon = torch.optim.Muon(
         list(matrices.values()), lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"

@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -20,6 +21,7 @@ from .tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, 
 IGNORED = -100
 READ = ("Read the text.", "Read.")
 MAX_READ = 160
+LENGTH_STEP = 40
 MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
 
 
@@ -69,16 +71,12 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(labels)
 
 
-def batches(
-    make: Callable[[int], Sample], batch_size: int, first: int = 0, key: Callable[[Sample], object] | None = None
-) -> Iterator[list[Sample]]:
-    """Endless batches of samples of one grid, so that little is padded, in the order in which they fill up."""
-    waiting: dict[object, list[Sample]] = defaultdict(list)
-    index = first
-    while True:
+def batches(make: Callable[[int], Sample], batch_size: int, first: int = 0) -> Iterator[list[Sample]]:
+    """Endless batches of samples of about one length, so that little is padded, in the order in which they fill up."""
+    waiting: dict[int, list[Sample]] = defaultdict(list)
+    for index in count(first):
         sample = make(index)
-        index += 1
-        bucket = waiting[key(sample) if key else sample.plan.num_views]
+        bucket = waiting[len(sample.input_ids) // LENGTH_STEP]
         bucket.append(sample)
         if len(bucket) == batch_size:
             yield list(bucket)

@@ -12,10 +12,10 @@ CONTEXT = 2048
 TEXT_CONFIG = {
     "model_type": "llama",
     "hidden_size": WIDTH,
-    "intermediate_size": 448,
+    "intermediate_size": 384,
     "num_hidden_layers": 5,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
     "max_position_embeddings": CONTEXT,
     "initializer_range": 0.05,
     "tie_word_embeddings": False,
@@ -25,13 +25,13 @@ VISION_CONFIG = {
     "hidden_size": 160,
     "intermediate_size": 640,
     # The last layer is not used: the features are the output of the last but one.
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 5,
     "num_attention_heads": 5,
     "image_size": VIEW_SIZE,
     "patch_size": PATCH_SIZE,
     "hidden_act": "gelu",
 }
-PROJECTOR = {"type": "hiwin", "levels": [1, 2], "upsampler": "jbu", "query_grid": QUERY_GRID, "num_attention_heads": 6}
+PROJECTOR = {"type": "hiwin", "levels": [1, 2], "upsampler": "jbu", "query_grid": QUERY_GRID, "num_attention_heads": 4}
 
 
 def build_config() -> LlavaUhdConfig:

@@ -42,37 +42,49 @@ def plan_of(document: Document) -> SlicePlan:
     return plan_slices(width, height, max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
 
 
-def view_symbols(document: Document, plan: SlicePlan, rng: random.Random | None = None) -> np.ndarray:
-    """The symbols of every view, slices row by row, then the overview: (views, G², S).
+def view_symbols(
+    document: Document, plan: SlicePlan, rng: random.Random | None = None, patches: bool = False
+) -> list[np.ndarray]:
+    """The symbols of every view, slices row by row, then the overview: (G², S) each.
 
     Args:
         rng: moves the characters a little, for a decoder that must live with a reader in doubt.
+        patches: of the patches of a view, (H·W, S), in place of the windows of its tokens.
     """
-    width, height = document.page.size
     columns, rows = plan.grid or (1, 1)
-    g = QUERY_GRID
-    per_x, per_y = columns * g / width, rows * g / height
-    windows: dict[tuple[int, int], list[tuple[float, str]]] = {}
-    for character, x, y in document.page.characters():
-        column, row = x * per_x, y * per_y
-        if rng is not None:
-            column, row = rng.gauss(column, JITTER), rng.gauss(row, JITTER)
-        if 0 <= column < columns * g and 0 <= row < rows * g:
-            windows.setdefault((int(row), int(column)), []).append((x, character))
-    raster = np.full((rows * g, columns * g, PLACES), EMPTY)
+    height, width = plan.view_shapes[0] if patches else (QUERY_GRID, QUERY_GRID)
+    windows = _windows(document, columns * width, rows * height, rng)
+    raster = np.full((rows * height, columns * width, PLACES), EMPTY)
     for (row, column), inside in windows.items():
         for place, (_, character) in enumerate(sorted(inside)[:PLACES]):
             raster[row, column, place] = ord(character) - 32 + FIRST_CHARACTER
-    views = raster.reshape(rows, g, columns, g, PLACES).transpose(0, 2, 1, 3, 4).reshape(-1, g * g, PLACES)
-    if plan.grid is None:
-        return views
-    overview = np.full((1, g, g, PLACES), EMPTY)
-    for row, column in windows:
-        overview[0, row // rows, column // columns, 0] = SMALL
-    return np.concatenate([views, overview.reshape(1, g * g, PLACES)])
+    views = list(raster.reshape(rows, height, columns, width, PLACES).transpose(0, 2, 1, 3, 4))
+    views = [view for row_of_views in views for view in row_of_views]
+    if plan.grid is not None:
+        height, width = plan.view_shapes[-1] if patches else (QUERY_GRID, QUERY_GRID)
+        overview = np.full((height, width, PLACES), EMPTY)
+        for row, column in _windows(document, width, height, rng):
+            overview[row, column, 0] = SMALL
+        views.append(overview)
+    return [view.reshape(-1, PLACES) for view in views]
+
+
+def _windows(
+    document: Document, columns: int, rows: int, rng: random.Random | None
+) -> dict[tuple[int, int], list[tuple[float, str]]]:
+    """The characters in each (row, column) of a page cut into so many windows, with their x."""
+    width, height = document.page.size
+    windows: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    for character, x, y in document.page.characters():
+        column, row = x * columns / width, y * rows / height
+        if rng is not None:
+            column, row = rng.gauss(column, JITTER), rng.gauss(row, JITTER)
+        if 0 <= column < columns and 0 <= row < rows:
+            windows.setdefault((int(row), int(column)), []).append((x, character))
+    return windows
 
 
 def sequence_symbols(document: Document, plan: SlicePlan, rng: random.Random | None = None) -> np.ndarray:
     """The symbols in the order of the image tokens: (T, S)."""
     order = plan_layout(plan, TOKEN_GRID, "stitched").order
-    return view_symbols(document, plan, rng).reshape(-1, PLACES)[list(order)]
+    return np.concatenate(view_symbols(document, plan, rng))[list(order)]

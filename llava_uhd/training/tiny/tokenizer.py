@@ -5,7 +5,8 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>")
 PAD_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, ASSISTANT_ID = range(len(SPECIAL_TOKENS))
-VOCABULARY_SIZE = len(SPECIAL_TOKENS) + 256
+# The processor adds two reserved strings.
+VOCABULARY_SIZE = len(SPECIAL_TOKENS) + 256 + 2
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}

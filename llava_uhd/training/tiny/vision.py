@@ -1,0 +1,208 @@
+"""Second half: tower, pyramid and projector learn to tell the characters in the window of each image token.
+
+First the tower alone, which is cheap: a throw-away head on its patches names the characters whose middles lie in each.
+Then the whole path: the projector's tokens are pulled towards the code of their window, and read out by comparing them
+with the code's vectors, place by place. Documents repeat their words, so half of the pages are covered with random
+characters.
+"""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
+from ...model.vision_tower import encode_views
+from ...synthetic import Document, make_document, make_scribble, render
+from .optimization import Log, build_optimizers, set_rate
+from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_CONFIG, build_config
+from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
+
+TOWER_STEPS = 2400
+PROJECTOR_STEPS = 400
+VIEWS = 64
+SCALES = (1.4, 2.2)
+# Views kept for drawing batches, and how many pages are drawn anew for each batch: a view is used a few times.
+POOL_PAGES = 400
+PAGES_A_STEP = 3
+# Weight of the distance to the code beside the cross entropy of the symbols.
+DISTANCE = 0.5
+
+Shape = tuple[int, int]
+
+
+def build_image_processor() -> LlavaUhdImageProcessor:
+    return LlavaUhdImageProcessor(max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
+
+
+def make_page(seed: int, index: int) -> Document:
+    """A document, or every second time a page of random characters. Of low resolution: slices reduce it anyway."""
+    if index % 2:
+        return make_scribble(seed, index, scales=SCALES)
+    return make_document(seed, index, scales=SCALES)
+
+
+class ViewPool:
+    """Views of the latest pages, by shape."""
+
+    def __init__(self, seed: int, patches: bool):
+        """Fills the pool.
+
+        Args:
+            patches: label the patches of views, not the windows of tokens.
+        """
+        self.seed, self.patches = seed, patches
+        self.process = build_image_processor()
+        self.rng = random.Random(f"pool:{seed}:{patches}")
+        self.next_page = 0
+        self.pages: list[list[tuple[Shape, torch.Tensor, np.ndarray]]] = []
+        for _ in range(POOL_PAGES):
+            self.draw_page()
+
+    def draw_page(self) -> None:
+        """Adds one page; the oldest goes where there are enough. Empty views are mostly left out."""
+        page = make_page(self.seed, self.next_page)
+        plan = plan_of(page)
+        pixels = self.process(render(page.page), return_tensors="pt")["pixel_values"].half()
+        views = pixels.split([rows * columns for rows, columns in plan.view_shapes])
+        labels = view_symbols(page, plan, patches=self.patches)
+        kept = [
+            (shape, view, symbols)
+            for shape, view, symbols in zip(plan.view_shapes, views, labels, strict=True)
+            if (symbols != EMPTY).mean() > 0.02 or self.rng.random() < 0.1
+        ]
+        self.next_page += 1
+        self.pages.append(kept)
+        del self.pages[:-POOL_PAGES]
+
+    def batch(self) -> tuple[Shape, torch.Tensor, torch.Tensor]:
+        """A shape, drawn by how frequent it is, with patches (N, H·W, 3·p·p) and symbols (N, H·W or G², S)."""
+        for _ in range(PAGES_A_STEP):
+            self.draw_page()
+        by_shape: dict[Shape, list[tuple[torch.Tensor, np.ndarray]]] = defaultdict(list)
+        for shape, view, symbols in (entry for page in self.pages for entry in page):
+            by_shape[shape].append((view, symbols))
+        shapes = sorted(by_shape)
+        shape = self.rng.choices(shapes, weights=[len(by_shape[shape]) for shape in shapes])[0]
+        chosen = self.rng.sample(by_shape[shape], k=min(VIEWS, len(by_shape[shape])))
+        views, symbols = zip(*chosen, strict=True)
+        return shape, torch.stack(views).float(), torch.from_numpy(np.stack(symbols))
+
+
+def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """Cross entropy of the symbols, the part of all windows without an error, and that of windows with text.
+
+    Args:
+        scores: (..., S, symbols).
+        symbols: (..., S).
+    """
+    right = (scores.detach().argmax(dim=-1) == symbols).all(dim=-1)
+    text = (symbols != EMPTY).any(dim=-1)
+    entropy = F.cross_entropy(scores.flatten(0, -2), symbols.flatten())
+    return entropy, right.float().mean().item(), right[text].float().mean().item()
+
+
+class Progress:
+    """Means of what a step gives, logged every few steps."""
+
+    def __init__(self, log: Log, every: int):
+        self.log, self.every = log, every
+        self.history: list[tuple[float, ...]] = []
+
+    def add(self, step: int, *values: float) -> None:
+        self.history.append(values)
+        if step % self.every == 0:
+            loss, windows, text = (sum(column) / len(self.history) for column in zip(*self.history, strict=True))
+            self.log.write(step=step, loss=loss, windows=windows, text_windows=text)
+            self.history = []
+
+
+def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
+    """The model with random weights."""
+    torch.manual_seed(seed)
+    config = build_config()
+    # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
+    config.vision_config._attn_implementation = "eager"
+    config.text_config._attn_implementation = "eager"
+    model = LlavaUhdForConditionalGeneration(config)
+    nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.1)
+    return model
+
+
+def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log_every: int = 100) -> None:
+    """Writes `tower.pt`."""
+    progress = Progress(Log(out / "log.jsonl", "tower"), log_every)
+    tower = build_model(seed).model.vision_tower.to(device)
+    head = nn.Linear(VISION_CONFIG["hidden_size"], PLACES * NUM_SYMBOLS).to(device)
+    optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
+    parameters = [*tower.parameters(), *head.parameters()]
+    pool = ViewPool(seed, patches=True)
+    for step in range(1, steps + 1):
+        shape, patches, symbols = pool.batch()
+        set_rate(optimizers, step, steps, warmup=100)
+        with torch.autocast(device, torch.bfloat16):
+            features = encode_views(tower, patches.to(device), shape, feature_layer=-2)
+            scores = head(features.flatten(2).transpose(1, 2)).unflatten(-1, (PLACES, NUM_SYMBOLS))
+        loss, windows, text = score(scores.float(), symbols.to(device))
+        optimize(loss, optimizers, parameters)
+        progress.add(step, loss.item(), windows, text)
+        if step % 200 == 0 or step == steps:
+            torch.save(tower.state_dict(), out / "tower.pt")
+
+
+class CharacterReadout(nn.Module):
+    """Scores of the symbols at each place of a token: its likeness to the code's vectors."""
+
+    def __init__(self):
+        super().__init__()
+        vectors = symbol_vectors()
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.zeros(vectors.shape[:2]))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., E) to (..., S, symbols)."""
+        parts = tokens.unflatten(-1, (PLACES, -1))
+        scores = torch.einsum("...pd,pad->...pa", parts, self.vectors)
+        return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
+
+
+def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_STEPS, log_every: int = 20) -> None:
+    """Reads `tower.pt`, writes `vision.pt`: tower and projector."""
+    progress = Progress(Log(out / "log.jsonl", "projector"), log_every)
+    model: LlavaUhdModel = build_model(seed).model.to(device)
+    model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
+    readout = CharacterReadout().to(device)
+    halves = [model.vision_tower, model.multi_modal_projector]
+    fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=2e-3, adam_rate=2e-3)
+    slow = build_optimizers([model.vision_tower], muon_rate=3e-4, adam_rate=3e-4)
+    parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
+    pool = ViewPool(seed + 1, patches=False)
+    for step in range(1, steps + 1):
+        shape, patches, symbols = pool.batch()
+        symbols = symbols.to(device)
+        set_rate([*fast, *slow], step, steps, warmup=50)
+        with torch.autocast(device, torch.bfloat16):
+            tokens = model.project_views(patches.to(device), shape).float()
+        entropy, windows, text = score(readout(tokens), symbols)
+        loss = entropy + DISTANCE * F.mse_loss(tokens, encode_symbols(symbols, readout.vectors))
+        optimize(loss, [*fast, *slow], parameters)
+        progress.add(step, loss.item(), windows, text)
+        if step % 100 == 0 or step == steps:
+            torch.save(
+                {"tower": model.vision_tower.state_dict(), "projector": model.multi_modal_projector.state_dict()},
+                out / "vision.pt",
+            )
