@@ -5,8 +5,7 @@ begin small: on short sequences the decoder finds sooner how to look (a sudden r
 """
 
 import random
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from ...synthetic import make_document
-from .optimization import Log, answer_loss, build_optimizers, set_rate
+from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .setting import WIDTH, build_config
 from .symbols import encode_symbols, sequence_symbols, symbol_vectors
@@ -74,6 +73,7 @@ def train_decoder(out: Path, seed: int, device: str, phases: tuple[Phase, ...] =
     reader = SymbolReader().to(device)
     vectors = symbol_vectors()
     optimizers = build_optimizers([reader], muon_rate=3e-3, adam_rate=3e-3, head=reader.decoder.lm_head)
+    parameters = list(reader.parameters())
     steps = sum(phase.steps for phase in phases)
     step, first, documents = 0, 0, 0
     right = asked = 0
@@ -90,11 +90,7 @@ def train_decoder(out: Path, seed: int, device: str, phases: tuple[Phase, ...] =
             with torch.autocast(device, torch.bfloat16):
                 hidden = reader(input_ids, codes)
             loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-            loss.backward()
-            nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            optimize(loss, optimizers, parameters)
             step, documents = step + 1, documents + len(samples)
             losses.append(loss.item())
             right, asked = right + exact, asked + answers
@@ -105,3 +101,8 @@ def train_decoder(out: Path, seed: int, device: str, phases: tuple[Phase, ...] =
                 torch.save(reader.state_dict(), out / "decoder.pt")
         first += 1_000_000
     torch.save(reader.state_dict(), out / "decoder.pt")
+
+
+def shortened(divisor: int) -> tuple[Phase, ...]:
+    """The curriculum in fewer steps."""
+    return tuple(replace(phase, steps=max(phase.steps // divisor, 1)) for phase in PHASES)

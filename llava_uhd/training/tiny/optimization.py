@@ -47,6 +47,14 @@ def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, war
             group["lr"] = factor * group["peak"]
 
 
+def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def answer_loss(
     hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear
 ) -> tuple[torch.Tensor, int, int]:

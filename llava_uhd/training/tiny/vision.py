@@ -19,7 +19,7 @@ from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_document, make_scribble, render
-from .optimization import Log, build_optimizers, set_rate
+from .optimization import Log, build_optimizers, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_CONFIG, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
@@ -122,14 +122,6 @@ class Progress:
             self.history = []
 
 
-def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
     """The model with random weights."""
     torch.manual_seed(seed)
@@ -202,7 +194,5 @@ def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_ST
         optimize(loss, [*fast, *slow], parameters)
         progress.add(step, loss.item(), windows, text)
         if step % 100 == 0 or step == steps:
-            torch.save(
-                {"tower": model.vision_tower.state_dict(), "projector": model.multi_modal_projector.state_dict()},
-                out / "vision.pt",
-            )
+            parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+            torch.save({name: part.state_dict() for name, part in parts.items()}, out / "vision.pt")

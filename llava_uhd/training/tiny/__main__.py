@@ -1,0 +1,43 @@
+"""Trains the built-in model from scratch.
+
+    python -m llava_uhd.training.tiny --out runs/tiny --seed 0
+
+Stages run in order, each reading what those before it wrote into the folder, so that a run can be taken up at any of
+them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+STAGES = ("decoder", "tower", "projector", "join", "save")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m llava_uhd.training.tiny", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and the finished model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
+    parser.add_argument("--shorten", type=int, default=1, help="divide all numbers of steps by this, to try things out")
+    options = parser.parse_args(arguments)
+    from . import decoder, folder, join, vision
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    out, seed, shorten = options.out, options.seed, options.shorten
+    out.mkdir(parents=True, exist_ok=True)
+    if "decoder" in options.stages:
+        decoder.train_decoder(out, seed, device, decoder.shortened(shorten))
+    if "tower" in options.stages:
+        vision.train_tower(out, seed, device, vision.TOWER_STEPS // shorten)
+    if "projector" in options.stages:
+        vision.train_projector(out, seed, device, vision.PROJECTOR_STEPS // shorten)
+    if "join" in options.stages:
+        join.train_join(out, seed, device, join.STEPS // shorten)
+    if "save" in options.stages:
+        folder.save_folder(out / "joined.pt", out / "model")
+
+
+if __name__ == "__main__":
+    main()
