@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NUM_DOCUMENTS = 1000
 MAX_NEW_TOKENS = 32
+DESCRIPTION = "Exact match on held-out synthetic documents, by kind."
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def accuracy(answers: list[Answer]) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     from ..loading import load
 
-    parser = argparse.ArgumentParser(prog="python -m llava_uhd.evaluation.synthdoc", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m llava_uhd.evaluation.synthdoc", description=DESCRIPTION)
     parser.add_argument("--model", default="tiny", help="tiny, a folder or a hub id")
     parser.add_argument("--documents", type=int, default=NUM_DOCUMENTS)
     parser.add_argument("--max-slices", type=int, help="1 for the overview alone")
@@ -124,7 +125,12 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{wrong.kind}: {wrong.question} {wrong.answer!r}, said {wrong.prediction!r}", file=sys.stderr)
     scores = accuracy(answers)
     if options.json:
-        result = {"documents": len(answers), "seed": options.seed, "max_slices": options.max_slices, "accuracy": scores}
+        result = {
+            "documents": len(answers),
+            "seed": options.seed,
+            "max_slices": options.max_slices,
+            "accuracy": scores,
+        }
         print(json.dumps({**result, "seconds": round(time.time() - start)}))
     else:
         for kind, score in scores.items():

@@ -1,6 +1,6 @@
 """Draws one document and prints its questions and answers.
 
-    python -m llava_uhd.synthetic --kind receipt --index 0 --scale 3.5 --out examples/receipt.png
+python -m llava_uhd.synthetic --kind receipt --index 0 --scale 3.5 --out examples/receipt.png
 """
 
 import argparse
@@ -21,9 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, help=f"how large it is drawn; {SCALES[0]} to {SCALES[1]} if not given")
     options = parser.parse_args(arguments)
     scales = SCALES if options.scale is None else (options.scale, options.scale)
-    document = make_document(
-        options.seed, options.index, kind=options.kind, num_slices=options.slices, scales=scales
-    )
+    document = make_document(options.seed, options.index, kind=options.kind, num_slices=options.slices, scales=scales)
     render(document.page).save(options.out)
     for question in document.questions:
         print(json.dumps({"question": question.text, "answer": question.answer}))

@@ -48,7 +48,7 @@ class Canvas:
         self.page = Page(size, _paper(rng))
         self.left = rng.uniform(0.3, 1.2) * self.window[0]
         self.right = width - rng.uniform(0.3, 1.2) * self.window[0]
-        self.top = rng.uniform(0.2, rng.choice((1.2, 1.2, 4.0)) * rows ** 0.5) * self.window[1]
+        self.top = rng.uniform(0.2, rng.choice((1.2, 1.2, 4.0)) * rows**0.5) * self.window[1]
         self.bottom = height - 0.3 * self.window[1]
         self.questions: list[Question] = []
 
@@ -74,9 +74,7 @@ class Canvas:
     def measure(self, text: str, font: str | None = None, size: int | None = None) -> float:
         return text_width(text, font or self.font, size or self.size)
 
-    def place(
-        self, text: str, x: float, align: float = 0.0, font: str | None = None, size: int | None = None
-    ) -> Text:
+    def place(self, text: str, x: float, align: float = 0.0, font: str | None = None, size: int | None = None) -> Text:
         """Puts a text on the current line: its left end, middle or right end at x (align 0, 0.5 or 1)."""
         font, size = font or self.font, size or self.size
         x -= align * text_width(text, font, size)

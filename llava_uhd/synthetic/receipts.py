@@ -20,7 +20,11 @@ def lay_out_receipt(canvas: Canvas) -> None:
     align = rng.choice((0.5, 0.5, 0.0))
     if canvas.lines_left() > 4 and canvas.heading(shop, align):
         canvas.ask(SHOP, shop)
-    sums = ["Total"] if canvas.lines_left() < 6 else rng.choice((["Total"], ["Tax", "Total"], ["Subtotal", "Tax", "Total"]))
+    sums = (
+        ["Total"]
+        if canvas.lines_left() < 6
+        else rng.choice((["Total"], ["Tax", "Total"], ["Subtotal", "Tax", "Total"]))
+    )
     if canvas.lines_left() > len(sums) + 4:
         _line_below_shop(canvas, align)
     if rng.random() < 0.3:

@@ -8,7 +8,7 @@ import pytest
 
 from llava_uhd.model.slicing import plan_slices
 from llava_uhd.synthetic import HELD_OUT_SEED, KINDS, held_out_documents, make_document, make_scribble, render
-from llava_uhd.synthetic.fonts import FONTS, FOLDER, text_width
+from llava_uhd.synthetic.fonts import FOLDER, FONTS, text_width
 from llava_uhd.synthetic.page import Page, Text
 
 

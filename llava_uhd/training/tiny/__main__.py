@@ -2,8 +2,8 @@
 
     python -m llava_uhd.training.tiny --out runs/tiny --seed 0
 
-Stages run in order, each reading what those before it wrote into the folder, so that a run can be taken up at any of
-them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
+Stages run in this order, each reading what those before it wrote into the folder, so that a run can be taken up at
+any of them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
 """
 
 import argparse
@@ -11,30 +11,33 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("decoder", "tower", "projector", "join", "save")
+STAGES = ("decoder-small", "decoder-medium", "decoder-large", "tower", "projector", "join", "save")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava_uhd.training.tiny", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_uhd.training.tiny", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and the finished model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
-    parser.add_argument("--shorten", type=int, default=1, help="divide all numbers of steps by this, to try things out")
+    parser.add_argument("--shorten", type=int, default=1, help="divide all steps by this, to try things out")
     options = parser.parse_args(arguments)
     from . import decoder, folder, join, vision
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out, seed, shorten = options.out, options.seed, options.shorten
     out.mkdir(parents=True, exist_ok=True)
-    if "decoder" in options.stages:
-        decoder.train_decoder(out, seed, device, decoder.shortened(shorten))
+    for phase in decoder.PHASES:
+        if f"decoder-{phase}" in options.stages:
+            decoder.train_decoder(out, seed, device, phase, shorten)
     if "tower" in options.stages:
-        vision.train_tower(out, seed, device, vision.TOWER_STEPS // shorten)
+        vision.train_tower(out, seed, device, max(vision.TOWER_STEPS // shorten, 1))
     if "projector" in options.stages:
-        vision.train_projector(out, seed, device, vision.PROJECTOR_STEPS // shorten)
+        vision.train_projector(out, seed, device, max(vision.PROJECTOR_STEPS // shorten, 1))
     if "join" in options.stages:
-        join.train_join(out, seed, device, join.STEPS // shorten)
+        join.train_join(out, seed, device, max(join.STEPS // shorten, 1))
     if "save" in options.stages:
         folder.save_folder(out / "joined.pt", out / "model")
 

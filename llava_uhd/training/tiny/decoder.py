@@ -5,7 +5,7 @@ begin small: on short sequences the decoder finds sooner how to look (a sudden r
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,20 +22,30 @@ from .tokenizer import IMAGE_ID
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the curriculum: pages of about so many slices (None: as they come), for a number of steps."""
+    """A part of the curriculum.
+
+    Attributes:
+        num_slices: pages of about so many slices, drawn from these; None for pages as they come.
+        read: probability that a page with little text is also read out.
+        draws: a window's code is the mean of so many draws of the characters' places: a reader in doubt on which side
+            of a window's edge a character lies says a little of both.
+    """
 
     steps: int
     batch_size: int
     num_slices: tuple[int, ...] | None
     max_questions: int = 10
     read: float = 0.0
+    draws: int = 1
 
 
-PHASES = (
-    Phase(800, 32, (1, 1, 2), read=0.3),
-    Phase(200, 24, (2, 3, 4)),
-    Phase(380, 16, None),
-)
+PHASES = {
+    "small": Phase(800, 32, (1, 1, 2), read=0.3),
+    "medium": Phase(200, 24, (2, 3, 4), draws=3),
+    "large": Phase(380, 16, None, draws=3),
+}
+# Steps before the rate of a phase's fresh optimizers is reached, which falls by one cosine over all phases.
+FIRST_WARMUP, WARMUP = 100, 20
 
 
 class SymbolReader(nn.Module):
@@ -66,43 +76,50 @@ def phase_sample(phase: Phase, seed: int, index: int) -> Sample:
     return make_sample(document, rng, phase.max_questions, phase.read)
 
 
-def train_decoder(out: Path, seed: int, device: str, phases: tuple[Phase, ...] = PHASES, log_every: int = 20) -> None:
-    """Writes `decoder.pt`."""
+def draw_codes(samples: list[Sample], rng: random.Random, draws: int, vectors: torch.Tensor) -> torch.Tensor:
+    """Codes of the image tokens of a batch, (T, WIDTH)."""
+    codes = [
+        encode_symbols(
+            torch.cat([torch.from_numpy(sequence_symbols(sample.document, sample.plan, rng)) for sample in samples]),
+            vectors,
+        )
+        for _ in range(draws)
+    ]
+    return torch.stack(codes).mean(dim=0)
+
+
+def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
+    """One phase: reads `decoder.pt` of the phase before, writes it anew."""
     torch.manual_seed(seed)
-    log = Log(out / "log.jsonl", "decoder")
-    reader = SymbolReader().to(device)
+    log = Log(out / "log.jsonl", f"decoder-{name}")
+    place, phase = list(PHASES).index(name), PHASES[name]
+    reader = SymbolReader()
+    if place > 0:
+        reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True))
+    reader.to(device)
     vectors = symbol_vectors()
     optimizers = build_optimizers([reader], muon_rate=3e-3, adam_rate=3e-3, head=reader.decoder.lm_head)
     parameters = list(reader.parameters())
-    steps = sum(phase.steps for phase in phases)
-    step, first, documents = 0, 0, 0
+    steps_before = sum(earlier.steps for earlier in list(PHASES.values())[:place])
+    all_steps = sum(phase.steps for phase in PHASES.values())
+    stream = batches(lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place)
     right = asked = 0
     losses: list[float] = []
-    for phase in phases:
-        stream = batches(lambda index, phase=phase: phase_sample(phase, seed, index), phase.batch_size, first)
-        for _ in range(phase.steps):
-            samples = next(stream)
-            rng = random.Random(f"jitter:{seed}:{step}")
-            symbols = [sequence_symbols(sample.document, sample.plan, rng) for sample in samples]
-            codes = encode_symbols(torch.cat([torch.from_numpy(s) for s in symbols]), vectors).to(device)
-            input_ids, labels = (tensor.to(device) for tensor in collate(samples))
-            set_rate(optimizers, step, steps, warmup=100)
-            with torch.autocast(device, torch.bfloat16):
-                hidden = reader(input_ids, codes)
-            loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-            optimize(loss, optimizers, parameters)
-            step, documents = step + 1, documents + len(samples)
-            losses.append(loss.item())
-            right, asked = right + exact, asked + answers
-            if step % log_every == 0:
-                log.write(step=step, documents=documents, loss=sum(losses) / len(losses), exact=right / asked)
-                losses, right, asked = [], 0, 0
-            if step % 200 == 0:
-                torch.save(reader.state_dict(), out / "decoder.pt")
-        first += 1_000_000
-    torch.save(reader.state_dict(), out / "decoder.pt")
-
-
-def shortened(divisor: int) -> tuple[Phase, ...]:
-    """The curriculum in fewer steps."""
-    return tuple(replace(phase, steps=max(phase.steps // divisor, 1)) for phase in PHASES)
+    last = max(phase.steps // shorten, 1)
+    for step in range(1, last + 1):
+        samples = next(stream)
+        rng = random.Random(f"jitter:{seed}:{steps_before + step}")
+        codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
+        input_ids, labels = (tensor.to(device) for tensor in collate(samples))
+        set_rate(optimizers, steps_before + step, all_steps, WARMUP if place else FIRST_WARMUP, steps_before)
+        with torch.autocast(device, torch.bfloat16):
+            hidden = reader(input_ids, codes)
+        loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
+        optimize(loss, optimizers, parameters)
+        losses.append(loss.item())
+        right, asked = right + exact, asked + answers
+        if step % log_every == 0 or step == last:
+            log.write(step=step, loss=sum(losses) / len(losses), exact=right / asked)
+            losses, right, asked = [], 0, 0
+        if step % 100 == 0 or step == last:
+            torch.save(reader.state_dict(), out / "decoder.pt")

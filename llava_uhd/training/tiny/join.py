@@ -72,7 +72,7 @@ def train_join(out: Path, seed: int, device: str, steps: int = STEPS, log_every:
         optimize(loss + READING * (entropy + DISTANCE * distance), optimizers, parameters)
         losses.append(loss.item())
         right, asked, read = right + exact, asked + answers, read + text
-        if step % log_every == 0:
+        if step % log_every == 0 or step == steps:
             mean = sum(losses) / len(losses)
             log.write(step=step, loss=mean, exact=right / asked, text_windows=read / len(losses))
             losses, right, asked, read = [], 0.0, 0.0, 0.0

@@ -24,11 +24,14 @@ def build_optimizers(
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    is_matrix = isinstance(layer, nn.Linear) and layer is not head and name == "weight" and min(parameter.shape) >= 64
+                    is_matrix = (
+                        isinstance(layer, nn.Linear)
+                        and layer is not head
+                        and name == "weight"
+                        and min(parameter.shape) >= 64
+                    )
                     (matrices if is_matrix else others)[id(parameter)] = parameter
-    muon = torch.optim.Muon(
-        list(matrices.values()), lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(list(matrices.values()), lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(list(others.values()), lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:
@@ -36,15 +39,17 @@ def build_optimizers(
     return [muon, adam]
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, warmup: int) -> None:
-    """A linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < warmup:
-        factor = (step + 1) / warmup
-    else:
-        factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, warmup: int = 1, first: int = 0) -> None:
+    """Sets the rate: a cosine from the peak down to 2 % of it, and a linear warm-up.
+
+    Args:
+        step: from 1.
+        warmup: steps of the warm-up, which begins after step `first`, where the optimizers are new.
+    """
+    factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak"]
+            group["lr"] = min((step - first) / warmup, 1.0) * factor * group["peak"]
 
 
 def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
@@ -55,9 +60,7 @@ def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parame
         optimizer.zero_grad()
 
 
-def answer_loss(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear
-) -> tuple[torch.Tensor, int, int]:
+def answer_loss(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear) -> tuple[torch.Tensor, int, int]:
     """Mean loss over the answers' tokens, and how many of how many answers every token of is the likeliest.
 
     Args:
@@ -84,7 +87,9 @@ class Log:
         self.path, self.stage, self.start = path, stage, time.time()
 
     def write(self, **values: Any) -> None:
-        rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()}
+        rounded = {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()
+        }
         line = json.dumps({"stage": self.stage, "seconds": round(time.time() - self.start), **rounded})
         with self.path.open("a") as file:
             file.write(line + "\n")

@@ -36,7 +36,7 @@ PROJECTOR = {"type": "hiwin", "levels": [1, 2], "upsampler": "jbu", "query_grid"
 
 def build_config() -> LlavaUhdConfig:
     """The configuration of the built-in model; the tokens' ids are those of `tokenizer.build_tokenizer`."""
-    from .tokenizer import IMAGE_ID, PAD_ID, VOCABULARY_SIZE, BOS_ID, EOS_ID, byte_id
+    from .tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
 
     text_config = {
         **TEXT_CONFIG,

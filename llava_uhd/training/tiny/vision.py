@@ -110,13 +110,13 @@ def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, fl
 class Progress:
     """Means of what a step gives, logged every few steps."""
 
-    def __init__(self, log: Log, every: int):
-        self.log, self.every = log, every
+    def __init__(self, log: Log, steps: int, every: int):
+        self.log, self.steps, self.every = log, steps, every
         self.history: list[tuple[float, ...]] = []
 
     def add(self, step: int, *values: float) -> None:
         self.history.append(values)
-        if step % self.every == 0:
+        if step % self.every == 0 or step == self.steps:
             loss, windows, text = (sum(column) / len(self.history) for column in zip(*self.history, strict=True))
             self.log.write(step=step, loss=loss, windows=windows, text_windows=text)
             self.history = []
@@ -136,7 +136,7 @@ def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
 
 def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log_every: int = 100) -> None:
     """Writes `tower.pt`."""
-    progress = Progress(Log(out / "log.jsonl", "tower"), log_every)
+    progress = Progress(Log(out / "log.jsonl", "tower"), steps, log_every)
     tower = build_model(seed).model.vision_tower.to(device)
     head = nn.Linear(VISION_CONFIG["hidden_size"], PLACES * NUM_SYMBOLS).to(device)
     optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
@@ -174,7 +174,7 @@ class CharacterReadout(nn.Module):
 
 def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_STEPS, log_every: int = 20) -> None:
     """Reads `tower.pt`, writes `vision.pt`: tower and projector."""
-    progress = Progress(Log(out / "log.jsonl", "projector"), log_every)
+    progress = Progress(Log(out / "log.jsonl", "projector"), steps, log_every)
     model: LlavaUhdModel = build_model(seed).model.to(device)
     model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
     readout = CharacterReadout().to(device)

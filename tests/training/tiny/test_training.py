@@ -43,10 +43,11 @@ def test_joining_folds_the_codes_matrix_into_the_projector():
 def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "POOL_PAGES", 12)
     monkeypatch.setattr(vision, "VIEWS", 8)
-    monkeypatch.setattr(decoder, "PHASES", (decoder.Phase(2, 4, (1,), read=0.5), decoder.Phase(1, 2, None)))
-    main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "400"])
+    phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
+    monkeypatch.setattr(decoder, "PHASES", phases)
+    main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert stages == {"decoder", "tower", "projector", "join"}
+    assert stages == {"decoder-small", "decoder-large", "tower", "projector", "join"}
     model, processor = load(str(tmp_path / "model"), device="cpu")
     answers = evaluate(model, processor, held_out_documents(2), batch_size=2)
     assert [answer.kind for answer in answers] == ["receipt", "form"]
