@@ -20,10 +20,15 @@ MAX_SLICES = 7
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a document, and the only right answer."""
+    """What is asked about a document, and the only right answer.
+
+    Attributes:
+        source: the text of the page that the answer is a part of.
+    """
 
     text: str
     answer: str
+    source: Text
 
 
 class Canvas:
@@ -96,21 +101,21 @@ class Canvas:
         width = max(round(self.unit * 0.7), 1)
         self.page.boxes.append(Box(bounds, fill, None if fill else self.ink, width))
 
-    def heading(self, text: str, align: float = 0.5) -> bool:
-        """A title line, in bold and larger if there is room; False, and nothing placed, if it does not fit at all."""
+    def heading(self, text: str, align: float = 0.5) -> Text | None:
+        """A title line, in bold and larger if there is room; nothing is placed if it does not fit at all."""
         size = round(self.size * self.rng.choice((1.0, 1.15, 1.3)))
         font = self.bold if self.rng.random() < 0.7 else self.font
         if self.measure(text, font, size) > self.width:
             font, size = self.font, self.size
         if self.measure(text, font, size) > self.width:
-            return False
-        self.place(text, self.left + align * self.width, align, font, size)
+            return None
+        placed = self.place(text, self.left + align * self.width, align, font, size)
         self.next_line(max(size / self.size, 1.0))
-        return True
+        return placed
 
-    def ask(self, templates: tuple[str, ...], answer: str, **words: str) -> None:
-        """Keeps a question, worded in one of several ways."""
-        self.questions.append(Question(self.rng.choice(templates).format(**words), answer))
+    def ask(self, templates: tuple[str, ...], answer: str, source: Text, **words: str) -> None:
+        """Keeps a question, worded in one of several ways, whose answer is in a text that was placed."""
+        self.questions.append(Question(self.rng.choice(templates).format(**words), answer, source))
 
 
 def _paper(rng: random.Random) -> Color:

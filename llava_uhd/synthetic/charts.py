@@ -1,7 +1,7 @@
 """Bar charts with the value printed at each bar."""
 
 from .canvas import Canvas
-from .page import Color
+from .page import Color, Text
 from .vocabulary import CITIES, DAYS, DEPARTMENTS, MONTHS, THINGS
 
 TITLES = ("Sales", "Visitors", "Orders", "Hours", "Exports", "Members", "Output", "Tickets", "Rainfall", "Votes")
@@ -17,19 +17,19 @@ PALETTE: tuple[Color, ...] = (
 def lay_out_chart(canvas: Canvas) -> None:
     rng = canvas.rng
     title = rng.choice(TITLES)
-    if canvas.lines_left() > 4 and canvas.heading(title, rng.choice((0.0, 0.5))):
-        canvas.ask(TITLE, title)
+    if canvas.lines_left() > 4 and (heading := canvas.heading(title, rng.choice((0.0, 0.5)))):
+        canvas.ask(TITLE, title, heading)
     unit = rng.choice(("", "", "", "%"))
     names = _names(canvas)
     values = rng.sample(range(2, 100) if unit or rng.random() < 0.4 else range(10, 1000), k=len(names))
     lay_out = _upright if _upright_fits(canvas, names, values, unit) and rng.random() < 0.3 else _lying
-    shown = lay_out(canvas, names, values, unit)
-    for name, value in zip(shown, values, strict=False):
-        canvas.ask(VALUE, f"{value}{unit}", name=name)
-    if len(shown) >= 3:
-        of = dict(zip(values, shown, strict=False))
-        canvas.ask(HIGHEST, of[max(of)])
-        canvas.ask(LOWEST, of[min(of)])
+    bars = lay_out(canvas, names, values, unit)
+    for name, value in bars:
+        canvas.ask(VALUE, value.text, value, name=name.text)
+    if len(bars) >= 3:
+        of = {number: name for number, (name, _) in zip(values, bars, strict=False)}
+        canvas.ask(HIGHEST, of[max(of)].text, of[max(of)])
+        canvas.ask(LOWEST, of[min(of)].text, of[min(of)])
 
 
 def _names(canvas: Canvas) -> list[str]:
@@ -39,21 +39,22 @@ def _names(canvas: Canvas) -> list[str]:
     return names if words in (CITIES, DEPARTMENTS, THINGS) else sorted(names, key=words.index)
 
 
-def _lying(canvas: Canvas, names: list[str], values: list[int], unit: str) -> list[str]:
-    """Bars from left to right, one a line, the value behind the bar's end; the names that found room."""
+def _lying(canvas: Canvas, names: list[str], values: list[int], unit: str) -> list[tuple[Text, Text]]:
+    """Bars from left to right, one a line, the value behind the bar's end; name and value of those that fit."""
     rng = canvas.rng
     names = names[: canvas.lines_left()]
     start = canvas.left + max(map(canvas.measure, names)) + 0.5 * canvas.size
     room = canvas.right - start - canvas.measure(f" {max(values)}{unit}")
     color, spread = rng.choice(PALETTE), min(canvas.lines_left() / len(names), rng.uniform(1.0, 1.8))
+    bars = []
     for name, value in zip(names, values, strict=False):
-        canvas.place(name, start - 0.5 * canvas.size, align=1.0)
+        label = canvas.place(name, start - 0.5 * canvas.size, align=1.0)
         end = start + max(room * value / max(values), 1.0)
         middle = canvas.top + 0.5 * canvas.pitch
         canvas.box((start, middle - 0.35 * canvas.size, end, middle + 0.35 * canvas.size), fill=color)
-        canvas.place(f"{value}{unit}", end + 0.4 * canvas.size)
+        bars.append((label, canvas.place(f"{value}{unit}", end + 0.4 * canvas.size)))
         canvas.next_line(spread)
-    return names
+    return bars
 
 
 def _upright_fits(canvas: Canvas, names: list[str], values: list[int], unit: str) -> bool:
@@ -61,20 +62,19 @@ def _upright_fits(canvas: Canvas, names: list[str], values: list[int], unit: str
     return canvas.lines_left() >= 6 and (widest + 0.8 * canvas.size) * len(names) <= canvas.width
 
 
-def _upright(canvas: Canvas, names: list[str], values: list[int], unit: str) -> list[str]:
+def _upright(canvas: Canvas, names: list[str], values: list[int], unit: str) -> list[tuple[Text, Text]]:
     """Bars from the bottom up, the value on top of each and its name below it."""
     rng = canvas.rng
     color, step = rng.choice(PALETTE), canvas.width / len(names)
     height = (canvas.lines_left() - 2) * canvas.pitch * rng.uniform(0.6, 1.0)
-    roof, floor = canvas.top + canvas.pitch, canvas.top + canvas.pitch + height
+    floor, bars = canvas.top + canvas.pitch + height, []
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         middle = canvas.left + (place + 0.5) * step
         top = floor - max(height * value / max(values), 1.0)
         canvas.box((middle - 0.3 * step, top, middle + 0.3 * step, floor), fill=color)
         canvas.top = top - canvas.pitch
-        canvas.place(f"{value}{unit}", middle, align=0.5)
+        above = canvas.place(f"{value}{unit}", middle, align=0.5)
         canvas.top = floor
-        canvas.place(name, middle, align=0.5)
+        bars.append((canvas.place(name, middle, align=0.5), above))
     canvas.box((canvas.left, floor, canvas.right, floor + canvas.unit), fill=canvas.ink)
-    assert roof <= floor
-    return names
+    return bars

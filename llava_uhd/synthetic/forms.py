@@ -45,8 +45,8 @@ TITLE = ("What is the title?", "Title?")
 def lay_out_form(canvas: Canvas) -> None:
     rng = canvas.rng
     title = rng.choice(TITLES)
-    if canvas.lines_left() > 4 and canvas.heading(title, rng.choice((0.0, 0.5))):
-        canvas.ask(TITLE, title)
+    if canvas.lines_left() > 4 and (heading := canvas.heading(title, rng.choice((0.0, 0.5)))):
+        canvas.ask(TITLE, title, heading)
         if rng.random() < 0.4:
             canvas.rule()
     style = rng.choice(("colon", "aligned", "aligned", "boxed", "stacked"))
@@ -89,6 +89,6 @@ def _field(canvas: Canvas, labels, left: float, right: float, style: str) -> boo
             canvas.box((start - 0.3 * canvas.size, top, right, top + 0.94 * canvas.pitch))
         if style == "stacked":
             canvas.next_line(-1)
-        canvas.ask(VALUE, placed.text, label=label, lower=label.lower())
+        canvas.ask(VALUE, placed.text, placed, label=label, lower=label.lower())
         return True
     return False

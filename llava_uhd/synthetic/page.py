@@ -39,12 +39,11 @@ class Text:
         return text_width(self.text, self.font, self.size)
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
-        """Each visible character with the x and y of its middle."""
+        """Each character with the x and y of its middle."""
         x, y = self.x, self.baseline - MIDDLE * self.size
         for character in self.text:
             width = advance(self.font, self.size, character)
-            if character != " ":
-                yield character, x + width / 2, y
+            yield character, x + width / 2, y
             x += width
 
 
@@ -79,10 +78,14 @@ class Page:
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
         """Every visible character with the x and y of its middle on the tilted page, text after text."""
-        width, height = self.size
-        cx, cy = width / 2, height / 2
-        cos, sin = math.cos(math.radians(self.tilt)), math.sin(math.radians(self.tilt))
         for text in self.texts:
             for character, x, y in text.characters():
-                dx, dy = x - cx, y - cy
-                yield character, cx + cos * dx + sin * dy, cy - sin * dx + cos * dy
+                if character != " ":
+                    yield character, *self.turn(x, y)
+
+    def turn(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the page lies after the tilt."""
+        cx, cy = self.size[0] / 2, self.size[1] / 2
+        cos, sin = math.cos(math.radians(self.tilt)), math.sin(math.radians(self.tilt))
+        dx, dy = x - cx, y - cy
+        return cx + cos * dx + sin * dy, cy - sin * dx + cos * dy

@@ -1,6 +1,7 @@
 """Receipts: a shop, a date, goods with prices, sums."""
 
 from .canvas import Canvas
+from .page import Text
 from .vocabulary import GOODS, SHOPS, date, money, number
 
 PRICE = ("What is the price of {name}?", "How much is {name}?", "Price of {name}?", "{name}?")
@@ -18,8 +19,8 @@ def lay_out_receipt(canvas: Canvas) -> None:
     shop = rng.choice(SHOPS)
     shop = shop.upper() if rng.random() < 0.3 else shop
     align = rng.choice((0.5, 0.5, 0.0))
-    if canvas.lines_left() > 4 and canvas.heading(shop, align):
-        canvas.ask(SHOP, shop)
+    if canvas.lines_left() > 4 and (heading := canvas.heading(shop, align)):
+        canvas.ask(SHOP, shop, heading)
     sums = (
         ["Total"]
         if canvas.lines_left() < 6
@@ -33,8 +34,8 @@ def lay_out_receipt(canvas: Canvas) -> None:
     total = 0
     for name in rng.sample(GOODS, k=max(min(room, rng.randint(3, 12)), 1)):
         cents = rng.randint(20, 9999 if rng.random() < 0.2 else 1999)
-        if _pair(canvas, name, symbol + money(cents)):
-            canvas.ask(PRICE, symbol + money(cents), name=name)
+        if price := _pair(canvas, name, symbol + money(cents)):
+            canvas.ask(PRICE, price.text, price, name=name)
             total += cents
     if rng.random() < 0.6:
         canvas.rule()
@@ -42,8 +43,8 @@ def lay_out_receipt(canvas: Canvas) -> None:
     amounts = {"Subtotal": total, "Tax": tax, "Total": total + tax * ("Subtotal" in sums)}
     shout = rng.random() < 0.4
     for label in sums:
-        if _pair(canvas, label.upper() if shout else label, symbol + money(amounts[label])):
-            canvas.ask({"Subtotal": SUBTOTAL, "Tax": TAX, "Total": TOTAL}[label], symbol + money(amounts[label]))
+        if amount := _pair(canvas, label.upper() if shout else label, symbol + money(amounts[label])):
+            canvas.ask({"Subtotal": SUBTOTAL, "Tax": TAX, "Total": TOTAL}[label], amount.text, amount)
 
 
 def _line_below_shop(canvas: Canvas, align: float) -> None:
@@ -53,16 +54,16 @@ def _line_below_shop(canvas: Canvas, align: float) -> None:
         answer = date(rng) if part == "date" else number(rng, 100, 99999)
         label = rng.choice(("Date: ", "Date ", "")) if part == "date" else rng.choice(("No. ", "Receipt ", "No: "))
         if canvas.measure(label + answer) <= canvas.width:
-            canvas.place(label + answer, canvas.left + align * canvas.width, align)
+            placed = canvas.place(label + answer, canvas.left + align * canvas.width, align)
             canvas.next_line()
-            canvas.ask(DATE if part == "date" else NUMBER, answer)
+            canvas.ask(DATE if part == "date" else NUMBER, answer, placed)
 
 
-def _pair(canvas: Canvas, label: str, value: str) -> bool:
-    """A line with a label at the left margin and a value at the right one, if both fit."""
+def _pair(canvas: Canvas, label: str, value: str) -> Text | None:
+    """The value of a line with a label at the left margin and a value at the right one, if both fit."""
     if canvas.measure(label + "  " + value) > canvas.width or canvas.lines_left() < 1:
-        return False
+        return None
     canvas.place(label, canvas.left)
-    canvas.place(value, canvas.right, align=1.0)
+    placed = canvas.place(value, canvas.right, align=1.0)
     canvas.next_line()
-    return True
+    return placed

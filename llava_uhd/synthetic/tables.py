@@ -32,20 +32,25 @@ def lay_out_table(canvas: Canvas) -> None:
     rows = max(min(canvas.lines_left() - 1, rng.randint(3, 10)), 1)
     names = rng.sample(THINGS, k=rows)
     columns = _columns(canvas, ["Item", *names], rows)
-    rng_gap = (canvas.width - sum(max(map(canvas.measure, column)) for column in columns)) / max(len(columns) - 1, 1)
-    gap = min(rng_gap, rng.uniform(1.0, 3.0) * canvas.size)
+    widest_gap = (canvas.width - sum(max(map(canvas.measure, column)) for column in columns)) / max(
+        len(columns) - 1, 1
+    )
+    gap = min(widest_gap, rng.uniform(1.0, 3.0) * canvas.size)
     grid, stripes = rng.random() < 0.3, rng.random() < 0.3
     top, bold = canvas.top, canvas.bold if rng.random() < 0.5 else None
     align = [0.0, *(rng.choice((0.0, 0.5, 1.0)) for _ in columns[1:])]
-    header = [column[0] for column in columns]
     for row in range(rows + 1):
         x = canvas.left
         if row % 2 and stripes:
-            shade = tuple(channel - 14 for channel in canvas.page.paper)
+            red, green, blue = canvas.page.paper
+            shade = (red - 14, green - 14, blue - 14)
             canvas.box((canvas.left, canvas.top, canvas.right, canvas.top + canvas.pitch), fill=shade)
         for column, where in zip(columns, align, strict=True):
             width = max(map(canvas.measure, column))
-            canvas.place(column[row], x + where * width, where, font=bold if row == 0 else None)
+            placed = canvas.place(column[row], x + where * width, where, font=bold if row == 0 else None)
+            if row > 0 and column is not columns[0]:
+                title = column[0]
+                canvas.ask(CELL, placed.text, placed, column=title, lower=title.lower(), row=names[row - 1])
             x += width + gap
         canvas.next_line()
         if row == 0 and not grid:
@@ -54,9 +59,6 @@ def lay_out_table(canvas: Canvas) -> None:
         for row in range(rows + 2):
             y = top + row * canvas.pitch
             canvas.box((canvas.left - 2, y, canvas.right, y + canvas.unit), fill=canvas.ink)
-    for name, *cells in zip(names, *(column[1:] for column in columns[1:]), strict=True):
-        for title, cell in zip(header[1:], cells, strict=True):
-            canvas.ask(CELL, cell, column=title, lower=title.lower(), row=name)
 
 
 def _columns(canvas: Canvas, names: list[str], rows: int) -> list[list[str]]:

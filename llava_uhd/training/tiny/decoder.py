@@ -29,6 +29,7 @@ class Phase:
         read: probability that a page with little text is also read out.
         draws: a window's code is the mean of so many draws of the characters' places: a reader in doubt on which side
             of a window's edge a character lies says a little of both.
+        pointing: weight of `pointing_loss`.
     """
 
     steps: int
@@ -37,15 +38,18 @@ class Phase:
     max_questions: int = 10
     read: float = 0.0
     draws: int = 1
+    pointing: float = 0.0
 
 
 PHASES = {
-    "small": Phase(800, 32, (1, 1, 2), read=0.3),
-    "medium": Phase(200, 24, (2, 3, 4), draws=3),
-    "large": Phase(380, 16, None, draws=3),
+    "small": Phase(600, 32, (1, 1, 2), read=0.3),
+    "medium": Phase(300, 24, (1, 2, 3, 4), draws=3, pointing=0.3),
+    "large": Phase(480, 16, None, draws=3, pointing=0.3),
 }
 # Steps before the rate of a phase's fresh optimizers is reached, which falls by one cosine over all phases.
 FIRST_WARMUP, WARMUP = 100, 20
+# The layer whose first head is taught to look at the window of the next character of an answer.
+POINTING_LAYER = 3
 
 
 class SymbolReader(nn.Module):
@@ -61,12 +65,34 @@ class SymbolReader(nn.Module):
         nn.init.orthogonal_(self.code_map.weight, gain=0.1)
         nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.1)
 
-    def forward(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """(B, length) and the codes of all image tokens (T, WIDTH) to hidden states (B, length, WIDTH)."""
+    def forward(self, input_ids: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states and where the pointing head looks.
+
+        Args:
+            input_ids: (B, length).
+            codes: of all image tokens, (T, WIDTH).
+
+        Returns:
+            (B, length, WIDTH), and the attention (B, length, length) of the head that is taught to look at what is
+            answered.
+        """
         embeds = self.decoder.model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
         embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
-        return self.decoder.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        outputs = self.decoder.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
+        return outputs.last_hidden_state, outputs.attentions[POINTING_LAYER][:, 0]
+
+
+def pointing_loss(attention: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
+    """How little the pointing head looks at the window that holds the next character of an answer.
+
+    Args:
+        attention: (B, length, length).
+        pointers: (B, length), -1 where there is nothing to look at.
+    """
+    points = pointers >= 0
+    found = attention[points].float().gather(1, pointers[points][:, None])
+    return -(found + 1e-4).log().mean()
 
 
 def phase_sample(phase: Phase, seed: int, index: int) -> Sample:
@@ -104,22 +130,24 @@ def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1
     all_steps = sum(phase.steps for phase in PHASES.values())
     stream = batches(lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place)
     right = asked = 0
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
     last = max(phase.steps // shorten, 1)
     for step in range(1, last + 1):
         samples = next(stream)
         rng = random.Random(f"jitter:{seed}:{steps_before + step}")
         codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
-        input_ids, labels = (tensor.to(device) for tensor in collate(samples))
+        input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
         set_rate(optimizers, steps_before + step, all_steps, WARMUP if place else FIRST_WARMUP, steps_before)
         with torch.autocast(device, torch.bfloat16):
-            hidden = reader(input_ids, codes)
+            hidden, attention = reader(input_ids, codes)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-        optimize(loss, optimizers, parameters)
-        losses.append(loss.item())
+        pointing = pointing_loss(attention, pointers)
+        optimize(loss + phase.pointing * pointing, optimizers, parameters)
+        losses.append((loss.item(), pointing.item()))
         right, asked = right + exact, asked + answers
         if step % log_every == 0 or step == last:
-            log.write(step=step, loss=sum(losses) / len(losses), exact=right / asked)
+            means = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
+            log.write(step=step, loss=means[0], pointing=means[1], exact=right / asked)
             losses, right, asked = [], 0, 0
         if step % 100 == 0 or step == last:
             torch.save(reader.state_dict(), out / "decoder.pt")

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BatchFeature
 
-from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from ...model.hiwin import HiWinProjector
+from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...synthetic import make_document, render
-from .decoder import SymbolReader
+from .decoder import SymbolReader, pointing_loss
 from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
@@ -24,7 +25,8 @@ STEPS = 700
 BATCH_SIZE = 8
 MAX_QUESTIONS = 10
 SCALES = (1.5, 2.6)
-READING = 0.5
+# Weights, beside the loss of the answers, of reading and of looking at what is answered.
+READING, POINTING = 0.5, 0.3
 
 
 def join_sample(seed: int, index: int) -> Sample:
@@ -61,15 +63,16 @@ def train_join(out: Path, seed: int, device: str, steps: int = STEPS, log_every:
         samples = next(stream)
         pixels = draw(samples).to(device)
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
-        input_ids, labels = (tensor.to(device) for tensor in collate(samples))
+        input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
         set_rate(optimizers, step, steps, warmup=30)
         with torch.autocast(device, torch.bfloat16):
             codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
-            hidden = reader(input_ids, codes)
+            hidden, attention = reader(input_ids, codes)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         entropy, _, text = score(readout(codes), symbols)
         distance = F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
-        optimize(loss + READING * (entropy + DISTANCE * distance), optimizers, parameters)
+        reading = entropy + DISTANCE * distance
+        optimize(loss + POINTING * pointing_loss(attention, pointers) + READING * reading, optimizers, parameters)
         losses.append(loss.item())
         right, asked, read = right + exact, asked + answers, read + text
         if step % log_every == 0 or step == steps:
@@ -81,13 +84,16 @@ def train_join(out: Path, seed: int, device: str, steps: int = STEPS, log_every:
 
 
 @torch.no_grad()
-def assemble(vision: nn.Module, reader: SymbolReader) -> LlavaUhdForConditionalGeneration:
+def assemble(vision: LlavaUhdModel, reader: SymbolReader) -> LlavaUhdForConditionalGeneration:
     """One model of the two halves: the decoder's matrix for codes becomes a part of the projector's last one."""
     model = build_model(0)
-    model.model.vision_tower.load_state_dict(vision.vision_tower.state_dict())
-    model.model.multi_modal_projector.load_state_dict(vision.multi_modal_projector.state_dict())
+    model.model.load_state_dict({**vision.state_dict(), **_prefixed("language_model.", reader.decoder.model)})
     projector = model.model.multi_modal_projector
+    assert isinstance(projector, HiWinProjector)
     projector.proj.copy_(projector.proj @ reader.code_map.weight.cpu().T)
-    model.model.language_model.load_state_dict(reader.decoder.model.state_dict())
     model.lm_head.load_state_dict(reader.decoder.lm_head.state_dict())
     return model
+
+
+def _prefixed(prefix: str, module: nn.Module) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in module.state_dict().items()}

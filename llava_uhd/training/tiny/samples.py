@@ -15,24 +15,32 @@ import torch
 from ...model.layout import Mark, plan_layout
 from ...model.slicing import SlicePlan
 from ...synthetic import Document, Question
-from .symbols import TOKEN_GRID, plan_of
+from .symbols import TOKEN_GRID, character_positions, plan_of
 from .tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, byte_id, encode
 
 IGNORED = -100
 READ = ("Read the text.", "Read.")
 MAX_READ = 160
 LENGTH_STEP = 40
+# The image's first token comes after the start of the sequence and of the user's turn.
+IMAGE_START = 2
 MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A document with its place in the sequence."""
+    """A conversation about a document.
+
+    Attributes:
+        pointers: for each position from which a character of an answer is predicted, the position of the window in
+            which that character is printed; -1 elsewhere.
+    """
 
     document: Document
     plan: SlicePlan
     input_ids: list[int]
     labels: list[int]
+    pointers: list[int]
 
 
 def make_sample(document: Document, rng: random.Random, max_questions: int, read: float = 0.0) -> Sample:
@@ -44,17 +52,25 @@ def make_sample(document: Document, rng: random.Random, max_questions: int, read
     plan = plan_of(document)
     template = plan_layout(plan, TOKEN_GRID, "stitched").template
     questions = rng.sample(document.questions, k=min(max_questions, len(document.questions)))
+    turns: list[tuple[str, str, Question | None]] = [
+        (question.text, question.answer, question) for question in questions
+    ]
     if rng.random() < read and len(text := read_out(document)) <= MAX_READ:
-        questions = [Question(rng.choice(READ), text), *questions[: max_questions // 2]]
-    ids = [BOS_ID]
-    labels = [IGNORED]
-    for turn, question in enumerate(questions):
+        turns = [(rng.choice(READ), text, None), *turns[: max_questions // 2]]
+    ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
+    for turn, (asked_text, answer_text, question) in enumerate(turns):
         image = [MARKS[mark] for mark in template] if turn == 0 else []
-        asked = [USER_ID, *image, *encode(question.text), ASSISTANT_ID]
-        answer = [*encode(question.answer), EOS_ID]
+        asked = [USER_ID, *image, *encode(asked_text), ASSISTANT_ID]
+        answer = [*encode(answer_text), EOS_ID]
         ids += asked + answer
         labels += [IGNORED] * len(asked) + answer
-    return Sample(document, plan, ids, labels)
+        pointers += [-1] * (len(asked) + len(answer))
+        if question is not None:
+            start = question.source.text.rindex(answer_text)
+            first = len(pointers) - len(answer) - 1
+            printed = character_positions(document, plan, question.source)[start : start + len(answer_text)]
+            pointers[first : first + len(answer_text)] = [IMAGE_START + position for position in printed]
+    return Sample(document, plan, ids, labels, pointers)
 
 
 def read_out(document: Document) -> str:
@@ -63,12 +79,18 @@ def read_out(document: Document) -> str:
     return " ".join(text.text for text in texts)
 
 
-def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `labels`, (B, length) each, padded on the right."""
+def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`input_ids`, `labels` and `pointers`, (B, length) each, padded on the right."""
     length = max(len(sample.input_ids) for sample in samples)
-    ids = [sample.input_ids + [PAD_ID] * (length - len(sample.input_ids)) for sample in samples]
-    labels = [sample.labels + [IGNORED] * (length - len(sample.labels)) for sample in samples]
-    return torch.tensor(ids), torch.tensor(labels)
+
+    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+    return (
+        pad([sample.input_ids for sample in samples], PAD_ID),
+        pad([sample.labels for sample in samples], IGNORED),
+        pad([sample.pointers for sample in samples], -1),
+    )
 
 
 def batches(make: Callable[[int], Sample], batch_size: int, first: int = 0) -> Iterator[list[Sample]]:

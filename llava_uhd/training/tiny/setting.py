@@ -7,6 +7,7 @@ PATCH_SIZE = 14
 QUERY_GRID = 8
 MAX_SLICES = 7
 WIDTH = 192
+VISION_WIDTH = 160
 CONTEXT = 2048
 
 TEXT_CONFIG = {
@@ -22,8 +23,8 @@ TEXT_CONFIG = {
 }
 VISION_CONFIG = {
     "model_type": "clip_vision_model",
-    "hidden_size": 160,
-    "intermediate_size": 640,
+    "hidden_size": VISION_WIDTH,
+    "intermediate_size": 4 * VISION_WIDTH,
     # The last layer is not used: the features are the output of the last but one.
     "num_hidden_layers": 5,
     "num_attention_heads": 5,

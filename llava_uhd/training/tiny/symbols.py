@@ -14,7 +14,7 @@ import torch
 
 from ...model.layout import TokenGrid, plan_layout
 from ...model.slicing import SlicePlan, plan_slices
-from ...synthetic import Document
+from ...synthetic import Document, Text
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, WIDTH
 
 PLACES = 4
@@ -88,3 +88,17 @@ def sequence_symbols(document: Document, plan: SlicePlan, rng: random.Random | N
     """The symbols in the order of the image tokens: (T, S)."""
     order = plan_layout(plan, TOKEN_GRID, "stitched").order
     return np.concatenate(view_symbols(document, plan, rng))[list(order)]
+
+
+def character_positions(document: Document, plan: SlicePlan, text: Text) -> list[int]:
+    """For each character of a text of the page, the position of its window in the sequence of its image."""
+    width, height = document.page.size
+    columns, rows = plan.grid or (1, 1)
+    columns, rows = columns * QUERY_GRID, rows * QUERY_GRID
+    stride = columns + (plan.grid is not None)  # a row separator ends each row of the raster
+    positions = []
+    for _, x, y in text.characters():
+        x, y = document.page.turn(x, y)
+        column, row = int(x * columns / width), int(y * rows / height)
+        positions.append(min(max(row, 0), rows - 1) * stride + min(max(column, 0), columns - 1))
+    return positions

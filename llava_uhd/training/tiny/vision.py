@@ -20,7 +20,7 @@ from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaU
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_document, make_scribble, render
 from .optimization import Log, build_optimizers, optimize, set_rate
-from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_CONFIG, build_config
+from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
 TOWER_STEPS = 2400
@@ -138,7 +138,7 @@ def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log
     """Writes `tower.pt`."""
     progress = Progress(Log(out / "log.jsonl", "tower"), steps, log_every)
     tower = build_model(seed).model.vision_tower.to(device)
-    head = nn.Linear(VISION_CONFIG["hidden_size"], PLACES * NUM_SYMBOLS).to(device)
+    head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS).to(device)
     optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
     parameters = [*tower.parameters(), *head.parameters()]
     pool = ViewPool(seed, patches=True)
@@ -158,12 +158,13 @@ def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log
 class CharacterReadout(nn.Module):
     """Scores of the symbols at each place of a token: its likeness to the code's vectors."""
 
+    vectors: torch.Tensor
+
     def __init__(self):
         super().__init__()
-        vectors = symbol_vectors()
-        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("vectors", symbol_vectors(), persistent=False)
         self.scale = nn.Parameter(torch.tensor(1.0))
-        self.bias = nn.Parameter(torch.zeros(vectors.shape[:2]))
+        self.bias = nn.Parameter(torch.zeros(self.vectors.shape[:2]))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., S, symbols)."""
