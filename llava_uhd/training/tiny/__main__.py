@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("decoder-small", "decoder-medium", "decoder-large", "tower", "projector", "join", "save")
+STAGES = ("decoder-small", "decoder-medium", "decoder-large", "tower", "projector", "adapt", "join", "save")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
         vision.train_tower(out, seed, device, max(vision.TOWER_STEPS // shorten, 1))
     if "projector" in options.stages:
         vision.train_projector(out, seed, device, max(vision.PROJECTOR_STEPS // shorten, 1))
-    if "join" in options.stages:
-        join.train_join(out, seed, device, max(join.STEPS // shorten, 1))
+    for part in join.PARTS:
+        if part in options.stages:
+            join.train_join(out, seed, device, part, shorten)
     if "save" in options.stages:
         folder.save_folder(out / "joined.pt", out / "model")
 

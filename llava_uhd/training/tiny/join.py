@@ -1,10 +1,12 @@
 """The two halves as one: the decoder learns to live with what the vision half really reads.
 
-Documents are drawn, and the loss on the answers flows back through everything. The loss of reading stays beside it, so
-that every character of a page teaches the vision half, not only those that were asked for.
+First the decoder alone adapts, the vision half fixed, which is cheap; then the loss on the answers flows back through
+everything. The loss of reading stays beside it, so that every character of a page teaches the vision half, not only
+those that were asked for.
 """
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,10 +21,25 @@ from .decoder import SymbolReader, pointing_loss
 from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
-from .vision import DISTANCE, CharacterReadout, build_image_processor, build_model, score
+from .vision import DISTANCE, build_image_processor, build_model, load_vision, save_vision, score
 
-STEPS = 700
-BATCH_SIZE = 8
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the joint training.
+
+    Attributes:
+        rate: of the decoder.
+        vision_rate: of the vision half, which does not learn at 0.
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    vision_rate: float
+
+
+PARTS = {"adapt": Part(350, 16, 2e-3, 0.0), "join": Part(250, 8, 1e-3, 5e-4)}
 MAX_QUESTIONS = 10
 SCALES = (1.5, 2.6)
 # Weights, beside the loss of the answers, of reading and of looking at what is answered.
@@ -39,47 +56,53 @@ def draw(samples: list[Sample]) -> BatchFeature:
     return build_image_processor()([render(sample.document.page) for sample in samples], return_tensors="pt")
 
 
-def train_join(out: Path, seed: int, device: str, steps: int = STEPS, log_every: int = 20) -> None:
-    """Reads `decoder.pt` and `vision.pt`, writes `joined.pt`."""
-    log = Log(out / "log.jsonl", "join")
-    vision = build_model(seed).model.to(device)
-    halves = torch.load(out / "vision.pt", weights_only=True, map_location=device)
-    vision.vision_tower.load_state_dict(halves["tower"])
-    vision.multi_modal_projector.load_state_dict(halves["projector"])
-    readout = CharacterReadout().to(device)
-    readout.load_state_dict(halves["readout"])
+def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
+    """One part: reads `decoder.pt` and `vision.pt`, writes them anew, and `joined.pt`, the two as one model."""
+    torch.manual_seed(seed)
+    place, part = list(PARTS).index(name), PARTS[name]
+    log = Log(out / "log.jsonl", name)
+    vision, readout = load_vision(out, device)
     reader = SymbolReader().to(device)
     reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True, map_location=device))
-    seeing = [vision.vision_tower, vision.multi_modal_projector, readout]
-    optimizers = [
-        *build_optimizers(seeing, muon_rate=5e-4, adam_rate=5e-4),
-        *build_optimizers([reader], muon_rate=1e-3, adam_rate=1e-3, head=reader.decoder.lm_head),
-    ]
-    parameters = [p for module in (*seeing, reader) for p in module.parameters() if p.requires_grad]
-    stream = batches(lambda index: join_sample(seed + 2, index), BATCH_SIZE)
-    losses: list[float] = []
-    right = asked = read = 0.0
-    for step in range(1, steps + 1):
+    optimizers = build_optimizers([reader], muon_rate=part.rate, adam_rate=part.rate, head=reader.decoder.lm_head)
+    learning: list[nn.Module] = [reader]
+    if part.vision_rate > 0:
+        learning += [vision.vision_tower, vision.multi_modal_projector, readout]
+        optimizers += build_optimizers(learning[1:], muon_rate=part.vision_rate, adam_rate=part.vision_rate)
+    parameters = [parameter for module in learning for parameter in module.parameters() if parameter.requires_grad]
+    stream = batches(lambda index: join_sample(seed + 2, index), part.batch_size, first=1_000_000 * place)
+    history: list[tuple[float, ...]] = []
+    last = max(part.steps // shorten, 1)
+    for step in range(1, last + 1):
         samples = next(stream)
         pixels = draw(samples).to(device)
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
-        set_rate(optimizers, step, steps, warmup=30)
+        set_rate(optimizers, step, last, warmup=20)
         with torch.autocast(device, torch.bfloat16):
-            codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
+            with torch.set_grad_enabled(part.vision_rate > 0):
+                codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
             hidden, attention = reader(input_ids, codes)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-        entropy, _, text = score(readout(codes), symbols)
-        distance = F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
-        reading = entropy + DISTANCE * distance
-        optimize(loss + POINTING * pointing_loss(attention, pointers) + READING * reading, optimizers, parameters)
-        losses.append(loss.item())
-        right, asked, read = right + exact, asked + answers, read + text
-        if step % log_every == 0 or step == steps:
-            mean = sum(losses) / len(losses)
-            log.write(step=step, loss=mean, exact=right / asked, text_windows=read / len(losses))
-            losses, right, asked, read = [], 0.0, 0.0, 0.0
-        if step % 100 == 0 or step == steps:
+        pointing = pointing_loss(attention, pointers)
+        entropy, _, read = score(readout(codes), symbols)
+        reading = entropy + DISTANCE * F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
+        optimize(loss + POINTING * pointing + READING * reading, optimizers, parameters)
+        history.append((loss.item(), pointing.item(), read, exact, answers))
+        if step % log_every == 0 or step == last:
+            losses, pointings, reads, rights, asked = zip(*history, strict=True)
+            log.write(
+                step=step,
+                loss=sum(losses) / len(history),
+                pointing=sum(pointings) / len(history),
+                text_windows=sum(reads) / len(history),
+                exact=sum(rights) / sum(asked),
+            )
+            history = []
+        if step % 50 == 0 or step == last:
+            torch.save(reader.state_dict(), out / "decoder.pt")
+            if part.vision_rate > 0:
+                save_vision(out, vision, readout)
             torch.save(assemble(vision, reader).state_dict(), out / "joined.pt")
 
 

@@ -24,7 +24,7 @@ from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_WIDTH, build_conf
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
 TOWER_STEPS = 2400
-PROJECTOR_STEPS = 400
+PROJECTOR_STEPS = 750
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Views kept for drawing batches, and how many pages are drawn anew for each batch: a view is used a few times.
@@ -129,7 +129,8 @@ def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
     # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
     config.vision_config._attn_implementation = "eager"
     config.text_config._attn_implementation = "eager"
-    model = LlavaUhdForConditionalGeneration(config)
+    # In evaluation mode: the up-sampler's dropout, meant for its training on its own, would blur what is to be read.
+    model = LlavaUhdForConditionalGeneration(config).eval()
     nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.1)
     return model
 
@@ -180,8 +181,8 @@ def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_ST
     model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
     readout = CharacterReadout().to(device)
     halves = [model.vision_tower, model.multi_modal_projector]
-    fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=2e-3, adam_rate=2e-3)
-    slow = build_optimizers([model.vision_tower], muon_rate=3e-4, adam_rate=3e-4)
+    fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
+    slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
     pool = ViewPool(seed + 1, patches=False)
     for step in range(1, steps + 1):
@@ -195,5 +196,20 @@ def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_ST
         optimize(loss, [*fast, *slow], parameters)
         progress.add(step, loss.item(), windows, text)
         if step % 100 == 0 or step == steps:
-            parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
-            torch.save({name: part.state_dict() for name, part in parts.items()}, out / "vision.pt")
+            save_vision(out, model, readout)
+
+
+def save_vision(out: Path, model: LlavaUhdModel, readout: CharacterReadout) -> None:
+    """Writes `vision.pt`: tower, projector and readout."""
+    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, out / "vision.pt")
+
+
+def load_vision(out: Path, device: str) -> tuple[LlavaUhdModel, CharacterReadout]:
+    """Reads `vision.pt`."""
+    model, readout = build_model(0).model, CharacterReadout()
+    states = torch.load(out / "vision.pt", weights_only=True)
+    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    return model.to(device), readout.to(device)

@@ -9,7 +9,7 @@ from torch import nn
 from llava_uhd.evaluation.synthdoc import evaluate
 from llava_uhd.loading import load
 from llava_uhd.synthetic import held_out_documents
-from llava_uhd.training.tiny import decoder, vision
+from llava_uhd.training.tiny import decoder, join, vision
 from llava_uhd.training.tiny.__main__ import main
 from llava_uhd.training.tiny.decoder import SymbolReader
 from llava_uhd.training.tiny.join import assemble
@@ -45,9 +45,10 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIEWS", 8)
     phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
     monkeypatch.setattr(decoder, "PHASES", phases)
+    monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
     main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert stages == {"decoder-small", "decoder-large", "tower", "projector", "join"}
+    assert stages == {"decoder-small", "decoder-large", "tower", "projector", "adapt", "join"}
     model, processor = load(str(tmp_path / "model"), device="cpu")
     answers = evaluate(model, processor, held_out_documents(2), batch_size=2)
     assert [answer.kind for answer in answers] == ["receipt", "form"]
