@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .loading import built_in, load
     from .model.configuration_llava_uhd import LlavaUhdConfig
     from .model.image_processing_llava_uhd import LlavaUhdImageProcessor
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
@@ -25,10 +26,18 @@ __all__ = [
     "LlavaUhdModel",
     "LlavaUhdProcessor",
     "SlicePlan",
+    "built_in",
+    "load",
     "plan_slices",
 ]
 
-_PURE = {"SlicePlan": ".model.slicing", "plan_slices": ".model.slicing"}
+# These need no registration, which is slow: it imports torch and transformers.
+_PURE = {
+    "SlicePlan": ".model.slicing",
+    "built_in": ".loading",
+    "load": ".loading",
+    "plan_slices": ".model.slicing",
+}
 
 
 def __getattr__(name: str):

@@ -126,8 +126,9 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        typer.echo(f"error: {reason}", err=True)
+        from .loading import first_line
+
+        typer.echo(f"error: {first_line(error)}", err=True)
         sys.exit(1)
 
 

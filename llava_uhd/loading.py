@@ -11,20 +11,57 @@ BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def resolve(model: str) -> str:
-    """The folder of a built-in model; any other name as it is.
+def built_in(name: str = "tiny") -> str:
+    """The folder of a model that comes with the package.
 
     Raises:
-        ValueError: the name looks like a folder, and there is none with a config in it.
+        ValueError: there is none of that name.
+    """
+    if name not in BUILT_IN:
+        raise ValueError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN)}")
+    return str(BUILT_IN[name])
+
+
+def resolve(model: str) -> str:
+    """The folder of a built-in model, or the folder or hub id that was named, once it is known to exist.
+
+    Raises:
+        ValueError: there is no such model.
     """
     if model in BUILT_IN:
-        return str(BUILT_IN[model])
-    path = Path(model)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{model} is not a model folder: it holds no config.json")
-    if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1):
-        raise ValueError(f"unknown model {model!r}: no such folder")
+        return built_in(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{model} is not a model folder: it holds no config.json")
+        return str(path)
+    _check_hub(model)
     return model
+
+
+def _check_hub(model: str) -> None:
+    """One question to the hub, unless its cache has the model: what loads files would ask for each many times."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    try:
+        from huggingface_hub.utils import httpx  # the HTTP library that this release of the hub's client talks with
+    except ImportError:
+        import httpx  # type: ignore[no-redef]
+
+    known = f"built in: {', '.join(BUILT_IN)}; or a folder with a config.json, or a hub id"
+    try:
+        if try_to_load_from_cache(model, "config.json") is None:
+            HfApi().model_info(model, timeout=10)
+    except HFValidationError as error:
+        raise ValueError(f"unknown model {model!r}: there is no such folder ({known})") from error
+    except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
+        raise ValueError(f"cannot load model {model!r} from the hub ({known}): {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
@@ -38,7 +75,7 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
     try:
         return LlavaUhdProcessor.from_pretrained(resolve(model))
     except OSError as error:
-        raise _unknown(model, error) from error
+        raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
 
 
 def load(
@@ -68,7 +105,7 @@ def load(
     try:
         target = device if device == "auto" else torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"unknown device {device!r}: {first_line(error)}") from error
     try:
         loaded = LlavaUhdForConditionalGeneration.from_pretrained(
             resolve(model),
@@ -76,13 +113,7 @@ def load(
             device_map="auto" if target == "auto" else None,
         )
     except OSError as error:
-        raise _unknown(model, error) from error
+        raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
     if target != "auto":
         loaded.to(target)
     return loaded.eval(), processor
-
-
-def _unknown(model: str, error: OSError) -> ValueError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    known = f"built in: {', '.join(BUILT_IN)}; or a folder, or a hub id"
-    return ValueError(f"cannot load model {model!r} ({known}): {reason}")

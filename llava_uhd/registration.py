@@ -3,7 +3,10 @@
 Importing this module does it; `import llava_uhd` imports this module.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+# Older releases hide this one at the top level where torchvision is missing, though it works without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .model.configuration_llava_uhd import LlavaUhdConfig
 from .model.image_processing_llava_uhd import LlavaUhdImageProcessor

@@ -14,7 +14,7 @@ HEAD_CHANNELS = 128
 
 
 def sincos_position_embedding(channels: int, query_grid: int) -> torch.Tensor:
-    """Sine-cosine embedding of a square grid: (query_grid², channels), float32.
+    """Sine-cosine embedding of a square grid: (query_grid², channels), in the default dtype.
 
     The first half of the channels tells the column, the second the row; each half is [sin, cos] of the index times
     10000^(-i / (channels / 4)).
@@ -24,7 +24,7 @@ def sincos_position_embedding(channels: int, query_grid: int) -> torch.Tensor:
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # query_grid, channels / 2
     columns = axis[None, :, :].expand(query_grid, -1, -1)
     rows = axis[:, None, :].expand(-1, query_grid, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(query_grid**2, channels).float()
+    return torch.cat([columns, rows], dim=-1).reshape(query_grid**2, channels).to(torch.get_default_dtype())
 
 
 def resize_positions(positions: torch.Tensor, map_shape: Sequence[int]) -> torch.Tensor:

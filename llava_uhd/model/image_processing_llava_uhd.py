@@ -28,6 +28,7 @@ from .slicing import SlicePlan, enlarged_size, plan_slices
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: twice its MAX_IMAGE_PIXELS
 DOWNLOAD_TIMEOUT = 30  # seconds
+LONGEST_PATH = 4096  # a longer string is an image in base64
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
 
 
@@ -58,9 +59,9 @@ class LlavaUhdImageProcessor(PilBackend):
     """Cuts images into views and packs the views' patches.
 
     An image may be a PIL image, an array or tensor (H x W, H x W x C or C x H x W; integers in 0..255, 16-bit unsigned
-    integers, booleans, or floats in 0..1), a path, encoded bytes, a binary file object, or a `data:` or http(s) URL;
-    images come alone, in a list, or in one list per prompt. Orientation tags are obeyed, transparency is laid on
-    white, and every colour mode is converted to RGB.
+    integers, booleans, or floats in 0..1), a path, encoded bytes, a binary file object, base64, or a `data:` or
+    http(s) URL; images come alone, in a list, or in one list per prompt. Orientation tags are obeyed, transparency is
+    laid on white, and every colour mode is converted to RGB.
 
     Returns, all listed in `model_input_names`:
         - pixel_values (P, 3·p²) float32: image after image; of an image its slices row by row, then its overview; of a
@@ -105,13 +106,19 @@ class LlavaUhdImageProcessor(PilBackend):
 
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
         """Plan the views of an image of this size, by the processor's options or those given instead."""
-        max_side, *options = (
-            getattr(self, name) if kwargs.get(name) is None else kwargs[name]
-            for name in ("max_side", "max_slices", "view_size", "patch_size")
-        )
-        if max_side is not None:
+
+        def option(name: str) -> Any:
+            return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
+
+        if (max_side := option("max_side")) is not None:
             width, height = enlarged_size(width, height, max_side)
-        return plan_slices(width, height, **dict(zip(("max_slices", "view_size", "patch_size"), options, strict=True)))
+        return plan_slices(
+            width,
+            height,
+            max_slices=option("max_slices"),
+            view_size=option("view_size"),
+            patch_size=option("patch_size"),
+        )
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
@@ -121,7 +128,8 @@ class LlavaUhdImageProcessor(PilBackend):
             for image, plan in zip(images, plans, strict=True)
             for view in cut_views(image, plan, kwargs["resample"], kwargs["max_side"])
         ]
-        packed = np.concatenate([np.zeros((0, 3, kwargs["patch_size"] ** 2), np.uint8), *patches])
+        patch_size = plans[0].patch_size if plans else self.patch_size
+        packed = np.concatenate([np.zeros((0, 3, patch_size**2), np.uint8), *patches])
         values = _channel_values(
             kwargs["rescale_factor"] if kwargs["do_rescale"] else 1,
             kwargs["image_mean"] if kwargs["do_normalize"] else (0, 0, 0),
@@ -129,7 +137,7 @@ class LlavaUhdImageProcessor(PilBackend):
         )
         pixel_values = np.stack([values[channel][packed[:, channel]] for channel in range(3)], axis=1)
         data = {
-            "pixel_values": pixel_values.reshape(len(packed), 3 * kwargs["patch_size"] ** 2),
+            "pixel_values": pixel_values.reshape(len(packed), 3 * patch_size**2),
             "view_shapes": np.array([shape for plan in plans for shape in plan.view_shapes], np.int64).reshape(-1, 2),
             "num_views": np.array([plan.num_views for plan in plans], np.int64),
             "grids": np.array([plan.grid or (0, 0) for plan in plans], np.int64).reshape(-1, 2),
@@ -200,11 +208,11 @@ def decode_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXE
 
 def _file(source: Any, name: str) -> tuple[str | BytesIO, str]:
     """What Pillow can open, and what to call it."""
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and (source.startswith("data:") or len(source) > LONGEST_PATH):
         try:
-            source = base64.b64decode(source.partition(",")[2], validate=True)
+            source = base64.b64decode(source.rpartition(",")[2], validate=True)
         except binascii.Error as error:
-            raise ValueError(f"{name} is a data URL that is not valid base64: {error}") from error
+            raise ValueError(f"{name} is not valid base64: {error}") from error
     elif isinstance(source, str) and source.startswith(("http://", "https://")):
         name = source
         try:

@@ -4,7 +4,6 @@ Shapes: B samples, I images, V views of all images, T image tokens of all images
 """
 
 import os
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from .attention import sincos_position_embedding
 from .configuration_llava_uhd import LlavaUhdConfig
 from .hiwin import HiWinProjector, LevelProjection
-from .layout import TokenGrid, layout_views
+from .layout import TokenGrid
+from .packing import unpack
 from .pyramid import JointBilateralUpsampler
 from .resampler import SpatiallyConstrainedResampler, UnshuffleMLP
 from .vision_tower import encode_views, patches_to_pixels
@@ -148,31 +148,15 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         Raises:
             ValueError: the patches do not add up to the view shapes, or the views to the images.
         """
-        shapes = [(height, width) for height, width in view_shapes.tolist()]
-        views_of_image, grids_of_image = num_views.tolist(), grids.tolist()
-        areas = [height * width for height, width in shapes]
-        if sum(areas) != len(pixel_values) or sum(views_of_image) != len(shapes):
-            raise ValueError(
-                f"pixel_values holds {len(pixel_values)} patches, view_shapes adds up to {sum(areas)}; "
-                f"num_views adds up to {sum(views_of_image)}, view_shapes holds {len(shapes)} views"
-            )
-        patches = pixel_values.split(areas)
-        members = defaultdict(list)
-        for view, shape in enumerate(shapes):
-            members[shape].append(view)
-        tokens: list[torch.Tensor] = [None] * len(shapes)  # type: ignore[list-item]
-        for shape, views in members.items():
-            projected = self.project_views(torch.stack([patches[view] for view in views]), shape)
-            for view, of_view in zip(views, projected, strict=True):
-                tokens[view] = of_view
-        images, first = [], 0
-        for count, (columns, rows) in zip(views_of_image, grids_of_image, strict=True):
-            last = first + count - 1
-            layout = layout_views((columns, rows), shapes[first], shapes[last], self.token_grid, self.config.layout)
-            of_image = torch.cat(tokens[first : last + 1])
-            images.append(of_image[torch.tensor(layout.order, device=of_image.device)])
-            first = last + 1
-        return BaseModelOutputWithPooling(pooler_output=images)
+        packing = unpack(len(pixel_values), view_shapes, num_views, grids, self.token_grid, self.config.layout)
+        tokens = torch.cat(
+            [
+                self.project_views(pixel_values[group.rows.to(pixel_values.device)], group.shape).flatten(0, 1)
+                for group in packing.groups
+            ]
+        )
+        in_order = tokens[packing.order.to(tokens.device)]
+        return BaseModelOutputWithPooling(pooler_output=list(in_order.split(packing.tokens_of_image)))
 
     def forward(
         self,
@@ -211,7 +195,12 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
                 self.get_image_features(pixel_values, view_shapes, num_views, grids).pooler_output
             )
         if input_ids is not None:
-            inputs_embeds = self.embed_tokens(input_ids, image_features)
+            # Tokens after the prompt are the model's own: to look for images there would cost a wait at every step.
+            is_prompt = past_key_values is None or past_key_values.get_seq_length() == 0
+            if is_prompt or image_features is not None:
+                inputs_embeds = self.embed_tokens(input_ids, image_features)
+            else:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
         elif image_features is not None:
             raise ValueError("images go with input_ids: where inputs_embeds are given, they must be in them already")
         outputs = self.language_model(

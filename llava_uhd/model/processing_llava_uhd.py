@@ -32,9 +32,6 @@ class LlavaUhdProcessor(ProcessorMixin):
     side by side. Truncation that would cut image tokens is refused.
     """
 
-    # A plain tokenizer returns these by default, and no model behind this processor takes them.
-    text_kwargs = {"return_token_type_ids": False}
-
     def __init__(
         self,
         image_processor: LlavaUhdImageProcessor | None = None,
@@ -78,6 +75,8 @@ class LlavaUhdProcessor(ProcessorMixin):
         tokenizer.add_tokens(
             [AddedToken(text, special=True) for text in self._mark_texts.values()], special_tokens=True
         )
+        # A plain tokenizer returns token types as well, and no model behind this processor takes them.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self._ordinary_ids = {
             tokenizer.convert_tokens_to_ids(SLICE_SEPARATOR): slice_separator_id,
@@ -122,7 +121,6 @@ class LlavaUhdProcessor(ProcessorMixin):
             )
         return processor
 
-    # The base types the options of these two methods as an open TypedDict, which no `Any` can match.
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Decode the images and put a lone prompt into a list. Empty lists of images are no images."""
         images, text, videos, audio = super().prepare_inputs_layout(images=images, text=text, **kwargs)
@@ -166,8 +164,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         but not a piece of it, is given that space.
         """
         texts, offsets = super().get_text_with_replacements(text, *args, **kwargs)
-        all_replacements: Any = offsets  # a list for each text, other than the base's annotation says
-        for index, replacements in enumerate(all_replacements):
+        for index, replacements in enumerate(offsets):
             no_text_follows = {*(entry["new_span"][0] for entry in replacements), len(texts[index])}
             shift = 0
             for entry in replacements:
@@ -177,7 +174,7 @@ class LlavaUhdProcessor(ProcessorMixin):
                 entry["replacement"] += inserted
                 entry["new_span"] = (start + shift, end + shift + len(inserted))
                 shift += len(inserted)
-        return texts, all_replacements
+        return texts, offsets
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: list[str]) -> None:
         """Refuse image tokens that were cut off, and give the separators their ordinary ids.
@@ -213,7 +210,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         """Count the image tokens, and the rows of `pixel_values`, of images of (height, width): for vLLM."""
         if image_sizes is None:
             return MultiModalData()
-        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        options = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
         return MultiModalData(
             num_image_tokens=[
                 self.image_layout(width, height, **options).num_image_tokens for height, width in image_sizes

@@ -8,14 +8,17 @@ Shapes: N views, C channels, h w source map, H W = 2h 2w, P = 49 taps in row-maj
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 RADIUS = 3
-TAPS = (2 * RADIUS + 1) ** 2
+SPAN = 2 * RADIUS + 1
+TAPS = SPAN**2
+# Side of the tiles in which maps are convolved: larger ones repeat less border but multiply more zeros.
+TILE = 8
 KEY_DIM = 32
 # Weight of the learned corrections, of the kernels and of the up-sampled maps, as published.
 FIXUP_SCALE = 0.1
@@ -33,45 +36,39 @@ def pad_border(x: torch.Tensor) -> torch.Tensor:
 def shifts(padded: torch.Tensor, shape: Sequence[int]) -> Iterator[torch.Tensor]:
     """The P shifted views of a padded map (..., H+6, W+6), none of them a copy."""
     height, width = shape
-    for dy in range(2 * RADIUS + 1):
-        for dx in range(2 * RADIUS + 1):
+    for dy in range(SPAN):
+        for dx in range(SPAN):
             yield padded[..., dy : dy + height, dx : dx + width]
 
 
-class _AdaptiveConvolution(torch.autograd.Function):
-    """out[n, c, y, x] = sum_p kernels[n, p, y, x] · padded[n, c, (y, x) + p], one tap after the other.
-
-    Neither direction holds more than one shifted copy of the map, where autograd alone would keep all 49.
-    """
-
-    @staticmethod
-    def forward(ctx, padded: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(padded, kernels)
-        shape = kernels.shape[-2:]
-        out = padded.new_zeros(*padded.shape[:2], *shape)
-        for p, shifted in enumerate(shifts(padded, shape)):
-            out.addcmul_(shifted, kernels[:, p : p + 1])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        padded, kernels = ctx.saved_tensors
-        shape = kernels.shape[-2:]
-        grad_padded = torch.zeros_like(padded) if ctx.needs_input_grad[0] else None
-        grad_kernels = torch.empty_like(kernels) if ctx.needs_input_grad[1] else None
-        if grad_padded is not None:
-            for p, target in enumerate(shifts(grad_padded, shape)):
-                target.addcmul_(grad, kernels[:, p : p + 1])
-        if grad_kernels is not None:
-            for p, shifted in enumerate(shifts(padded, shape)):
-                torch.sum(grad * shifted, dim=1, out=grad_kernels[:, p])
-        return grad_padded, grad_kernels
+@lru_cache
+def _tap_places() -> torch.Tensor:
+    """Where in a tile's neighbourhood each tap of each of its positions lies: (TILE², P)."""
+    y, x, dy, dx = torch.meshgrid(*map(torch.arange, (TILE, TILE, SPAN, SPAN)), indexing="ij")
+    return ((y + dy) * (TILE + 2 * RADIUS) + x + dx).reshape(TILE**2, TAPS)
 
 
 def adaptive_convolution(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """A convolution with a kernel of its own at every position: (N, C, H, W), (N, P, H, W) to (N, C, H, W)."""
-    return _AdaptiveConvolution.apply(pad_border(source), kernels)
+    """A convolution with a kernel of its own at every position: (N, C, H, W), (N, P, H, W) to (N, C, H, W).
+
+    out[n, c, y, x] = sum_p kernels[n, p, y, x] · padded[n, c, (y, x) + p], as one matrix product per tile of the map:
+    a tile's kernels, spread over the tile with its border, times the map there. The map is copied about three times,
+    not 49 times, in both directions.
+    """
+    n, channels, height, width = source.shape
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    rest = (0, columns * TILE - width, 0, rows * TILE - height)
+    side = TILE + 2 * RADIUS
+    tiles = F.pad(pad_border(source), rest).unfold(2, side, TILE).unfold(3, side, TILE)
+    tiles = tiles.permute(0, 2, 3, 4, 5, 1).reshape(-1, side**2, channels)
+    taps = F.pad(kernels, rest).view(n, TAPS, rows, TILE, columns, TILE)
+    taps = taps.permute(0, 2, 4, 3, 5, 1).reshape(-1, TILE**2, TAPS)
+    places = _tap_places().to(taps.device).expand(len(taps), -1, -1)
+    matrices = taps.new_zeros(len(taps), TILE**2, side**2).scatter(2, places, taps)
+    with torch.autocast(source.device.type, enabled=False):
+        out = torch.bmm(matrices, tiles).view(n, rows, columns, TILE, TILE, channels)
+    out = out.permute(0, 5, 1, 3, 2, 4).reshape(n, channels, rows * TILE, columns * TILE)
+    return out[..., :height, :width]
 
 
 class JointBilateralUpsampler(nn.Module):
@@ -97,7 +94,7 @@ class JointBilateralUpsampler(nn.Module):
 
     def spatial_kernel(self) -> torch.Tensor:
         """A Gaussian of the distance, not normalised: (1, P, 1, 1)."""
-        axis = torch.linspace(-1, 1, 2 * RADIUS + 1, device=self.sigma_spatial.device)
+        axis = torch.linspace(-1, 1, SPAN, device=self.sigma_spatial.device)
         distance = axis[:, None] ** 2 + axis[None, :] ** 2
         return torch.exp(-distance / (2 * self.sigma_spatial**2)).view(1, TAPS, 1, 1)
 

@@ -1,1 +1,1 @@
-"""Training: data, label masks, recipes; and the built-in model from scratch (`tiny`)."""
+"""Training: data, collation, label masks, and the stages of the recipe."""

@@ -205,15 +205,19 @@ def test_attention_implementations_agree(implementation):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("projector", ["hiwin", "resampler", "mlp"])
-def test_half_precision_is_near_float32(dtype, projector):
+def test_half_precision_is_near_float32(dtype, projector, tmp_path):
     config = small_config(type=projector)
     torch.manual_seed(0)
     model, inputs = LlavaUhdForConditionalGeneration(config).eval(), sample(config, [(150, 120)])
     with torch.no_grad():
         expected = model(**inputs).logits
         actual = model.to(dtype)(**inputs).logits
-    assert actual.dtype == dtype
-    assert (actual.float() - expected).std() < 0.1 * expected.std()
+        model.save_pretrained(tmp_path)
+        loaded = LlavaUhdForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+        from_disk = loaded(**inputs).logits
+    assert actual.dtype == dtype and {p.dtype for p in loaded.parameters()} == {dtype}
+    for logits in (actual, from_disk):
+        assert (logits.float() - expected).std() < 0.1 * expected.std()
 
 
 def test_siglip_tower():

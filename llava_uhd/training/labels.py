@@ -1,0 +1,94 @@
+"""Labels: which tokens of a conversation the model learns to say. Pure functions of token ids.
+
+`answer_labels` is the plain rule: the answers, as the chat template marks them. The published data preparations differ
+from it in detail, and the others reproduce them to the token, for runs that repeat the published training. All agree
+on ids before or after the image tokens are expanded, since no image token is ever learned.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+IGNORE = -100
+VICUNA_END = "</s>"
+VICUNA_ANSWER = "ASSISTANT: "
+
+
+def answer_labels(input_ids: Sequence[int], answer_mask: Sequence[int]) -> list[int]:
+    """Labels of the marked tokens.
+
+    Args:
+        input_ids: of one conversation.
+        answer_mask: 1 for tokens to learn: `assistant_masks` from `apply_chat_template`.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
+    if len(input_ids) != len(answer_mask):
+        raise ValueError(f"there are {len(input_ids)} tokens, but a mask of {len(answer_mask)}")
+    return [token if learned else IGNORE for token, learned in zip(input_ids, answer_mask, strict=True)]
+
+
+def plain_labels(input_ids: Sequence[int], num_prompt_tokens: int) -> list[int]:
+    """Published labels of the `plain` format: everything after the image.
+
+    Args:
+        input_ids: of an image and its caption.
+        num_prompt_tokens: tokens up to the end of the image, with the begin-of-text token.
+    """
+    return [IGNORE] * num_prompt_tokens + list(input_ids[num_prompt_tokens:])
+
+
+def vicuna_labels(
+    input_ids: Sequence[int], prompt: str, count_tokens: Callable[[str], int], *, legacy: bool = False
+) -> list[int]:
+    """Published labels of the `vicuna` format: answers, found by tokenizing each round again by itself.
+
+    A round by itself begins with the begin-of-text token, where in the conversation it ends with the end-of-text
+    token: as many tokens. After the first round it also begins with a space that it lacks in the conversation, unless
+    the tokenizer is `legacy` and puts a space after special tokens too. Where the sum is off nevertheless, the
+    published code ignores the whole sample.
+
+    Args:
+        input_ids: of the conversation.
+        prompt: its text.
+        count_tokens: number of tokens of a text by itself, with the begin-of-text token, and its images counted as
+            they are in `input_ids`.
+        legacy: as the tokenizer's option of this name.
+    """
+    labels = [IGNORE] * len(input_ids)
+    position = 1
+    for index, text in enumerate(filter(None, prompt.split(VICUNA_END))):
+        question, marker, answer = text.partition(VICUNA_ANSWER)
+        if not marker or VICUNA_ANSWER in answer:
+            break
+        leading_space = int(index > 0 and not legacy)
+        start = position + count_tokens(question + marker) - 2 - leading_space
+        position += count_tokens(text) - leading_space
+        labels[start:position] = input_ids[start:position]
+    return labels if position == len(input_ids) else [IGNORE] * len(input_ids)
+
+
+def chatml_labels(
+    input_ids: Sequence[int],
+    *,
+    turn_start: int,
+    assistant_header: Sequence[int],
+    always_learned: Collection[int],
+    ignored: Collection[int] = (),
+) -> list[int]:
+    """Published labels of the `qwen` format: assistant turns with their headers, and some tokens wherever they stand.
+
+    Args:
+        input_ids: of the conversation.
+        turn_start: id of `<|im_start|>`.
+        assistant_header: ids of "assistant" and the newline.
+        always_learned: ids learned in every turn: published for `<|im_start|>`, `<|im_end|>` and the newline (198).
+        ignored: ids never learned, such as the image token's, though they stand in an assistant turn.
+    """
+    header = list(assistant_header)
+    labels, in_answer = [], False
+    for index, token in enumerate(input_ids):
+        if token == turn_start:
+            in_answer = list(input_ids[index + 1 : index + 1 + len(header)]) == header
+        learned = (in_answer or token in always_learned) and token not in ignored
+        labels.append(token if learned else IGNORE)
+    return labels
