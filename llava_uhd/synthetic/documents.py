@@ -16,9 +16,11 @@ from .tables import lay_out_table
 
 LAYOUTS = {"receipt": lay_out_receipt, "form": lay_out_form, "table": lay_out_table, "chart": lay_out_chart}
 KINDS = tuple(LAYOUTS)
-# Width over height of a document with six slices, by kind.
-ASPECTS = {"receipt": (0.45, 0.85), "form": (0.55, 1.7), "table": (0.8, 2.3), "chart": (0.75, 2.0)}
-STRIP_ASPECTS = (0.16, 0.19)
+# Width over height of a document, by its number of slices, before it varies by `SPREAD`: that of a grid of square
+# slices, such as 2 x 3 for a sheet of A4.
+ASPECTS = {1: (1.0,), 2: (0.5, 2.0), 3: (1 / 3, 3.0), 4: (1.0,), 5: (2 / 3, 1.5), 6: (2 / 3, 1.5)}
+STRIP_ASPECT = 1 / 6
+SPREAD = 0.1
 SCALES = (1.5, 3.5)
 HELD_OUT_SEED = 7_000_001
 
@@ -78,12 +80,12 @@ def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:
 
 def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[float, float]) -> tuple[int, int]:
     """(width, height) in pixels."""
-    if num_slices < 6:
-        area, aspect = 0.97 * num_slices * VIEW_SIZE**2, rng.uniform(0.6, 1.6)
-    else:
-        area = num_slices * (VIEW_SIZE * rng.uniform(*scales)) ** 2
-        strip = kind == "receipt" and rng.random() < 0.05
-        aspect = rng.uniform(*(STRIP_ASPECTS if strip else ASPECTS[kind]))
+    area = num_slices * VIEW_SIZE**2
+    area *= rng.uniform(*scales) ** 2 if num_slices == 6 else 0.97
+    aspect = rng.choice(ASPECTS[num_slices])
+    if kind == "receipt" and num_slices == 6:
+        aspect = STRIP_ASPECT if rng.random() < 0.05 else min(ASPECTS[num_slices])
+    aspect *= rng.uniform(1 - SPREAD, 1 + SPREAD)
     return round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
 
 

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("decoder-small", "decoder-medium", "decoder-large", "tower", "projector", "adapt", "join", "save")
+STAGES = (
+    "decoder-small",
+    "decoder-medium",
+    "decoder-large",
+    "decoder-sharp",
+    "tower",
+    "projector",
+    "adapt",
+    "join",
+    "save",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

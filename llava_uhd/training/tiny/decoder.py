@@ -5,6 +5,7 @@ begin small: on short sequences the decoder finds sooner how to look (a sudden r
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from .setting import WIDTH, build_config
 from .symbols import encode_symbols, sequence_symbols, symbol_vectors
 from .tokenizer import IMAGE_ID
 
+# (layer, head): heads that are taught to look at the window of the next character of an answer. One head of the last
+# layer but one finds the window; together with those of the last layer, a window's whole code fits through.
+FINDING = ((3, 0),)
+READING = ((3, 0), (4, 0), (4, 1), (4, 2))
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -30,6 +36,9 @@ class Phase:
         draws: a window's code is the mean of so many draws of the characters' places: a reader in doubt on which side
             of a window's edge a character lies says a little of both.
         pointing: weight of `pointing_loss`.
+        heads: that the loss is about.
+        rate: of the optimizers at their peak.
+        cosine: the part of the rate's cosine, from 0 to 1, that this phase goes along.
     """
 
     steps: int
@@ -39,17 +48,19 @@ class Phase:
     read: float = 0.0
     draws: int = 1
     pointing: float = 0.0
+    heads: tuple[tuple[int, int], ...] = FINDING
+    rate: float = 3e-3
+    cosine: tuple[float, float] = (0.0, 1.0)
 
 
 PHASES = {
-    "small": Phase(600, 32, (1, 1, 2), read=0.3),
-    "medium": Phase(300, 24, (1, 2, 3, 4), draws=3, pointing=0.3),
-    "large": Phase(480, 16, None, draws=3, pointing=0.3),
+    "small": Phase(600, 32, (1, 1, 2), read=0.3, cosine=(0.0, 0.43)),
+    "medium": Phase(300, 24, (1, 2, 3, 4), draws=3, pointing=0.3, cosine=(0.43, 0.65)),
+    "large": Phase(480, 16, None, draws=3, pointing=0.3, cosine=(0.65, 1.0)),
+    "sharp": Phase(300, 16, None, draws=3, pointing=0.3, heads=READING, rate=1.5e-3),
 }
-# Steps before the rate of a phase's fresh optimizers is reached, which falls by one cosine over all phases.
+# Steps before the rate of a phase's fresh optimizers is reached.
 FIRST_WARMUP, WARMUP = 100, 20
-# The layer whose first head is taught to look at the window of the next character of an answer.
-POINTING_LAYER = 3
 
 
 class SymbolReader(nn.Module):
@@ -65,33 +76,37 @@ class SymbolReader(nn.Module):
         nn.init.orthogonal_(self.code_map.weight, gain=0.1)
         nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.1)
 
-    def forward(self, input_ids: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states and where the pointing head looks.
+    def forward(
+        self, input_ids: torch.Tensor, codes: torch.Tensor, heads: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states, and where some heads look.
 
         Args:
             input_ids: (B, length).
             codes: of all image tokens, (T, WIDTH).
+            heads: (layer, head) of the heads.
 
         Returns:
-            (B, length, WIDTH), and the attention (B, length, length) of the head that is taught to look at what is
-            answered.
+            (B, length, WIDTH), and the attention of the heads, (B, heads, length, length).
         """
         embeds = self.decoder.model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
         embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
         outputs = self.decoder.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
-        return outputs.last_hidden_state, outputs.attentions[POINTING_LAYER][:, 0]
+        attention = torch.stack([outputs.attentions[layer][:, head] for layer, head in heads], dim=1)
+        return outputs.last_hidden_state, attention
 
 
 def pointing_loss(attention: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
-    """How little the pointing head looks at the window that holds the next character of an answer.
+    """How little heads look at the window that holds the next character of an answer.
 
     Args:
-        attention: (B, length, length).
+        attention: (B, heads, length, length).
         pointers: (B, length), -1 where there is nothing to look at.
     """
     points = pointers >= 0
-    found = attention[points].float().gather(1, pointers[points][:, None])
+    found = attention.transpose(1, 2)[points].float()  # points, heads, length
+    found = found.gather(2, pointers[points][:, None, None].expand(-1, found.shape[1], 1))
     return -(found + 1e-4).log().mean()
 
 
@@ -124,22 +139,20 @@ def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1
         reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True))
     reader.to(device)
     vectors = symbol_vectors()
-    optimizers = build_optimizers([reader], muon_rate=3e-3, adam_rate=3e-3, head=reader.decoder.lm_head)
+    optimizers = build_optimizers([reader], muon_rate=phase.rate, adam_rate=phase.rate, head=reader.decoder.lm_head)
     parameters = list(reader.parameters())
-    steps_before = sum(earlier.steps for earlier in list(PHASES.values())[:place])
-    all_steps = sum(phase.steps for phase in PHASES.values())
     stream = batches(lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place)
     right = asked = 0
     losses: list[tuple[float, float]] = []
-    last = max(phase.steps // shorten, 1)
+    last, (start, end) = max(phase.steps // shorten, 1), phase.cosine
     for step in range(1, last + 1):
         samples = next(stream)
-        rng = random.Random(f"jitter:{seed}:{steps_before + step}")
+        rng = random.Random(f"jitter:{seed}:{name}:{step}")
         codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
-        set_rate(optimizers, steps_before + step, all_steps, WARMUP if place else FIRST_WARMUP, steps_before)
+        set_rate(optimizers, start + (end - start) * step / last, step / (WARMUP if place else FIRST_WARMUP))
         with torch.autocast(device, torch.bfloat16):
-            hidden, attention = reader(input_ids, codes)
+            hidden, attention = reader(input_ids, codes, phase.heads)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         pointing = pointing_loss(attention, pointers)
         optimize(loss + phase.pointing * pointing, optimizers, parameters)

@@ -17,7 +17,7 @@ from transformers import BatchFeature
 from ...model.hiwin import HiWinProjector
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...synthetic import make_document, render
-from .decoder import SymbolReader, pointing_loss
+from .decoder import READING, SymbolReader, pointing_loss
 from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
@@ -43,7 +43,7 @@ PARTS = {"adapt": Part(350, 16, 2e-3, 0.0), "join": Part(250, 8, 1e-3, 5e-4)}
 MAX_QUESTIONS = 10
 SCALES = (1.5, 2.6)
 # Weights, beside the loss of the answers, of reading and of looking at what is answered.
-READING, POINTING = 0.5, 0.3
+READING_WEIGHT, POINTING_WEIGHT = 0.5, 0.3
 
 
 def join_sample(seed: int, index: int) -> Sample:
@@ -78,16 +78,16 @@ def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, l
         pixels = draw(samples).to(device)
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
-        set_rate(optimizers, step, last, warmup=20)
+        set_rate(optimizers, step / last, step / 20)
         with torch.autocast(device, torch.bfloat16):
             with torch.set_grad_enabled(part.vision_rate > 0):
                 codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
-            hidden, attention = reader(input_ids, codes)
+            hidden, attention = reader(input_ids, codes, READING)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         pointing = pointing_loss(attention, pointers)
         entropy, _, read = score(readout(codes), symbols)
         reading = entropy + DISTANCE * F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
-        optimize(loss + POINTING * pointing + READING * reading, optimizers, parameters)
+        optimize(loss + POINTING_WEIGHT * pointing + READING_WEIGHT * reading, optimizers, parameters)
         history.append((loss.item(), pointing.item(), read, exact, answers))
         if step % log_every == 0 or step == last:
             losses, pointings, reads, rights, asked = zip(*history, strict=True)

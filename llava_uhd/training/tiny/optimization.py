@@ -39,17 +39,17 @@ def build_optimizers(
     return [muon, adam]
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, warmup: int = 1, first: int = 0) -> None:
-    """Sets the rate: a cosine from the peak down to 2 % of it, and a linear warm-up.
+def set_rate(optimizers: list[torch.optim.Optimizer], progress: float, warmed_up: float) -> None:
+    """Sets the rate: a cosine from the peak down to 2 % of it, times a linear warm-up.
 
     Args:
-        step: from 1.
-        warmup: steps of the warm-up, which begins after step `first`, where the optimizers are new.
+        progress: along the cosine, from 0 to 1.
+        warmed_up: how much of the warm-up is done; 1 and more for all of it.
     """
-    factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+    factor = min(warmed_up, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = min((step - first) / warmup, 1.0) * factor * group["peak"]
+            group["lr"] = factor * group["peak"]
 
 
 def optimize(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:

@@ -42,31 +42,32 @@ def plan_of(document: Document) -> SlicePlan:
     return plan_slices(width, height, max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
 
 
-def view_symbols(
-    document: Document, plan: SlicePlan, rng: random.Random | None = None, patches: bool = False
-) -> list[np.ndarray]:
+def view_symbols(document: Document, plan: SlicePlan, rng: random.Random | None = None) -> list[np.ndarray]:
     """The symbols of every view, slices row by row, then the overview: (G², S) each.
+
+    The window of a token is here the patch of the same row and column: RoI-Align, as published, samples half a pixel
+    late, so that on a map of about G x G window i sees mostly pixel i. A last row or column of windows without patches
+    is empty.
 
     Args:
         rng: moves the characters a little, for a decoder that must live with a reader in doubt.
-        patches: of the patches of a view, (H·W, S), in place of the windows of its tokens.
     """
     columns, rows = plan.grid or (1, 1)
-    height, width = plan.view_shapes[0] if patches else (QUERY_GRID, QUERY_GRID)
+    height, width = plan.view_shapes[0]
     windows = _windows(document, columns * width, rows * height, rng)
-    raster = np.full((rows * height, columns * width, PLACES), EMPTY)
+    views = np.full((rows, columns, QUERY_GRID, QUERY_GRID, PLACES), EMPTY)
     for (row, column), inside in windows.items():
-        for place, (_, character) in enumerate(sorted(inside)[:PLACES]):
-            raster[row, column, place] = ord(character) - 32 + FIRST_CHARACTER
-    views = list(raster.reshape(rows, height, columns, width, PLACES).transpose(0, 2, 1, 3, 4))
-    views = [view for row_of_views in views for view in row_of_views]
+        (slice_row, i), (slice_column, j) = divmod(row, height), divmod(column, width)
+        if i < QUERY_GRID and j < QUERY_GRID:
+            for place, (_, character) in enumerate(sorted(inside)[:PLACES]):
+                views[slice_row, slice_column, i, j, place] = ord(character) - 32 + FIRST_CHARACTER
+    symbols = list(views.reshape(rows * columns, QUERY_GRID**2, PLACES))
     if plan.grid is not None:
-        height, width = plan.view_shapes[-1] if patches else (QUERY_GRID, QUERY_GRID)
-        overview = np.full((height, width, PLACES), EMPTY)
-        for row, column in _windows(document, width, height, rng):
+        overview = np.full((QUERY_GRID, QUERY_GRID, PLACES), EMPTY)
+        for row, column in _windows(document, QUERY_GRID, QUERY_GRID, rng):
             overview[row, column, 0] = SMALL
-        views.append(overview)
-    return [view.reshape(-1, PLACES) for view in views]
+        symbols.append(overview.reshape(QUERY_GRID**2, PLACES))
+    return symbols
 
 
 def _windows(
@@ -93,12 +94,18 @@ def sequence_symbols(document: Document, plan: SlicePlan, rng: random.Random | N
 def character_positions(document: Document, plan: SlicePlan, text: Text) -> list[int]:
     """For each character of a text of the page, the position of its window in the sequence of its image."""
     width, height = document.page.size
-    columns, rows = plan.grid or (1, 1)
-    columns, rows = columns * QUERY_GRID, rows * QUERY_GRID
-    stride = columns + (plan.grid is not None)  # a row separator ends each row of the raster
+    (columns, rows), (patch_rows, patch_columns) = plan.grid or (1, 1), plan.view_shapes[0]
+    stride = columns * QUERY_GRID + (plan.grid is not None)  # a row separator ends each row of the raster
     positions = []
     for _, x, y in text.characters():
         x, y = document.page.turn(x, y)
-        column, row = int(x * columns / width), int(y * rows / height)
-        positions.append(min(max(row, 0), rows - 1) * stride + min(max(column, 0), columns - 1))
+        column = _window_along(int(x * columns * patch_columns / width), columns, patch_columns)
+        row = _window_along(int(y * rows * patch_rows / height), rows, patch_rows)
+        positions.append(row * stride + column)
     return positions
+
+
+def _window_along(patch: int, slices: int, patches: int) -> int:
+    """The place of a patch's window along one side of the raster of all slices' windows."""
+    index, inside = divmod(min(max(patch, 0), slices * patches - 1), patches)
+    return index * QUERY_GRID + min(inside, QUERY_GRID - 1)

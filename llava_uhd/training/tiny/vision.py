@@ -2,7 +2,7 @@
 
 First the tower alone, which is cheap: a throw-away head on its patches names the characters whose middles lie in each.
 Then the whole path: the projector's tokens are pulled towards the code of their window, and read out by comparing them
-with the code's vectors, place by place. Documents repeat their words, so half of the pages are covered with random
+with the code's vectors, place by place. Documents repeat their words, so most pages are covered with random
 characters.
 """
 
@@ -20,16 +20,13 @@ from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaU
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_document, make_scribble, render
 from .optimization import Log, build_optimizers, optimize, set_rate
-from .setting import MAX_SLICES, PATCH_SIZE, VIEW_SIZE, VISION_WIDTH, build_config
+from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
-TOWER_STEPS = 2400
-PROJECTOR_STEPS = 750
+TOWER_STEPS = 1600
+PROJECTOR_STEPS = 500
 VIEWS = 64
 SCALES = (1.4, 2.2)
-# Views kept for drawing batches, and how many pages are drawn anew for each batch: a view is used a few times.
-POOL_PAGES = 400
-PAGES_A_STEP = 3
 # Weight of the distance to the code beside the cross entropy of the symbols.
 DISTANCE = 0.5
 
@@ -41,56 +38,42 @@ def build_image_processor() -> LlavaUhdImageProcessor:
 
 
 def make_page(seed: int, index: int) -> Document:
-    """A document, or every second time a page of random characters. Of low resolution: slices reduce it anyway."""
-    if index % 2:
+    """A page of random characters, or every fourth time a document. Of low resolution: slices reduce it anyway."""
+    if index % 4:
         return make_scribble(seed, index, scales=SCALES)
     return make_document(seed, index, scales=SCALES)
 
 
-class ViewPool:
-    """Views of the latest pages, by shape."""
+class ViewStream:
+    """Batches of views of one shape, each view once, from pages drawn anew."""
 
-    def __init__(self, seed: int, patches: bool):
-        """Fills the pool.
-
-        Args:
-            patches: label the patches of views, not the windows of tokens.
-        """
-        self.seed, self.patches = seed, patches
+    def __init__(self, seed: int, overviews: bool = True):
+        self.seed, self.overviews = seed, overviews
         self.process = build_image_processor()
-        self.rng = random.Random(f"pool:{seed}:{patches}")
+        self.rng = random.Random(f"views:{seed}")
         self.next_page = 0
-        self.pages: list[list[tuple[Shape, torch.Tensor, np.ndarray]]] = []
-        for _ in range(POOL_PAGES):
-            self.draw_page()
+        self.waiting: dict[Shape, list[tuple[torch.Tensor, np.ndarray]]] = defaultdict(list)
 
     def draw_page(self) -> None:
-        """Adds one page; the oldest goes where there are enough. Empty views are mostly left out."""
+        """Adds the views of one page. Empty views are mostly left out."""
         page = make_page(self.seed, self.next_page)
+        self.next_page += 1
         plan = plan_of(page)
         pixels = self.process(render(page.page), return_tensors="pt")["pixel_values"].half()
         views = pixels.split([rows * columns for rows, columns in plan.view_shapes])
-        labels = view_symbols(page, plan, patches=self.patches)
-        kept = [
-            (shape, view, symbols)
-            for shape, view, symbols in zip(plan.view_shapes, views, labels, strict=True)
-            if (symbols != EMPTY).mean() > 0.02 or self.rng.random() < 0.1
-        ]
-        self.next_page += 1
-        self.pages.append(kept)
-        del self.pages[:-POOL_PAGES]
+        all_symbols = view_symbols(page, plan)
+        if plan.grid is not None and not self.overviews:
+            del all_symbols[-1]
+        for shape, view, symbols in zip(plan.view_shapes, views, all_symbols, strict=False):
+            if (symbols != EMPTY).mean() > 0.02 or self.rng.random() < 0.1:
+                self.waiting[shape].append((view, symbols))
 
     def batch(self) -> tuple[Shape, torch.Tensor, torch.Tensor]:
-        """A shape, drawn by how frequent it is, with patches (N, H·W, 3·p·p) and symbols (N, H·W or G², S)."""
-        for _ in range(PAGES_A_STEP):
+        """A shape, with patches (N, H·W, 3·p·p) and symbols (N, G², S)."""
+        while max((len(views) for views in self.waiting.values()), default=0) < VIEWS:
             self.draw_page()
-        by_shape: dict[Shape, list[tuple[torch.Tensor, np.ndarray]]] = defaultdict(list)
-        for shape, view, symbols in (entry for page in self.pages for entry in page):
-            by_shape[shape].append((view, symbols))
-        shapes = sorted(by_shape)
-        shape = self.rng.choices(shapes, weights=[len(by_shape[shape]) for shape in shapes])[0]
-        chosen = self.rng.sample(by_shape[shape], k=min(VIEWS, len(by_shape[shape])))
-        views, symbols = zip(*chosen, strict=True)
+        shape = max(self.waiting, key=lambda shape: len(self.waiting[shape]))
+        views, symbols = zip(*self.waiting.pop(shape), strict=True)
         return shape, torch.stack(views).float(), torch.from_numpy(np.stack(symbols))
 
 
@@ -142,14 +125,17 @@ def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log
     head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS).to(device)
     optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
     parameters = [*tower.parameters(), *head.parameters()]
-    pool = ViewPool(seed, patches=True)
+    stream = ViewStream(seed, overviews=False)
     for step in range(1, steps + 1):
-        shape, patches, symbols = pool.batch()
-        set_rate(optimizers, step, steps, warmup=100)
+        shape, patches, symbols = stream.batch()
+        set_rate(optimizers, step / steps, step / 100)
         with torch.autocast(device, torch.bfloat16):
             features = encode_views(tower, patches.to(device), shape, feature_layer=-2)
-            scores = head(features.flatten(2).transpose(1, 2)).unflatten(-1, (PLACES, NUM_SYMBOLS))
-        loss, windows, text = score(scores.float(), symbols.to(device))
+            scores = head(features.permute(0, 2, 3, 1)).unflatten(-1, (PLACES, NUM_SYMBOLS))
+        rows, columns = min(shape[0], QUERY_GRID), min(shape[1], QUERY_GRID)
+        symbols = symbols.unflatten(1, (QUERY_GRID, QUERY_GRID))
+        scores, symbols = scores[:, :rows, :columns].float(), symbols[:, :rows, :columns].to(device)
+        loss, windows, text = score(scores, symbols)
         optimize(loss, optimizers, parameters)
         progress.add(step, loss.item(), windows, text)
         if step % 200 == 0 or step == steps:
@@ -184,11 +170,11 @@ def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_ST
     fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
     slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    pool = ViewPool(seed + 1, patches=False)
+    stream = ViewStream(seed + 1)
     for step in range(1, steps + 1):
-        shape, patches, symbols = pool.batch()
+        shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)
-        set_rate([*fast, *slow], step, steps, warmup=50)
+        set_rate([*fast, *slow], step / steps, step / 50)
         with torch.autocast(device, torch.bfloat16):
             tokens = model.project_views(patches.to(device), shape).float()
         entropy, windows, text = score(readout(tokens), symbols)
