@@ -5,6 +5,7 @@ import torch
 
 from llava_uhd.synthetic import Document, make_document
 from llava_uhd.synthetic.page import Page, Text
+from llava_uhd.training.tiny.setting import QUERY_GRID
 from llava_uhd.training.tiny.symbols import (
     EMPTY,
     FIRST_CHARACTER,
@@ -53,8 +54,12 @@ def test_views_and_sequence_hold_the_same():
         plan = plan_of(document)
         views, sequence = np.concatenate(view_symbols(document, plan)), sequence_symbols(document, plan)
         assert sorted(map(tuple, views)) == sorted(map(tuple, sequence))
-        patches = view_symbols(document, plan, patches=True)
-        assert [len(view) for view in patches] == [rows * columns for rows, columns in plan.view_shapes]
+
+
+def test_every_patch_of_a_document_has_its_window():
+    for index in range(40):
+        plan = plan_of(make_document(2, index))
+        assert max(plan.view_shapes[0]) <= QUERY_GRID
 
 
 def test_nearly_all_characters_have_a_place():

@@ -9,7 +9,8 @@ from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
 from llava_uhd.synthetic import Document, make_document, render
 from llava_uhd.training.tiny.samples import IGNORED, collate, make_sample
 from llava_uhd.training.tiny.setting import build_config
-from llava_uhd.training.tiny.tokenizer import CHAT_TEMPLATE, EOS_ID, build_tokenizer, byte_id, encode
+from llava_uhd.training.tiny.symbols import FIRST_CHARACTER, sequence_symbols
+from llava_uhd.training.tiny.tokenizer import CHAT_TEMPLATE, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 
 
 @pytest.mark.parametrize("text", ["Total: $12.30", "  two  spaces\n", "naïve Größe 100 €", "日本 \t"])
@@ -58,8 +59,25 @@ def test_training_sequences_are_the_processors(index):
 
 def test_collate_pads_on_the_right():
     samples = [make_sample(make_document(1, index), random.Random(0), 3) for index in range(3)]
-    ids, labels = collate(samples)
-    assert ids.shape == labels.shape == (3, max(len(sample.input_ids) for sample in samples))
+    ids, labels, pointers = collate(samples)
+    assert ids.shape == labels.shape == pointers.shape == (3, max(len(sample.input_ids) for sample in samples))
     for row, sample in enumerate(samples):
         assert ids[row, : len(sample.input_ids)].tolist() == sample.input_ids
         assert (labels[row, len(sample.input_ids) :] == IGNORED).all()
+        assert (pointers[row, len(sample.input_ids) :] == -1).all()
+
+
+def test_pointers_lead_to_the_printed_characters():
+    """A pointer is the position of an image token in whose window the next character of the answer stands."""
+    right = wrong = 0
+    for index in range(8):
+        sample = make_sample(make_document(1, index), random.Random(0), 5)
+        symbols = sequence_symbols(sample.document, sample.plan)
+        windows = iter(symbols)
+        window_at = {at: next(windows) for at, token in enumerate(sample.input_ids) if token == IMAGE_ID}
+        for position, pointer in enumerate(sample.pointers):
+            printed = sample.input_ids[position + 1] if pointer >= 0 else byte_id(" ")
+            if printed != byte_id(" "):
+                found = any(byte_id(chr(symbol - FIRST_CHARACTER + 32)) == printed for symbol in window_at[pointer])
+                right, wrong = right + found, wrong + (not found)
+    assert right > 100 and wrong <= 0.02 * right  # a window holds at most four characters

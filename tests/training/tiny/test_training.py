@@ -41,7 +41,6 @@ def test_joining_folds_the_codes_matrix_into_the_projector():
 
 @pytest.mark.slow
 def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
-    monkeypatch.setattr(vision, "POOL_PAGES", 12)
     monkeypatch.setattr(vision, "VIEWS", 8)
     phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
     monkeypatch.setattr(decoder, "PHASES", phases)
