@@ -35,7 +35,7 @@ class Document:
 
 
 def make_document(
-    seed: int,
+    seed: int | str,
     index: int,
     *,
     kind: str | None = None,
@@ -63,7 +63,7 @@ def make_document(
     return Document(kind, canvas.page, tuple(canvas.questions))
 
 
-def make_scribble(seed: int, index: int, *, scales: tuple[float, float] = SCALES) -> Document:
+def make_scribble(seed: int | str, index: int, *, scales: tuple[float, float] = SCALES) -> Document:
     """A page covered with random characters, for learning to read: without questions."""
     rng = random.Random(f"scribble:{seed}:{index}")
     num_slices = 6 if rng.random() < 0.9 else rng.randint(1, 5)

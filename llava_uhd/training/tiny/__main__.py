@@ -42,8 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     for phase in decoder.PHASES:
         if f"decoder-{phase}" in options.stages:
             decoder.train_decoder(out, seed, device, phase, shorten)
-    if "tower" in options.stages:
-        vision.train_tower(out, seed, device, max(vision.TOWER_STEPS // shorten, 1))
+    for turn in range(len(vision.TOWER_STEPS)):
+        if f"tower-{turn}" in options.stages:
+            vision.train_tower(out, seed, device, turn, shorten)
     if "projector" in options.stages:
         vision.train_projector(out, seed, device, max(vision.PROJECTOR_STEPS // shorten, 1))
     for part in join.PARTS:

@@ -23,8 +23,8 @@ from .optimization import Log, build_optimizers, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
-TOWER_STEPS = 1600
-PROJECTOR_STEPS = 500
+TOWER_STEPS = (1600, 2400)
+PROJECTOR_STEPS = 350
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Weight of the distance to the code beside the cross entropy of the symbols.
@@ -37,7 +37,7 @@ def build_image_processor() -> LlavaUhdImageProcessor:
     return LlavaUhdImageProcessor(max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
 
 
-def make_page(seed: int, index: int) -> Document:
+def make_page(seed: str, index: int) -> Document:
     """A page of random characters, or every fourth time a document. Of low resolution: slices reduce it anyway."""
     if index % 4:
         return make_scribble(seed, index, scales=SCALES)
@@ -47,7 +47,7 @@ def make_page(seed: int, index: int) -> Document:
 class ViewStream:
     """Batches of views of one shape, each view once, from pages drawn anew."""
 
-    def __init__(self, seed: int, overviews: bool = True):
+    def __init__(self, seed: str, overviews: bool = True):
         self.seed, self.overviews = seed, overviews
         self.process = build_image_processor()
         self.rng = random.Random(f"views:{seed}")
@@ -118,14 +118,18 @@ def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
     return model
 
 
-def train_tower(out: Path, seed: int, device: str, steps: int = TOWER_STEPS, log_every: int = 100) -> None:
-    """Writes `tower.pt`."""
-    progress = Progress(Log(out / "log.jsonl", "tower"), steps, log_every)
-    tower = build_model(seed).model.vision_tower.to(device)
-    head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS).to(device)
+def train_tower(out: Path, seed: int, device: str, turn: int, shorten: int = 1, log_every: int = 100) -> None:
+    """One turn, at whose beginning the rate is high again: reads `tower.pt` of the turn before, writes it anew."""
+    steps = max(TOWER_STEPS[turn] // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", f"tower-{turn}"), steps, log_every)
+    tower = build_model(seed).model.vision_tower
+    head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS)
+    if turn > 0:
+        tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
+    tower, head = tower.to(device), head.to(device)
     optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
     parameters = [*tower.parameters(), *head.parameters()]
-    stream = ViewStream(seed, overviews=False)
+    stream = ViewStream(f"tower:{seed}:{turn}", overviews=False)
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         set_rate(optimizers, step / steps, step / 100)
@@ -170,7 +174,7 @@ def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_ST
     fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
     slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(seed + 1)
+    stream = ViewStream(f"projector:{seed}")
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)

@@ -47,7 +47,7 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
     main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert stages == {"decoder-small", "decoder-large", "tower", "projector", "adapt", "join"}
+    assert stages == {"decoder-small", "decoder-large", "tower-0", "tower-1", "projector", "adapt", "join"}
     model, processor = load(str(tmp_path / "model"), device="cpu")
     answers = evaluate(model, processor, held_out_documents(2), batch_size=2)
     assert [answer.kind for answer in answers] == ["receipt", "form"]
