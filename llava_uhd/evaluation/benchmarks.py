@@ -10,6 +10,7 @@ from typing import Literal
 
 from . import readers
 from .samples import DataError, Sample
+from .synthdoc import read_synthdoc
 
 Join = Literal["id", "id+prompt", "id+image+prompt"]
 
@@ -324,7 +325,7 @@ _TABLE = (
         split="held-out seed, 250 receipts, forms, tables and charts each",
         count=1000,
         folder=None,
-        read=readers.read_synthdoc,
+        read=read_synthdoc,
         suffix="",
         max_side=None,
         num_beams=1,

@@ -8,7 +8,6 @@ import csv
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -315,32 +314,3 @@ def read_refcoco(root: Path) -> list[Sample]:
         _answered(sample, [_look_up(labels, sample.question_id, "annotations.jsonl")])
         for _, sample in _question_rows(root, "questions.jsonl", "images/train2017")
     ]
-
-
-# Upper limits of the font size in pixels, and the names of the groups.
-_TEXT_SIZES = ((24, "text below 24 px"), (40, "text of 24 to 39 px"))
-_LARGE_TEXT = "text of 40 px and more"
-
-
-def read_synthdoc(root: Path) -> list[Sample]:
-    """Synthetic documents of the held-out seed, each asked one question; nothing is read from a folder."""
-    from ..synthetic import held_out_documents, render
-    from .synthdoc import NUM_DOCUMENTS, choose_question
-
-    samples = []
-    for index, document in enumerate(held_out_documents(NUM_DOCUMENTS)):
-        question = choose_question(document, index)
-        size = next((name for limit, name in _TEXT_SIZES if question.source.size < limit), _LARGE_TEXT)
-        samples.append(
-            Sample(
-                index,
-                question.text,
-                image=f"{document.kind}-{index}",
-                image_source=partial(render, document.page),
-                image_size=document.page.size,
-                answers=(question.answer,),
-                category=document.kind,
-                details={"text_size": size},
-            )
-        )
-    return samples

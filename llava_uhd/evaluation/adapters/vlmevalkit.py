@@ -38,7 +38,7 @@ _THEIR_INSTRUCTION = "Please select the correct answer from the options above."
 
 
 def letter_prompt(text: str) -> str:
-    """Ask for a letter where a prompt lists options; the wording, not the data set's name, tells (names may be new)."""
+    """Ask for a letter where a prompt lists options: its wording tells, not the data set's name, which may be new."""
     if _OPTIONS_MARK not in text:
         return text
     return text.strip().removesuffix(_THEIR_INSTRUCTION).rstrip() + LETTER_ANSWER

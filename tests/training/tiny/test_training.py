@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from llava_uhd.evaluation.synthdoc import evaluate
+from llava_uhd.evaluation.benchmarks import BENCHMARKS
+from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.loading import load
-from llava_uhd.synthetic import held_out_documents
 from llava_uhd.training.tiny import decoder, join, vision
 from llava_uhd.training.tiny.__main__ import main
 from llava_uhd.training.tiny.decoder import SymbolReader
@@ -49,5 +49,6 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
     assert stages == {"decoder-small", "decoder-large", "tower-0", "tower-1", "projector", "adapt", "join"}
     model, processor = load(str(tmp_path / "model"), device="cpu")
-    answers = evaluate(model, processor, held_out_documents(2), batch_size=2)
-    assert [answer.kind for answer in answers] == ["receipt", "form"]
+    options = RunOptions(limit=2)
+    result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, tmp_path / "synthdoc", options, "model")
+    assert [row["category"] for row in result["rows"]] == ["receipt", "form"]
