@@ -1,0 +1,90 @@
+"""Questions per second of `eval run` against one at a time, answers compared; and rows per second of ANLS.
+
+    python benchmarks/evaluation_speed.py --model tiny --questions 64
+
+Both ways run in one process, alternating; the median of the runs counts.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from llava_uhd.evaluation.benchmarks import BENCHMARKS
+from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
+from llava_uhd.evaluation.samples import Sample
+from llava_uhd.evaluation.scorers import anls
+from llava_uhd.loading import load
+
+
+def one_at_a_time(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
+    """Each question alone, its image loaded when its turn comes."""
+    answers: dict[int, str] = {}
+    with ThreadPoolExecutor(1) as pool:
+        for position in range(len(samples)):
+            answers |= answerer.answer(answerer.prepare(samples, [position], pool))
+    return answers
+
+
+def batched(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
+    """As `eval run` does."""
+    answers: dict[int, str] = {}
+    batches = plan_batches(samples, answerer.processor, answerer.options)
+    for batch in answerer.prepare_ahead(samples, batches):
+        answers |= answerer.answer(batch)
+    return answers
+
+
+def timed(run, *arguments) -> tuple[float, dict[int, str]]:
+    start = time.perf_counter()
+    answers = run(*arguments)
+    return time.perf_counter() - start, answers
+
+
+def measure_answers(model_name: str, questions: int, batch_size: int, repeats: int) -> None:
+    model, processor = load(model_name, "cpu")
+    benchmark = BENCHMARKS["synthdoc"]
+    samples = benchmark.load(None)[:questions]
+    options = GenerationOptions(None, None, 1, benchmark.max_new_tokens, batch_size)
+    answerer = Answerer(model, processor, options)
+    batched(answerer, samples[:2])
+    alone_times, batched_times = [], []
+    for _ in range(repeats):
+        alone_s, alone_answers = timed(one_at_a_time, answerer, samples)
+        batched_s, batched_answers = timed(batched, answerer, samples)
+        alone_times.append(alone_s)
+        batched_times.append(batched_s)
+    alone_s, batched_s = statistics.median(alone_times), statistics.median(batched_times)
+    same = sum(alone_answers[position] == batched_answers[position] for position in alone_answers)
+    print(f"one at a time: {questions / alone_s:.2f} questions/s")
+    print(
+        f"eval run, batches of {batch_size}: {questions / batched_s:.2f} questions/s, {alone_s / batched_s:.2f} times"
+    )
+    print(f"identical answers: {same} of {questions}")
+
+
+def measure_anls(rows: int) -> None:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij 0123456789.", k=rng.randint(3, 40))) for _ in range(1000)]
+    pairs = [(rng.choice(words), [rng.choice(words) for _ in range(3)]) for _ in range(rows)]
+    start = time.perf_counter()
+    for prediction, answers in pairs:
+        anls(prediction, answers)
+    print(f"ANLS: {rows} rows of three references in {time.perf_counter() - start:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of ANLS")
+    options = parser.parse_args()
+    measure_answers(options.model, options.questions, options.batch_size, options.repeats)
+    measure_anls(options.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, scorers and runs whose every number carries its protocol. See docs/evaluation.md."""

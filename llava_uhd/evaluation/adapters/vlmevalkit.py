@@ -1,0 +1,106 @@
+"""VLMEvalKit with this model, without a fork: its data sets and metrics, our model object.
+
+    python -m llava_uhd.evaluation.adapters.vlmevalkit OCRBench SEEDBench_IMG --model tiny --out results
+
+The protocol is the published adapter's intention (it could not start): three beams, 1,024 new tokens, the first image
+alone, scaled to a long side of 1,024 pixels, the data set's own prompt and, after options, the instruction to answer
+with a letter. Import this module in a process of its own: VLMEvalKit switches gradients and the verification of
+certificates off and sets seeds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    from vlmeval.dataset import build_dataset
+    from vlmeval.inference import infer_data_job
+    from vlmeval.vlm.base import BaseModel
+except (ImportError, RuntimeError) as error:
+    # RuntimeError: a torchvision that does not belong to the installed torch.
+    raise ImportError(
+        f"VLMEvalKit cannot be imported ({error}): pip install git+https://github.com/open-compass/VLMEvalKit, "
+        "with a torchvision for the installed torch"
+    ) from error
+
+from ..generation import Answerer, GenerationOptions
+from ..readers import LETTER_ANSWER
+from .answering import answer_questions, load_answerer
+
+DATASETS = ("OCRBench", "MMMU_DEV_VAL", "SEEDBench_IMG", "MMBench_DEV_EN_V11", "RealWorldQA", "HRBench4K")
+OPTIONS = GenerationOptions(max_side=1024, max_slices=None, num_beams=3, max_new_tokens=1024, batch_size=1)
+_OPTIONS_MARK = "Options:"
+# What VLMEvalKit ends a multiple-choice prompt with; ours takes its place.
+_THEIR_INSTRUCTION = "Please select the correct answer from the options above."
+
+
+def letter_prompt(text: str) -> str:
+    """Ask for a letter where a prompt lists options: its wording tells, not the data set's name, which may be new."""
+    if _OPTIONS_MARK not in text:
+        return text
+    return text.strip().removesuffix(_THEIR_INSTRUCTION).rstrip() + LETTER_ANSWER
+
+
+class LlavaUhdForVlmEvalKit(BaseModel):
+    """A model in VLMEvalKit's sense."""
+
+    INTERLEAVE = False
+
+    def __init__(self, answerer: Answerer):
+        super().__init__()
+        self.answerer = answerer
+
+    def use_custom_prompt(self, dataset: str) -> bool:
+        """The data set builds its prompt."""
+        return False
+
+    def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
+        """Answer texts (joined) about the first image, or about none."""
+        text = "\n".join(part["value"] for part in message if part["type"] == "text")
+        images = [Path(part["value"]) for part in message if part["type"] == "image"]
+        return answer_questions(self.answerer, [(letter_prompt(text), images[0] if images else None)])[0]
+
+
+def evaluate(answerer: Answerer, dataset_name: str, out: Path, name: str, **dataset_options: Any) -> Any:
+    """Answer a data set and score it by VLMEvalKit without a judge ("exact_matching").
+
+    Args:
+        out: folder for its files.
+        name: what the files call the model.
+        dataset_options: for the data set's class, for custom ones.
+
+    Raises:
+        ValueError: VLMEvalKit knows no such data set, or writes its predictions elsewhere.
+    """
+    dataset = build_dataset(dataset_name, **dataset_options)
+    if dataset is None:
+        raise ValueError(f"VLMEvalKit knows no data set {dataset_name!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    infer_data_job(LlavaUhdForVlmEvalKit(answerer), work_dir=str(out), model_name=name, dataset=dataset)
+    files = [path for suffix in ("xlsx", "tsv", "json") if (path := out / f"{name}_{dataset_name}.{suffix}").exists()]
+    if not files:
+        raise ValueError(f"VLMEvalKit left no predictions {out / name}_{dataset_name}.*")
+    return dataset.evaluate(str(files[0]), model="exact_matching", nproc=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="llava-uhd eval vlmevalkit", description="VLMEvalKit's data sets.")
+    parser.add_argument("datasets", nargs="+", help=f"such as {', '.join(DATASETS)}")
+    parser.add_argument("--model", default="tiny", help="tiny, a folder or a hub id")
+    parser.add_argument("--out", type=Path, required=True, help="folder for predictions and scores")
+    parser.add_argument("--device", help="cpu, cuda:0, auto")
+    parser.add_argument("--dtype", default="auto")
+    options = parser.parse_args(arguments)
+    answerer = load_answerer(options.model, options.device, options.dtype, OPTIONS)
+    name = Path(options.model).name
+    for dataset in options.datasets:
+        scores = evaluate(answerer, dataset, options.out / name, name)
+        print(f"{dataset}: {scores if isinstance(scores, dict) else scores.to_dict()}")
+    print(json.dumps({"out": str(options.out / name)}), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

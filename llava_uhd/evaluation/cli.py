@@ -1,0 +1,262 @@
+"""`llava-uhd eval`: list, run, score, compare and report benchmarks.
+
+What needs no model needs no torch: `list`, `score`, `compare` and `report` answer at once.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Benchmarks whose every number carries its protocol.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with the benchmarks' data: `eval list` says what belongs there.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for predictions, results and reports.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Score what is missing, double or broken 0 and say so in the headline.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N questions.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
+MaxSlices = Annotated[int | None, typer.Option(min=1, help="Most slices per image. Default: as trained.")]
+MaxSide = Annotated[
+    int | None, typer.Option(min=0, help="Scale images to this long side; 0 leaves them. Default: the benchmark's.")
+]
+Beams = Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy. Default: the benchmark's.")]
+NewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the benchmark's.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help="Recorded in the protocol; decoding is deterministic.")]
+
+
+@app.command("list", epilog="Example: llava-uhd eval list --json")
+def list_benchmarks(as_json: AsJson = False) -> None:
+    """Show all benchmarks: split, questions, protocol, metric, and where to get the data."""
+    from .benchmarks import BENCHMARKS, PAPER_SUITE
+
+    rows = [
+        {
+            "name": benchmark.name,
+            "split": benchmark.split,
+            "questions": benchmark.count,
+            "folder": benchmark.folder,
+            "suffix": benchmark.suffix,
+            "max_side": benchmark.max_side,
+            "num_beams": benchmark.num_beams,
+            "max_new_tokens": benchmark.max_new_tokens,
+            "join": benchmark.join,
+            "metric": benchmark.metric,
+            "submission": benchmark.submission,
+            "in_paper_suite": benchmark.name in PAPER_SUITE,
+            "source": benchmark.source,
+            "comparable": benchmark.comparable,
+        }
+        for benchmark in BENCHMARKS.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"benchmarks": rows}, ensure_ascii=False))
+        return
+    for row in rows:
+        image = "as it is" if row["max_side"] is None else f"long side {row['max_side']}"
+        scored = row["metric"] or f"elsewhere (submission file: {row['submission']})"
+        typer.echo(
+            f"{row['name']:14} {row['split']}; {row['questions'] or 'varying'} questions; beams {row['num_beams']}, "
+            f"{row['max_new_tokens']} new tokens, image {image}; scored by {scored}\n"
+            f"{'':14} data in {row['folder']}/: {row['source']}\n"
+            f"{'':14} comparable: {row['comparable']}"
+        )
+
+
+@app.command(epilog="Example: llava-uhd eval run docvqa_val chartqa --model tiny --data data --out results")
+def run(
+    benchmarks: Annotated[list[str], typer.Argument(metavar="BENCHMARK...", show_default=False)],
+    out: Out,
+    data: Data = None,
+    model: Model = "tiny",
+    batch_size: BatchSize = 8,
+    max_slices: MaxSlices = None,
+    max_side: MaxSide = None,
+    beams: Beams = None,
+    max_new_tokens: NewTokens = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    allow_missing: AllowMissing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer and score benchmarks. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share."""
+    from .benchmarks import find_benchmark
+
+    rows = [find_benchmark(name) for name in benchmarks]
+    for benchmark in rows:
+        benchmark.load(data)
+
+    import torch
+
+    from ..loading import load
+    from .run import RunOptions, run_benchmark
+
+    torch.manual_seed(seed)
+    loaded, processor = load(model, device or _own_device(), dtype)
+    options = RunOptions(batch_size, max_slices, max_side, beams, max_new_tokens, limit, seed, allow_missing)
+    results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
+    _print_results([result for result in results if result is not None], out, as_json)
+
+
+@app.command("all", epilog="Example: llava-uhd eval all --suite paper --model tiny --data data --out results")
+def run_suite(
+    out: Out,
+    data: Data = None,
+    suite: Annotated[
+        str, typer.Option(help="paper: the seven benchmarks of the paper; all: every benchmark.")
+    ] = "paper",
+    model: Model = "tiny",
+    batch_size: BatchSize = 8,
+    max_slices: MaxSlices = None,
+    limit: Limit = None,
+    max_new_tokens: NewTokens = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    allow_missing: AllowMissing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole suite in one go."""
+    from .benchmarks import SUITES
+
+    if suite not in SUITES:
+        raise typer.BadParameter(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
+    run(
+        list(SUITES[suite]),
+        out,
+        data,
+        model,
+        batch_size,
+        max_slices,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        allow_missing=allow_missing,
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example: llava-uhd eval score docvqa_val predictions.jsonl --data data --out results/docvqa_val")
+def score(
+    benchmark: Annotated[str, typer.Argument(show_default=False)],
+    predictions: Annotated[Path, typer.Argument(show_default=False, help="JSON lines: question_id, prompt, text.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result and reports.")] = None,
+    allow_missing: AllowMissing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score an existing prediction file, ours or one that the published scripts wrote."""
+    from .benchmarks import find_benchmark
+    from .scoring import score_file
+
+    result = score_file(find_benchmark(benchmark), predictions, data, out, allow_missing)
+    _print_results([result], out, as_json)
+
+
+@app.command(epilog="Example: llava-uhd eval compare results/a/docvqa_val results/b/docvqa_val")
+def compare(
+    first: Annotated[Path, typer.Argument(show_default=False, help="A result.json, or its folder.")],
+    second: Annotated[Path, typer.Argument(show_default=False, help="Another, on the same questions.")],
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two results question by question, with a bootstrap confidence interval of the difference."""
+    from dataclasses import asdict
+
+    from .compare import compare_results
+    from .results import load_result
+
+    comparison = compare_results(load_result(first), load_result(second), seed)
+    if as_json:
+        typer.echo(json.dumps(asdict(comparison) | {"is_significant": comparison.is_significant}))
+        return
+    typer.echo(
+        f"{comparison.benchmark}, {comparison.questions} questions: "
+        f"{comparison.first:.2f} -> {comparison.second:.2f}, "
+        f"difference {comparison.difference:+.2f}, 95 % interval [{comparison.low:+.2f}, {comparison.high:+.2f}]"
+        f"{'' if comparison.is_significant else ' (holds zero)'}; {comparison.better} better, {comparison.worse} worse"
+    )
+    for name, (old, new) in comparison.protocol_changes.items():
+        typer.echo(f"  protocol: {name} {old} -> {new}")
+
+
+@app.command(epilog="Example: llava-uhd eval report results --out report.md")
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; stdout without it.")] = None,
+) -> None:
+    """Write one Markdown report over several results (files, their folders, or a folder of such folders)."""
+    from .report import markdown_report
+    from .results import load_result
+
+    paths = [path for given in results for path in _result_files(given)]
+    text = markdown_report([load_result(path) for path in paths])
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command(epilog="Example: llava-uhd eval vlmevalkit OCRBench --model tiny --out results")
+def vlmevalkit(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", show_default=False)],
+    out: Out,
+    model: Model = "tiny",
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Run data sets of VLMEvalKit, if it is installed, in a process of its own (it changes global settings)."""
+    import subprocess
+    import sys
+
+    options = ["--model", model, "--out", str(out), "--dtype", dtype, *(["--device", device] if device else [])]
+    module = "llava_uhd.evaluation.adapters.vlmevalkit"
+    done = subprocess.run([sys.executable, "-m", module, *datasets, *options], check=False)
+    raise typer.Exit(min(done.returncode, 1))
+
+
+def _result_files(path: Path) -> list[Path]:
+    """The result a path stands for: itself, or all below a folder."""
+    found = sorted(path.rglob("result.json")) if path.is_dir() else [path]
+    return found or [path]
+
+
+def _own_device() -> str | None:
+    """Under torchrun or accelerate, the accelerator of this rank's own."""
+    import os
+
+    import torch
+
+    if "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        return f"{accelerator}:{os.environ['LOCAL_RANK']}"
+    return None
+
+
+def _print_results(results: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> None:
+    results = list(results)
+    if as_json:
+        short = [{name: value for name, value in result.items() if name != "rows"} for result in results]
+        typer.echo(json.dumps({"results": short, "out": str(out) if out else None}, ensure_ascii=False))
+        return
+    for result in results:
+        typer.echo(result["headline"] or f"{result['benchmark']}: {result['questions']} answers, scored elsewhere")
+        published = result["scores"].get("llava-uhd")
+        if published:
+            from .results import show
+
+            value = show(published["values"][published["headline"]])
+            typer.echo(f"{'':4}as the published scripts score: {published['headline']} {value}")

@@ -1,0 +1,122 @@
+"""Submission files for servers (DocVQA, VQAv2, VizWiz, MMBench) and judges (MM-Vet)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .predictions import Row, write_atomically
+from .readers import MMBENCH_FILE, read_table, read_vqav2_all
+from .samples import Sample
+from .scorers import evalai_normalize
+
+# What the MMBench server must not see, or does not want.
+_MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
+_MMBENCH_PREDICTION_COLUMN = 6
+
+
+def docvqa_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+    """Answers for the RRC server."""
+    return [
+        {"questionId": int(sample.question_id), "answer": text} for sample, text in zip(samples, texts, strict=True)
+    ]
+
+
+def vqav2_submission(all_ids: Sequence[str | int], texts: Mapping[str | int, str]) -> list[Row]:
+    """An answer to every test question, normalised; "" where there is none."""
+    return [{"question_id": number, "answer": evalai_normalize(texts.get(number, ""))} for number in all_ids]
+
+
+def vizwiz_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+    """Normalised answers by image."""
+    return [
+        {"image": sample.image, "answer": evalai_normalize(text)} for sample, text in zip(samples, texts, strict=True)
+    ]
+
+
+def mmvet_submission(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, str]:
+    """Answers by "v1_<id>", for the judge's notebook."""
+    return {f"v1_{sample.question_id}": text for sample, text in zip(samples, texts, strict=True)}
+
+
+def seed_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+    """Answers as SEED-Bench's leaderboard takes them, one object per line."""
+    return [
+        {"question_id": str(sample.question_id), "prediction": text}
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+
+
+def mmbench_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[int, str]) -> tuple[list[str], list[list[Any]]]:
+    """The columns and rows of the server's sheet: the TSV without what is secret or large, predictions put in.
+
+    Args:
+        rows: of the TSV, by column.
+        texts: answers by index; a row without one keeps an empty cell.
+    """
+    columns = [name for name in rows[0] if name not in _MMBENCH_DROPPED]
+    columns.insert(_MMBENCH_PREDICTION_COLUMN, "prediction")
+    table = []
+    for row in rows:
+        index = int(row["index"])
+        cells = {**row, "index": index, "prediction": texts.get(index)}
+        table.append([cells[name] if cells[name] != "" else None for name in columns])
+    return columns, table
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _write_sheet(path: Path, columns: list[str], table: list[list[Any]]) -> None:
+    from openpyxl import Workbook
+
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    for cells in [columns, *table]:
+        sheet.append(cells)
+    book.save(path)
+
+
+def _docvqa(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    _write_json(path / "submission.json", docvqa_submission(samples, texts))
+    return path / "submission.json"
+
+
+def _vqav2(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    answers = {sample.question_id: text for sample, text in zip(samples, texts, strict=True)}
+    _write_json(path / "submission.json", vqav2_submission(read_vqav2_all(root), answers))
+    return path / "submission.json"
+
+
+def _vizwiz(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    _write_json(path / "submission.json", vizwiz_submission(samples, texts))
+    return path / "submission.json"
+
+
+def _mmvet(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    _write_json(path / "submission.json", mmvet_submission(samples, texts))
+    return path / "submission.json"
+
+
+def _seed(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    rows = seed_submission(samples, texts)
+    write_atomically(path / "submission.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return path / "submission.jsonl"
+
+
+def _mmbench(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
+    answers = {int(sample.question_id): text for sample, text in zip(samples, texts, strict=True)}
+    _write_sheet(path / "submission.xlsx", *mmbench_table(read_table(root / MMBENCH_FILE), answers))
+    return path / "submission.xlsx"
+
+
+# Each writes into a folder, given the benchmark's data folder, its samples and their answers.
+WRITERS: dict[str, Callable[[Path, Path, Sequence[Sample], Sequence[str]], Path]] = {
+    "docvqa": _docvqa,
+    "mmbench": _mmbench,
+    "mmvet": _mmvet,
+    "seed": _seed,
+    "vizwiz": _vizwiz,
+    "vqav2": _vqav2,
+}

@@ -1,0 +1,100 @@
+"""Documents: which one a seed and an index give, and the held-out set.
+
+A document is a pure function of (seed, index): the same on every machine, in any order.
+"""
+
+import random
+from dataclasses import dataclass
+
+from .canvas import VIEW_SIZE, Canvas, Question
+from .charts import lay_out_chart
+from .forms import lay_out_form
+from .page import Page
+from .receipts import lay_out_receipt
+from .scribble import lay_out_scribble
+from .tables import lay_out_table
+
+LAYOUTS = {"receipt": lay_out_receipt, "form": lay_out_form, "table": lay_out_table, "chart": lay_out_chart}
+KINDS = tuple(LAYOUTS)
+# Width over height of a document, by its number of slices, before it varies by `SPREAD`: that of a grid of square
+# slices, such as 2 x 3 for a sheet of A4.
+ASPECTS = {1: (1.0,), 2: (0.5, 2.0), 3: (1 / 3, 3.0), 4: (1.0,), 5: (2 / 3, 1.5), 6: (2 / 3, 1.5)}
+STRIP_ASPECT = 1 / 6
+SPREAD = 0.1
+SCALES = (1.5, 3.5)
+HELD_OUT_SEED = 7_000_001
+
+
+@dataclass(frozen=True)
+class Document:
+    """A page and what can be asked about it."""
+
+    kind: str
+    page: Page
+    questions: tuple[Question, ...]
+
+
+def make_document(
+    seed: int | str,
+    index: int,
+    *,
+    kind: str | None = None,
+    num_slices: int | None = None,
+    scales: tuple[float, float] = SCALES,
+) -> Document:
+    """The document of a seed and an index.
+
+    Args:
+        kind: `receipt`, `form`, `table` or `chart`; drawn if not given.
+        num_slices: about how many slices of 112 x 112 pixels show it: from 1 (it fits one view) to 6. Drawn if not
+            given: mostly 6, as for every large image.
+        scales: range of the pixels that a document of six slices has for each one of its slices' pixels, by side.
+    """
+    rng = random.Random(f"{seed}:{index}")
+    kind = kind or rng.choice(KINDS)
+    if num_slices is None:
+        num_slices = 6 if rng.random() < 0.88 else rng.randint(1, 5)
+    while True:
+        canvas = Canvas(rng, _page_size(rng, kind, num_slices, scales))
+        LAYOUTS[kind](canvas)
+        if canvas.questions:
+            break
+    _wear(rng, canvas.page)
+    return Document(kind, canvas.page, tuple(canvas.questions))
+
+
+def make_scribble(seed: int | str, index: int, *, scales: tuple[float, float] = SCALES) -> Document:
+    """A page covered with random characters, for learning to read: without questions."""
+    rng = random.Random(f"scribble:{seed}:{index}")
+    num_slices = 6 if rng.random() < 0.9 else rng.randint(1, 5)
+    canvas = Canvas(rng, _page_size(rng, rng.choice(KINDS), num_slices, scales))
+    lay_out_scribble(canvas)
+    _wear(rng, canvas.page)
+    return Document("scribble", canvas.page, ())
+
+
+def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:
+    """Documents that no training run sees: their seed is not used there. Kinds in turn."""
+    return [make_document(seed, index, kind=KINDS[index % len(KINDS)]) for index in range(count)]
+
+
+def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[float, float]) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    area = num_slices * VIEW_SIZE**2
+    area *= rng.uniform(*scales) ** 2 if num_slices == 6 else 0.97
+    aspect = rng.choice(ASPECTS[num_slices])
+    if kind == "receipt" and num_slices == 6:
+        aspect = STRIP_ASPECT if rng.random() < 0.05 else min(ASPECTS[num_slices])
+    aspect *= rng.uniform(1 - SPREAD, 1 + SPREAD)
+    return round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+
+
+def _wear(rng: random.Random, page: Page) -> None:
+    """Tilt, light and grain, each on a part of the pages."""
+    if rng.random() < 0.3:
+        page.tilt = rng.uniform(-0.5, 0.5)
+    if rng.random() < 0.5:
+        left, right, top, bottom = (rng.uniform(0.88, 1.04) for _ in range(4))
+        page.light = (left, right, top, bottom)
+    if rng.random() < 0.6:
+        page.noise = rng.uniform(0.0, 8.0)

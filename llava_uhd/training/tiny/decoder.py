@@ -1,0 +1,166 @@
+"""First half: the language model answers questions on documents given as symbols.
+
+The image's tokens stand where they will stand later, each the code of its window times a matrix that is learned. Pages
+begin small: on short sequences the decoder finds sooner how to look (a sudden rise), and large pages are then easy.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from ...synthetic import make_document
+from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
+from .samples import Sample, batches, collate, make_sample
+from .setting import WIDTH, build_config
+from .symbols import encode_symbols, sequence_symbols, symbol_vectors
+from .tokenizer import IMAGE_ID
+
+# (layer, head): heads that are taught to look at the window of the next character of an answer. One head of the last
+# layer but one finds the window; together with those of the last layer, a window's whole code fits through.
+FINDING = ((3, 0),)
+READING = ((3, 0), (4, 0), (4, 1), (4, 2))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the curriculum.
+
+    Attributes:
+        num_slices: pages of about so many slices, drawn from these; None for pages as they come.
+        read: probability that a page with little text is also read out.
+        draws: a window's code is the mean of so many draws of the characters' places: a reader in doubt on which side
+            of a window's edge a character lies says a little of both.
+        pointing: weight of `pointing_loss`.
+        heads: that the loss is about.
+        rate: of the optimizers at their peak.
+        cosine: the part of the rate's cosine, from 0 to 1, that this phase goes along.
+    """
+
+    steps: int
+    batch_size: int
+    num_slices: tuple[int, ...] | None
+    max_questions: int = 10
+    read: float = 0.0
+    draws: int = 1
+    pointing: float = 0.0
+    heads: tuple[tuple[int, int], ...] = FINDING
+    rate: float = 3e-3
+    cosine: tuple[float, float] = (0.0, 1.0)
+
+
+PHASES = {
+    "small": Phase(600, 32, (1, 1, 2), read=0.3, cosine=(0.0, 0.43)),
+    "medium": Phase(300, 24, (1, 2, 3, 4), draws=3, pointing=0.3, cosine=(0.43, 0.65)),
+    "large": Phase(480, 16, None, draws=3, pointing=0.3, cosine=(0.65, 1.0)),
+    "sharp": Phase(300, 16, None, draws=3, pointing=0.3, heads=READING, rate=1.5e-3),
+}
+# Steps before the rate of a phase's fresh optimizers is reached.
+FIRST_WARMUP, WARMUP = 100, 20
+
+
+class SymbolReader(nn.Module):
+    """The decoder with the matrix that takes a window's code into its embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        config = build_config().text_config
+        # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
+        config._attn_implementation = "eager"
+        self.decoder = LlamaForCausalLM(config)
+        self.code_map = nn.Linear(WIDTH, WIDTH, bias=False)
+        nn.init.orthogonal_(self.code_map.weight, gain=0.1)
+        nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.1)
+
+    def forward(
+        self, input_ids: torch.Tensor, codes: torch.Tensor, heads: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states, and where some heads look.
+
+        Args:
+            input_ids: (B, length).
+            codes: of all image tokens, (T, WIDTH).
+            heads: (layer, head) of the heads.
+
+        Returns:
+            (B, length, WIDTH), and the attention of the heads, (B, heads, length, length).
+        """
+        embeds = self.decoder.model.embed_tokens(input_ids)
+        mapped = self.code_map(codes).to(embeds.dtype)
+        embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
+        outputs = self.decoder.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
+        attention = torch.stack([outputs.attentions[layer][:, head] for layer, head in heads], dim=1)
+        return outputs.last_hidden_state, attention
+
+
+def pointing_loss(attention: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
+    """How little heads look at the window that holds the next character of an answer.
+
+    Args:
+        attention: (B, heads, length, length).
+        pointers: (B, length), -1 where there is nothing to look at.
+    """
+    points = pointers >= 0
+    found = attention.transpose(1, 2)[points].float()  # points, heads, length
+    found = found.gather(2, pointers[points][:, None, None].expand(-1, found.shape[1], 1))
+    return -(found + 1e-4).log().mean()
+
+
+def phase_sample(phase: Phase, seed: int, index: int) -> Sample:
+    rng = random.Random(f"decoder:{seed}:{index}")
+    num_slices = rng.choice(phase.num_slices) if phase.num_slices else None
+    document = make_document(seed, index, num_slices=num_slices)
+    return make_sample(document, rng, phase.max_questions, phase.read)
+
+
+def draw_codes(samples: list[Sample], rng: random.Random, draws: int, vectors: torch.Tensor) -> torch.Tensor:
+    """Codes of the image tokens of a batch, (T, WIDTH)."""
+    codes = [
+        encode_symbols(
+            torch.cat([torch.from_numpy(sequence_symbols(sample.document, sample.plan, rng)) for sample in samples]),
+            vectors,
+        )
+        for _ in range(draws)
+    ]
+    return torch.stack(codes).mean(dim=0)
+
+
+def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
+    """One phase: reads `decoder.pt` of the phase before, writes it anew."""
+    torch.manual_seed(seed)
+    log = Log(out / "log.jsonl", f"decoder-{name}")
+    place, phase = list(PHASES).index(name), PHASES[name]
+    reader = SymbolReader()
+    if place > 0:
+        reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True))
+    reader.to(device)
+    vectors = symbol_vectors()
+    optimizers = build_optimizers([reader], muon_rate=phase.rate, adam_rate=phase.rate, head=reader.decoder.lm_head)
+    parameters = list(reader.parameters())
+    stream = batches(lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place)
+    right = asked = 0
+    losses: list[tuple[float, float]] = []
+    last, (start, end) = max(phase.steps // shorten, 1), phase.cosine
+    for step in range(1, last + 1):
+        samples = next(stream)
+        rng = random.Random(f"jitter:{seed}:{name}:{step}")
+        codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
+        input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
+        set_rate(optimizers, start + (end - start) * step / last, step / (WARMUP if place else FIRST_WARMUP))
+        with torch.autocast(device, torch.bfloat16):
+            hidden, attention = reader(input_ids, codes, phase.heads)
+        loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
+        pointing = pointing_loss(attention, pointers)
+        optimize(loss + phase.pointing * pointing, optimizers, parameters)
+        losses.append((loss.item(), pointing.item()))
+        right, asked = right + exact, asked + answers
+        if step % log_every == 0 or step == last:
+            means = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
+            log.write(step=step, loss=means[0], pointing=means[1], exact=right / asked)
+            losses, right, asked = [], 0, 0
+        if step % 100 == 0 or step == last:
+            torch.save(reader.state_dict(), out / "decoder.pt")

@@ -1,0 +1,205 @@
+"""Second half: tower, pyramid and projector learn to tell the characters in the window of each image token.
+
+First the tower alone, which is cheap: a throw-away head on its patches names the characters whose middles lie in each.
+Then the whole path: the projector's tokens are pulled towards the code of their window, and read out by comparing them
+with the code's vectors, place by place. Documents repeat their words, so most pages are covered with random
+characters.
+"""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
+from ...model.vision_tower import encode_views
+from ...synthetic import Document, make_document, make_scribble, render
+from .optimization import Log, build_optimizers, optimize, set_rate
+from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
+from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
+
+TOWER_STEPS = (1600, 2400)
+PROJECTOR_STEPS = 350
+VIEWS = 64
+SCALES = (1.4, 2.2)
+# Weight of the distance to the code beside the cross entropy of the symbols.
+DISTANCE = 0.5
+
+Shape = tuple[int, int]
+
+
+def build_image_processor() -> LlavaUhdImageProcessor:
+    return LlavaUhdImageProcessor(max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
+
+
+def make_page(seed: str, index: int) -> Document:
+    """A page of random characters, or every fourth time a document. Of low resolution: slices reduce it anyway."""
+    if index % 4:
+        return make_scribble(seed, index, scales=SCALES)
+    return make_document(seed, index, scales=SCALES)
+
+
+class ViewStream:
+    """Batches of views of one shape, each view once, from pages drawn anew."""
+
+    def __init__(self, seed: str, overviews: bool = True):
+        self.seed, self.overviews = seed, overviews
+        self.process = build_image_processor()
+        self.rng = random.Random(f"views:{seed}")
+        self.next_page = 0
+        self.waiting: dict[Shape, list[tuple[torch.Tensor, np.ndarray]]] = defaultdict(list)
+
+    def draw_page(self) -> None:
+        """Adds the views of one page. Empty views are mostly left out."""
+        page = make_page(self.seed, self.next_page)
+        self.next_page += 1
+        plan = plan_of(page)
+        pixels = self.process(render(page.page), return_tensors="pt")["pixel_values"].half()
+        views = pixels.split([rows * columns for rows, columns in plan.view_shapes])
+        all_symbols = view_symbols(page, plan)
+        if plan.grid is not None and not self.overviews:
+            del all_symbols[-1]
+        for shape, view, symbols in zip(plan.view_shapes, views, all_symbols, strict=False):
+            if (symbols != EMPTY).mean() > 0.02 or self.rng.random() < 0.1:
+                self.waiting[shape].append((view, symbols))
+
+    def batch(self) -> tuple[Shape, torch.Tensor, torch.Tensor]:
+        """A shape, with patches (N, H·W, 3·p·p) and symbols (N, G², S)."""
+        while max((len(views) for views in self.waiting.values()), default=0) < VIEWS:
+            self.draw_page()
+        shape = max(self.waiting, key=lambda shape: len(self.waiting[shape]))
+        views, symbols = zip(*self.waiting.pop(shape), strict=True)
+        return shape, torch.stack(views).float(), torch.from_numpy(np.stack(symbols))
+
+
+def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """Cross entropy of the symbols, the part of all windows without an error, and that of windows with text.
+
+    Args:
+        scores: (..., S, symbols).
+        symbols: (..., S).
+    """
+    right = (scores.detach().argmax(dim=-1) == symbols).all(dim=-1)
+    text = (symbols != EMPTY).any(dim=-1)
+    entropy = F.cross_entropy(scores.flatten(0, -2), symbols.flatten())
+    return entropy, right.float().mean().item(), right[text].float().mean().item()
+
+
+class Progress:
+    """Means of what a step gives, logged every few steps."""
+
+    def __init__(self, log: Log, steps: int, every: int):
+        self.log, self.steps, self.every = log, steps, every
+        self.history: list[tuple[float, ...]] = []
+
+    def add(self, step: int, *values: float) -> None:
+        self.history.append(values)
+        if step % self.every == 0 or step == self.steps:
+            loss, windows, text = (sum(column) / len(self.history) for column in zip(*self.history, strict=True))
+            self.log.write(step=step, loss=loss, windows=windows, text_windows=text)
+            self.history = []
+
+
+def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
+    """The model with random weights."""
+    torch.manual_seed(seed)
+    config = build_config()
+    # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
+    config.vision_config._attn_implementation = "eager"
+    config.text_config._attn_implementation = "eager"
+    # In evaluation mode: the up-sampler's dropout, meant for its training on its own, would blur what is to be read.
+    model = LlavaUhdForConditionalGeneration(config).eval()
+    nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.1)
+    return model
+
+
+def train_tower(out: Path, seed: int, device: str, turn: int, shorten: int = 1, log_every: int = 100) -> None:
+    """One turn, at whose beginning the rate is high again: reads `tower.pt` of the turn before, writes it anew."""
+    steps = max(TOWER_STEPS[turn] // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", f"tower-{turn}"), steps, log_every)
+    tower = build_model(seed).model.vision_tower
+    head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS)
+    if turn > 0:
+        tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
+    tower, head = tower.to(device), head.to(device)
+    optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
+    parameters = [*tower.parameters(), *head.parameters()]
+    stream = ViewStream(f"tower:{seed}:{turn}", overviews=False)
+    for step in range(1, steps + 1):
+        shape, patches, symbols = stream.batch()
+        set_rate(optimizers, step / steps, step / 100)
+        with torch.autocast(device, torch.bfloat16):
+            features = encode_views(tower, patches.to(device), shape, feature_layer=-2)
+            scores = head(features.permute(0, 2, 3, 1)).unflatten(-1, (PLACES, NUM_SYMBOLS))
+        rows, columns = min(shape[0], QUERY_GRID), min(shape[1], QUERY_GRID)
+        symbols = symbols.unflatten(1, (QUERY_GRID, QUERY_GRID))
+        scores, symbols = scores[:, :rows, :columns].float(), symbols[:, :rows, :columns].to(device)
+        loss, windows, text = score(scores, symbols)
+        optimize(loss, optimizers, parameters)
+        progress.add(step, loss.item(), windows, text)
+        if step % 200 == 0 or step == steps:
+            torch.save(tower.state_dict(), out / "tower.pt")
+
+
+class CharacterReadout(nn.Module):
+    """Scores of the symbols at each place of a token: its likeness to the code's vectors."""
+
+    vectors: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("vectors", symbol_vectors(), persistent=False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.zeros(self.vectors.shape[:2]))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., E) to (..., S, symbols)."""
+        parts = tokens.unflatten(-1, (PLACES, -1))
+        scores = torch.einsum("...pd,pad->...pa", parts, self.vectors)
+        return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
+
+
+def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_STEPS, log_every: int = 20) -> None:
+    """Reads `tower.pt`, writes `vision.pt`: tower and projector."""
+    progress = Progress(Log(out / "log.jsonl", "projector"), steps, log_every)
+    model: LlavaUhdModel = build_model(seed).model.to(device)
+    model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
+    readout = CharacterReadout().to(device)
+    halves = [model.vision_tower, model.multi_modal_projector]
+    fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
+    slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
+    parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
+    stream = ViewStream(f"projector:{seed}")
+    for step in range(1, steps + 1):
+        shape, patches, symbols = stream.batch()
+        symbols = symbols.to(device)
+        set_rate([*fast, *slow], step / steps, step / 50)
+        with torch.autocast(device, torch.bfloat16):
+            tokens = model.project_views(patches.to(device), shape).float()
+        entropy, windows, text = score(readout(tokens), symbols)
+        loss = entropy + DISTANCE * F.mse_loss(tokens, encode_symbols(symbols, readout.vectors))
+        optimize(loss, [*fast, *slow], parameters)
+        progress.add(step, loss.item(), windows, text)
+        if step % 100 == 0 or step == steps:
+            save_vision(out, model, readout)
+
+
+def save_vision(out: Path, model: LlavaUhdModel, readout: CharacterReadout) -> None:
+    """Writes `vision.pt`: tower, projector and readout."""
+    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, out / "vision.pt")
+
+
+def load_vision(out: Path, device: str) -> tuple[LlavaUhdModel, CharacterReadout]:
+    """Reads `vision.pt`."""
+    model, readout = build_model(0).model, CharacterReadout()
+    states = torch.load(out / "vision.pt", weights_only=True)
+    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    return model.to(device), readout.to(device)

@@ -1,0 +1,5 @@
+"""As VLMEvalKit: importing it switches gradients off for the whole process."""
+
+import torch
+
+torch.set_grad_enabled(False)

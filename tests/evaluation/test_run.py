@@ -1,0 +1,230 @@
+"""Runs from official files to reports, with a model of random weights: killed, resumed, shared among ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_uhd.evaluation.benchmarks import BENCHMARKS
+from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
+from llava_uhd.evaluation.images import load_image, scaled_size
+from llava_uhd.evaluation.run import RunOptions, run_benchmark
+from llava_uhd.evaluation.samples import Sample
+from llava_uhd.loading import load
+from tests.evaluation import minidata
+
+FAST = ("--max-new-tokens", "4", "--batch-size", "2")
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder):
+    return load(str(model_folder), "cpu")
+
+
+@pytest.mark.parametrize("name", minidata.SEVEN)
+def test_from_official_files_to_report(name, evaluate, model_folder, tmp_path):
+    data, out = minidata.build(tmp_path / "data", name), tmp_path / "out"
+    printed = evaluate("run", name, "--model", model_folder, "--data", data, "--out", out, *FAST)
+    benchmark = BENCHMARKS[name]
+    samples = benchmark.load(data)
+    result = json.loads((out / name / "result.json").read_text())
+    assert printed["results"][0]["headline"] == result["headline"]
+    assert [row["prompt"] for row in result["rows"]] == [sample.prompt for sample in samples]
+    assert set(result["scores"]) == {"official", "llava-uhd"}
+    assert all(0 <= row["score"] <= 1 for row in result["rows"])
+    assert any(row["text"] for row in result["rows"])
+    assert f"instead of the {benchmark.count}" in result["headline"]
+    protocol = result["protocol"]
+    assert (protocol["num_beams"], protocol["max_side"]) == (benchmark.num_beams, benchmark.max_side)
+    assert protocol["prompt"].count("{question}") == 1
+    assert protocol["max_slices"] == 6
+    assert len(protocol["model_fingerprint"]) == 16
+    assert protocol["versions"].keys() >= {"llava-uhd", "torch", "transformers"}
+    page = (out / name / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 1
+    assert "Worst answers" in page
+    assert result["headline"] in (out / name / "report.md").read_text()
+    assert not list((out / name / "shards").iterdir())
+
+
+def test_result_is_the_same_killed_and_resumed_with_any_number_of_ranks(loaded, tmp_path, monkeypatch):
+    model, processor = loaded
+    benchmark = BENCHMARKS["mme"]
+    data = minidata.build(tmp_path / "data", "mme")
+    options = RunOptions(batch_size=3, max_new_tokens=4, num_beams=2)
+
+    def run(out: Path):
+        return run_benchmark(benchmark, model, processor, data, out, options, "small")
+
+    run(tmp_path / "whole")
+    files = {name: (tmp_path / "whole" / name).read_bytes() for name in ("predictions.jsonl", "result.json")}
+
+    class Killed(Exception):
+        """Stands for the kill."""
+
+    calls = []
+    generate = model.generate
+
+    def killed_after_two(*args, **kwargs):
+        calls.append(None)
+        if len(calls) > 2:
+            raise Killed
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(model, "generate", killed_after_two)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed")
+    monkeypatch.setattr(model, "generate", generate)
+    shard = tmp_path / "killed/shards/rank0.jsonl"
+    lines = shard.read_text().splitlines(keepends=True)
+    assert len(lines) == 6
+    # The kill came while a line was written: one answer of the second batch is half there, one not at all.
+    shard.write_text("".join(lines[:4]) + lines[4][:25])
+
+    # Two ranks take it up where one stopped.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run(tmp_path / "killed") is None
+    monkeypatch.setenv("RANK", "0")
+    run(tmp_path / "killed")
+    for name, content in files.items():
+        assert (tmp_path / "killed" / name).read_bytes() == content, name
+
+    # A finished run is not run again.
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(model, "generate", killed_after_two)
+    run(tmp_path / "killed")
+    assert (tmp_path / "killed/result.json").read_bytes() == files["result.json"]
+
+
+def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
+    """The same with real processes: SIGKILL one that works alone, then let two of torchrun's environment finish."""
+    data = minidata.build(tmp_path / "data", "gqa", "docvqa_val")
+
+    def start(out: Path, rank: int = 0, count: int = 1) -> subprocess.Popen:
+        arguments = ["run", "docvqa_val", "gqa", "--model", model_folder, "--data", data, "--out", out]
+        arguments += ["--max-new-tokens", "60", "--batch-size", "1"]
+        return subprocess.Popen(
+            [sys.executable, "-c", "from llava_uhd.evaluation.cli import app; app()", *map(str, arguments)],
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(timeout=120) == 0
+
+    killed = start(tmp_path / "shared")
+    shard = tmp_path / "shared/docvqa_val/shards/rank0.jsonl"
+    while not (shard.exists() and shard.stat().st_size):
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "shared/gqa/result.json").exists()
+
+    ranks = [start(tmp_path / "shared", rank, 2) for rank in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    for name in ("docvqa_val", "gqa"):
+        for file in ("predictions.jsonl", "result.json"):
+            assert (tmp_path / "shared" / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
+
+
+def test_answers_do_not_depend_on_the_batch(loaded, tmp_path):
+    model, processor = loaded
+    benchmark = BENCHMARKS["scienceqa_img"]
+    data = minidata.build(tmp_path / "data", "scienceqa_img")
+    texts = []
+    for batch_size in (1, 5):
+        options = RunOptions(batch_size=batch_size, max_new_tokens=6)
+        result = run_benchmark(benchmark, model, processor, data, tmp_path / str(batch_size), options, "small")
+        texts.append([row["text"] for row in result["rows"]])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 1, "the answers must depend on the question for this to say anything"
+
+
+def test_answers_of_another_protocol_are_not_mixed_in(evaluate, model_folder, tmp_path):
+    data = minidata.build(tmp_path / "data", "gqa")
+    run = ("run", "gqa", "--model", model_folder, "--data", data, "--out", tmp_path / "out", *FAST)
+    evaluate(*run)
+    with pytest.raises(ValueError, match="another protocol .*num_beams 3 -> 1"):
+        evaluate(*run, "--beams", "1")
+
+
+def test_failed_images_are_named_and_can_be_allowed(evaluate, model_folder, tmp_path):
+    data = minidata.build(tmp_path / "data", "gqa")
+    image = data / "gqa/data/images/n1.jpg"
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    run = ("run", "gqa", "--model", model_folder, "--data", data, "--out", tmp_path / "out", *FAST)
+    with pytest.raises(ValueError, match=r"1 images that failed to load \(201\).*--allow-missing"):
+        evaluate(*run)
+    result = evaluate(*run, "--allow-missing")["results"][0]
+    assert "scored 0: 1 images that failed to load (201)" in result["headline"]
+    rows = json.loads((tmp_path / "out/gqa/result.json").read_text())["rows"]
+    assert (rows[1]["text"], rows[1]["score"]) == (None, 0.0)
+    # Repaired, the image is asked about; the others are not asked again.
+    image.write_bytes(content)
+    assert "failed" not in evaluate(*run)["results"][0]["headline"]
+    predictions = [json.loads(line) for line in (tmp_path / "out/gqa/predictions.jsonl").read_text().splitlines()]
+    assert [row["question_id"] for row in predictions] == ["200", "201", "202"]
+    assert not any("error" in row for row in predictions)
+
+
+def test_server_scored_benchmarks_write_their_submission(evaluate, model_folder, tmp_path):
+    names = ("docvqa_test", "vqav2", "vizwiz", "mm_vet", "mmbench", "seed")
+    data = minidata.build(tmp_path / "data", *names)
+    results = evaluate("run", *names, "--model", model_folder, "--data", data, "--out", tmp_path / "out", *FAST)
+    assert [result["headline"] is None for result in results["results"]] == [True] * 4 + [False] * 2
+    documents = json.loads((tmp_path / "out/docvqa_test/submission.json").read_text())
+    assert [row["questionId"] for row in documents] == [0, 1, 2]
+    assert len(json.loads((tmp_path / "out/vqav2/submission.json").read_text())) == 4
+    assert json.loads((tmp_path / "out/mm_vet/submission.json").read_text()).keys() == {"v1_0", "v1_1", "v1_2"}
+    assert (tmp_path / "out/mmbench/submission.xlsx").stat().st_size > 0
+
+
+def test_all_runs_the_seven(evaluate, model_folder, tmp_path):
+    data = minidata.build(tmp_path / "data", *minidata.SEVEN)
+    arguments = ("all", "--suite", "paper", "--model", model_folder, "--data", data, "--out", tmp_path / "out")
+    results = evaluate(*arguments, "--max-new-tokens", "2", "--limit", "2")["results"]
+    assert [result["benchmark"] for result in results] == list(minidata.SEVEN)
+    assert all(result["questions"] == 2 for result in results)
+
+
+def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
+    model, processor = loaded
+    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
+    (first, *_) = answerer.prepare_ahead(samples, [[0]])
+    length = first.inputs["input_ids"].shape[1]
+    answerer.context = length + 1
+    assert len(processor.tokenizer(answerer.answer(first)[0])["input_ids"]) <= 1
+    answerer.context = length
+    with pytest.raises(ValueError, match=f"has {length} tokens and the model's context is {length}"):
+        answerer.answer(first)
+
+
+def test_batches_hold_questions_of_like_size(loaded, tmp_path):
+    _, processor = loaded
+    sizes = [(60, 60), (400, 300), (60, 60), (400, 300)]
+    samples = []
+    for index, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{index}.png")
+        samples.append(Sample(index, "What?", f"{index}.png", tmp_path / f"{index}.png"))
+    assert plan_batches(samples, processor, GenerationOptions(None, None, 1, 1, 2)) == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((200, 100), (1024, 512)), ((3000, 1999), (1024, 682)), ((5, 9000), (1, 1024))]
+)
+def test_images_are_scaled_to_a_long_side(size, expected, tmp_path):
+    assert scaled_size(*size, 1024) == expected
+    Image.new("RGB", size, "green").save(tmp_path / "a.png")
+    sample = Sample(1, "?", "a.png", tmp_path / "a.png")
+    assert load_image(sample, 1024).size == expected
+    assert load_image(sample, None).size == size

@@ -1,0 +1,54 @@
+"""The whole training in miniature, and the answers' loss."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from llava_uhd.evaluation.benchmarks import BENCHMARKS
+from llava_uhd.evaluation.run import RunOptions, run_benchmark
+from llava_uhd.loading import load
+from llava_uhd.training.tiny import decoder, join, vision
+from llava_uhd.training.tiny.__main__ import main
+from llava_uhd.training.tiny.decoder import SymbolReader
+from llava_uhd.training.tiny.join import assemble
+from llava_uhd.training.tiny.optimization import answer_loss
+from llava_uhd.training.tiny.samples import IGNORED
+from llava_uhd.training.tiny.vision import build_model
+
+
+def test_an_answer_is_right_if_all_its_tokens_are():
+    labels = torch.tensor([[IGNORED, IGNORED, 1, 2, IGNORED, 3], [IGNORED, 2, 2, IGNORED, IGNORED, 1]])
+    predictions = torch.tensor([[0, 1, 2, 0, 3, 0], [2, 1, 0, 0, 1, 0]])
+    head = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(4))
+    loss, right, answers = answer_loss(100.0 * torch.eye(4)[predictions], labels, head)
+    assert (right, answers) == (3, 4)
+    assert loss.item() == pytest.approx(100 / 6, rel=1e-5)
+
+
+@torch.no_grad()
+def test_joining_folds_the_codes_matrix_into_the_projector():
+    torch.manual_seed(0)
+    seeing, reader = build_model(1).model.eval(), SymbolReader()
+    joined = assemble(seeing, reader).eval()
+    patches = torch.randn(2, 64, 3 * 14 * 14)
+    expected = reader.code_map(seeing.project_views(patches, (8, 8)))
+    assert torch.allclose(joined.model.project_views(patches, (8, 8)), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "VIEWS", 8)
+    phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
+    monkeypatch.setattr(decoder, "PHASES", phases)
+    monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
+    main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
+    stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
+    assert stages == {"decoder-small", "decoder-large", "tower-0", "tower-1", "projector", "adapt", "join"}
+    model, processor = load(str(tmp_path / "model"), device="cpu")
+    options = RunOptions(limit=2)
+    result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, tmp_path / "synthdoc", options, "model")
+    assert [row["category"] for row in result["rows"]] == ["receipt", "form"]
