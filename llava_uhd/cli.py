@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .checkpoints.cli import mount as mount_checkpoints
+from .evaluation.cli import app as evaluation
+
 app = typer.Typer(
     help="LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.",
     epilog="Any verb takes --debug, for the traceback of a failure.",
@@ -98,6 +101,10 @@ def explain(
     else:
         for name, value in explanation.items():
             typer.echo(f"{name.replace('_', ' '):18} {_words(value)}")
+
+
+mount_checkpoints(app)
+app.add_typer(evaluation, name="eval")
 
 
 def _words(value: Any) -> str:

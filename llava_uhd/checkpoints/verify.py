@@ -81,7 +81,7 @@ def _fingerprint(weights: dict[str, TensorInfo], reader: TensorReader, found: Ve
     for name in sorted(weights):
         tensor, module = reader.read(weights[name]).contiguous(), module_of(name)
         hashes[module].update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hashes[module].update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        hashes[module].update(tensor.flatten().view(torch.uint8).numpy().data)
         found.parameters[module] = found.parameters.get(module, 0) + tensor.numel()
         if not all_finite(tensor):
             found.problems.append(f"{name} holds NaN or infinity")

@@ -100,7 +100,7 @@ def write_safetensors(
         for planned in tensors:
             numbers = read(planned.name)
             assert (tuple(numbers.shape), numbers.dtype) == (planned.shape, planned.dtype), planned
-            handle.write(memoryview(numbers.contiguous().flatten().view(torch.uint8).numpy()))
+            handle.write(numbers.contiguous().flatten().view(torch.uint8).numpy().data)
         handle.flush()
         os.fsync(handle.fileno())
 

@@ -80,8 +80,7 @@ def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:
 
 def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[float, float]) -> tuple[int, int]:
     """(width, height) in pixels."""
-    area = num_slices * VIEW_SIZE**2
-    area *= rng.uniform(*scales) ** 2 if num_slices == 6 else 0.97
+    area = num_slices * VIEW_SIZE**2 * (rng.uniform(*scales) ** 2 if num_slices == 6 else 0.97)
     aspect = rng.choice(ASPECTS[num_slices])
     if kind == "receipt" and num_slices == 6:
         aspect = STRIP_ASPECT if rng.random() < 0.05 else min(ASPECTS[num_slices])

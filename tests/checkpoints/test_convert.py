@@ -230,7 +230,7 @@ def test_every_tensor_is_reported_once(converted, released):
 
 
 def test_window_corners_follow_the_stored_type(tmp_path, tower, converted):
-    """bf16 and fp16 weights were trained with rounded corners; the golden's fp32 ones were not; either can be asked."""
+    """bf16 and fp16 weights were trained with rounded corners, the golden's fp32 ones not; either can be asked for."""
     assert converted[1].settings["window_corners"] == "float32"
     half = {name: value.bfloat16() for name, value in published_tensors().items()}
     source = write_released(tmp_path / "in", half)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,7 @@ def answer_questions(answerer: Answerer, questions: Sequence[Question]) -> list[
         ValueError: an image cannot be read.
     """
     samples = [
-        Sample(index, text, image_source=(lambda image=image: image) if isinstance(image, Image.Image) else image)
+        Sample(index, text, image_source=partial(Image.Image.copy, image) if isinstance(image, Image.Image) else image)
         for index, (text, image) in enumerate(questions)
     ]
     with ThreadPoolExecutor() as pool:
