@@ -44,8 +44,10 @@ def shifts(padded: torch.Tensor, shape: Sequence[int]) -> Iterator[torch.Tensor]
 @lru_cache
 def _tap_places() -> torch.Tensor:
     """Where in a tile's neighbourhood each tap of each of its positions lies: (TILE², P)."""
-    y, x, dy, dx = torch.meshgrid(*map(torch.arange, (TILE, TILE, SPAN, SPAN)), indexing="ij")
-    return ((y + dy) * (TILE + 2 * RADIUS) + x + dx).reshape(TILE**2, TAPS)
+    # Made outside of inference mode even when first asked for inside it: a later training step may use it.
+    with torch.inference_mode(False):
+        y, x, dy, dx = torch.meshgrid(*map(torch.arange, (TILE, TILE, SPAN, SPAN)), indexing="ij")
+        return ((y + dy) * (TILE + 2 * RADIUS) + x + dx).reshape(TILE**2, TAPS)
 
 
 def adaptive_convolution(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:

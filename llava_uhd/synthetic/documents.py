@@ -57,10 +57,15 @@ def make_document(
     while True:
         canvas = Canvas(rng, _page_size(rng, kind, num_slices, scales))
         LAYOUTS[kind](canvas)
-        if canvas.questions:
+        if canvas.questions and _holds_its_text(canvas.page):
             break
     _wear(rng, canvas.page)
     return Document(kind, canvas.page, tuple(canvas.questions))
+
+
+def _holds_its_text(page: Page) -> bool:
+    width, height = page.size
+    return all(0 <= x < width and 0 <= y < height for _, x, y in page.characters())
 
 
 def make_scribble(seed: int | str, index: int, *, scales: tuple[float, float] = SCALES) -> Document:

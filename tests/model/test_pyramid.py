@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llava_uhd.model import pyramid
 from llava_uhd.model.pyramid import BilinearPyramid, JBUPyramid, adaptive_convolution, build_pyramid
 from tests.golden import load, relative_error, under
 
@@ -72,3 +73,12 @@ def test_bilinear_and_level_one():
     torch.testing.assert_close(maps[1], F.interpolate(features, scale_factor=2, mode="bilinear"))
     assert list(build_pyramid("jbu", 4, [1]).parameters()) == []
     assert list(build_pyramid("jbu", 4, [1, 8]).parameters()) != []
+
+
+def test_what_inference_mode_left_behind_serves_training():
+    source, kernels = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(1, 49, 5, 5, requires_grad=True)
+    pyramid._tap_places.cache_clear()
+    with torch.inference_mode():
+        adaptive_convolution(source, kernels)
+    adaptive_convolution(source, kernels).sum().backward()
+    assert source.grad is not None and kernels.grad is not None
