@@ -17,8 +17,9 @@ STAGES = (
     "decoder-large",
     "decoder-sharp",
     "tower-0",
+    "projector-0",
     "tower-1",
-    "projector",
+    "projector-1",
     "adapt",
     "join",
     "save",
@@ -46,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     for turn in range(len(vision.TOWER_STEPS)):
         if f"tower-{turn}" in options.stages:
             vision.train_tower(out, seed, device, turn, shorten)
-    if "projector" in options.stages:
-        vision.train_projector(out, seed, device, max(vision.PROJECTOR_STEPS // shorten, 1))
+        if f"projector-{turn}" in options.stages:
+            vision.train_projector(out, seed, device, turn, shorten)
     for part in join.PARTS:
         if part in options.stages:
             join.train_join(out, seed, device, part, shorten)

@@ -23,8 +23,8 @@ from .optimization import Log, build_optimizers, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
-TOWER_STEPS = (1600, 2400)
-PROJECTOR_STEPS = 350
+TOWER_STEPS = (1600, 2000)
+PROJECTOR_STEPS = (500, 250)
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Weight of the distance to the code beside the cross entropy of the symbols.
@@ -164,17 +164,18 @@ class CharacterReadout(nn.Module):
         return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
 
 
-def train_projector(out: Path, seed: int, device: str, steps: int = PROJECTOR_STEPS, log_every: int = 20) -> None:
-    """Reads `tower.pt`, writes `vision.pt`: tower and projector."""
-    progress = Progress(Log(out / "log.jsonl", "projector"), steps, log_every)
-    model: LlavaUhdModel = build_model(seed).model.to(device)
+def train_projector(out: Path, seed: int, device: str, turn: int, shorten: int = 1, log_every: int = 20) -> None:
+    """One turn: reads `tower.pt` and the `vision.pt` of the turn before; writes that: tower, projector, readout."""
+    steps = max(PROJECTOR_STEPS[turn] // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", f"projector-{turn}"), steps, log_every)
+    model, readout = (build_model(seed).model, CharacterReadout()) if turn == 0 else load_vision(out, "cpu")
     model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
-    readout = CharacterReadout().to(device)
+    model, readout = model.to(device), readout.to(device)
     halves = [model.vision_tower, model.multi_modal_projector]
     fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
     slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(f"projector:{seed}")
+    stream = ViewStream(f"projector:{seed}:{turn}")
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)

@@ -47,7 +47,16 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
     main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert stages == {"decoder-small", "decoder-large", "tower-0", "tower-1", "projector", "adapt", "join"}
+    assert stages == {
+        "decoder-small",
+        "decoder-large",
+        "tower-0",
+        "tower-1",
+        "projector-0",
+        "projector-1",
+        "adapt",
+        "join",
+    }
     model, processor = load(str(tmp_path / "model"), device="cpu")
     options = RunOptions(limit=2)
     result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, tmp_path / "synthdoc", options, "model")
