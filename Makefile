@@ -9,7 +9,7 @@ demo: $(VENV)/.core
 	$(VENV)/bin/llava-uhd ask examples/receipt.png "What is the total?"
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow

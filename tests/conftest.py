@@ -8,7 +8,8 @@ from PIL import Image
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
 from tests.golden import GOLDENS, hiwin_state, load, under
 
-torch.set_num_threads(2)
+# Two test processes share the machine (`make test`).
+torch.set_num_threads(1)
 
 
 def small_config(text: str = "llama", layout: str = "stitched", **projector) -> LlavaUhdConfig:

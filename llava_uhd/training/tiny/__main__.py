@@ -16,10 +16,8 @@ STAGES = (
     "decoder-medium",
     "decoder-large",
     "decoder-sharp",
-    "tower-0",
-    "projector-0",
-    "tower-1",
-    "projector-1",
+    "tower",
+    "projector",
     "adapt",
     "join",
     "save",
@@ -44,11 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     for phase in decoder.PHASES:
         if f"decoder-{phase}" in options.stages:
             decoder.train_decoder(out, seed, device, phase, shorten)
-    for turn in range(len(vision.TOWER_STEPS)):
-        if f"tower-{turn}" in options.stages:
-            vision.train_tower(out, seed, device, turn, shorten)
-        if f"projector-{turn}" in options.stages:
-            vision.train_projector(out, seed, device, turn, shorten)
+    if "tower" in options.stages:
+        vision.train_tower(out, seed, device, shorten)
+    if "projector" in options.stages:
+        vision.train_projector(out, seed, device, shorten)
     for part in join.PARTS:
         if part in options.stages:
             join.train_join(out, seed, device, part, shorten)

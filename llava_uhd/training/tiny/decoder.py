@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ...synthetic import make_document
-from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
+from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .setting import WIDTH, build_config
 from .symbols import encode_symbols, sequence_symbols, symbol_vectors
@@ -68,46 +70,62 @@ class SymbolReader(nn.Module):
 
     def __init__(self):
         super().__init__()
-        config = build_config().text_config
-        # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
-        config._attn_implementation = "eager"
-        self.decoder = LlamaForCausalLM(config)
+        self.decoder = LlamaForCausalLM(build_config().text_config)
         self.code_map = nn.Linear(WIDTH, WIDTH, bias=False)
         nn.init.orthogonal_(self.code_map.weight, gain=0.1)
         nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.1)
 
     def forward(
-        self, input_ids: torch.Tensor, codes: torch.Tensor, heads: Sequence[tuple[int, int]]
+        self,
+        input_ids: torch.Tensor,
+        codes: torch.Tensor,
+        pointers: torch.Tensor,
+        heads: Sequence[tuple[int, int]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states, and where some heads look.
+        """Hidden states, and how much some heads look where they should.
 
         Args:
             input_ids: (B, length).
             codes: of all image tokens, (T, WIDTH).
+            pointers: (B, length), where a position should look, -1 where there is nothing to look at.
             heads: (layer, head) of the heads.
 
         Returns:
-            (B, length, WIDTH), and the attention of the heads, (B, heads, length, length).
+            (B, length, WIDTH), and the attention of the heads to the places pointed at, (heads, points).
         """
         embeds = self.decoder.model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
         embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
-        outputs = self.decoder.model(inputs_embeds=embeds, use_cache=False, output_attentions=True)
-        attention = torch.stack([outputs.attentions[layer][:, head] for layer, head in heads], dim=1)
-        return outputs.last_hidden_state, attention
+        outputs = self.decoder.model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        found = [self.attention_at(outputs.hidden_states[layer], pointers, layer, head) for layer, head in heads]
+        return outputs.last_hidden_state, torch.stack(found)
+
+    def attention_at(self, hidden: torch.Tensor, pointers: torch.Tensor, layer: int, head: int) -> torch.Tensor:
+        """Attention of a head to the places pointed at, (points,), computed again from its layer's input.
+
+        The layer itself need not return its attention, so that the decoder can use a fused kernel.
+        """
+        block = self.decoder.model.layers[layer]
+        channels = block.self_attn.head_dim
+        rows = slice(head * channels, (head + 1) * channels)
+        normed = block.input_layernorm(hidden)
+        queries = F.linear(normed, block.self_attn.q_proj.weight[rows])
+        keys = F.linear(normed, block.self_attn.k_proj.weight[rows])
+        length = torch.arange(hidden.shape[1], device=hidden.device)
+        cos, sin = self.decoder.model.rotary_emb(normed, length[None])
+        queries, keys = apply_rotary_pos_emb(queries, keys, cos[0], sin[0], unsqueeze_dim=0)
+        found = []
+        for query, key, pointer in zip(queries, keys, pointers, strict=True):
+            points = (pointer >= 0).nonzero().flatten()
+            scores = (query[points] @ key.T).float() * block.self_attn.scaling
+            scores = scores.masked_fill(length > points[:, None], -torch.inf)
+            found.append(scores.softmax(dim=-1).gather(1, pointer[points, None]).squeeze(1))
+        return torch.cat(found)
 
 
-def pointing_loss(attention: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
-    """How little heads look at the window that holds the next character of an answer.
-
-    Args:
-        attention: (B, heads, length, length).
-        pointers: (B, length), -1 where there is nothing to look at.
-    """
-    points = pointers >= 0
-    found = attention.transpose(1, 2)[points].float()  # points, heads, length
-    found = found.gather(2, pointers[points][:, None, None].expand(-1, found.shape[1], 1))
-    return -(found + 1e-4).log().mean()
+def pointing_loss(attention: torch.Tensor) -> torch.Tensor:
+    """How little heads look where they should: mean over their attention there, of any shape."""
+    return -(attention + 1e-4).log().mean()
 
 
 def phase_sample(phase: Phase, seed: int, index: int) -> Sample:
@@ -151,10 +169,10 @@ def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1
         codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
         set_rate(optimizers, start + (end - start) * step / last, step / (WARMUP if place else FIRST_WARMUP))
-        with torch.autocast(device, torch.bfloat16):
-            hidden, attention = reader(input_ids, codes, phase.heads)
+        with mixed_precision(device):
+            hidden, attention = reader(input_ids, codes, pointers, phase.heads)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-        pointing = pointing_loss(attention, pointers)
+        pointing = pointing_loss(attention)
         optimize(loss + phase.pointing * pointing, optimizers, parameters)
         losses.append((loss.item(), pointing.item()))
         right, asked = right + exact, asked + answers

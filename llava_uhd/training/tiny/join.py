@@ -18,7 +18,7 @@ from ...model.hiwin import HiWinProjector
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...synthetic import make_document, render
 from .decoder import READING, SymbolReader, pointing_loss
-from .optimization import Log, answer_loss, build_optimizers, optimize, set_rate
+from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
 from .vision import DISTANCE, build_image_processor, build_model, load_vision, save_vision, score
@@ -79,12 +79,12 @@ def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, l
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
         set_rate(optimizers, step / last, step / 20)
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             with torch.set_grad_enabled(part.vision_rate > 0):
                 codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
-            hidden, attention = reader(input_ids, codes, READING)
+            hidden, attention = reader(input_ids, codes, pointers, READING)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
-        pointing = pointing_loss(attention, pointers)
+        pointing = pointing_loss(attention)
         entropy, _, read = score(readout(codes), symbols)
         reading = entropy + DISTANCE * F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
         optimize(loss + POINTING_WEIGHT * pointing + READING_WEIGHT * reading, optimizers, parameters)

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .muon import Muon
 from .samples import IGNORED
+
+
+def mixed_precision(device: str) -> torch.autocast:
+    """Autocast to bfloat16 where the device multiplies in it: a CPU that only imitates it is 25 times slower."""
+    native = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=native)
 
 
 def build_optimizers(
@@ -31,7 +38,7 @@ def build_optimizers(
                         and min(parameter.shape) >= 64
                     )
                     (matrices if is_matrix else others)[id(parameter)] = parameter
-    muon = torch.optim.Muon(list(matrices.values()), lr=muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(list(matrices.values()), rate=muon_rate, weight_decay=0.01)
     adam = torch.optim.AdamW(list(others.values()), lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:

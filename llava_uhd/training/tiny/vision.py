@@ -19,12 +19,12 @@ from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_document, make_scribble, render
-from .optimization import Log, build_optimizers, optimize, set_rate
+from .optimization import Log, build_optimizers, mixed_precision, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
-TOWER_STEPS = (1600, 2000)
-PROJECTOR_STEPS = (500, 250)
+TOWER_STEPS = 2800
+PROJECTOR_STEPS = 550
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Weight of the distance to the code beside the cross entropy of the symbols.
@@ -109,31 +109,26 @@ def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
     """The model with random weights."""
     torch.manual_seed(seed)
     config = build_config()
-    # Faster than the fused kernel on a CPU in bfloat16, at these lengths.
-    config.vision_config._attn_implementation = "eager"
-    config.text_config._attn_implementation = "eager"
     # In evaluation mode: the up-sampler's dropout, meant for its training on its own, would blur what is to be read.
     model = LlavaUhdForConditionalGeneration(config).eval()
     nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.1)
     return model
 
 
-def train_tower(out: Path, seed: int, device: str, turn: int, shorten: int = 1, log_every: int = 100) -> None:
-    """One turn, at whose beginning the rate is high again: reads `tower.pt` of the turn before, writes it anew."""
-    steps = max(TOWER_STEPS[turn] // shorten, 1)
-    progress = Progress(Log(out / "log.jsonl", f"tower-{turn}"), steps, log_every)
+def train_tower(out: Path, seed: int, device: str, shorten: int = 1, log_every: int = 100) -> None:
+    """The tower with its throw-away head; writes `tower.pt`."""
+    steps = max(TOWER_STEPS // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", "tower"), steps, log_every)
     tower = build_model(seed).model.vision_tower
     head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS)
-    if turn > 0:
-        tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
     tower, head = tower.to(device), head.to(device)
     optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
     parameters = [*tower.parameters(), *head.parameters()]
-    stream = ViewStream(f"tower:{seed}:{turn}", overviews=False)
+    stream = ViewStream(f"tower:{seed}", overviews=False)
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         set_rate(optimizers, step / steps, step / 100)
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             features = encode_views(tower, patches.to(device), shape, feature_layer=-2)
             scores = head(features.permute(0, 2, 3, 1)).unflatten(-1, (PLACES, NUM_SYMBOLS))
         rows, columns = min(shape[0], QUERY_GRID), min(shape[1], QUERY_GRID)
@@ -164,23 +159,23 @@ class CharacterReadout(nn.Module):
         return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
 
 
-def train_projector(out: Path, seed: int, device: str, turn: int, shorten: int = 1, log_every: int = 20) -> None:
-    """One turn: reads `tower.pt` and the `vision.pt` of the turn before; writes that: tower, projector, readout."""
-    steps = max(PROJECTOR_STEPS[turn] // shorten, 1)
-    progress = Progress(Log(out / "log.jsonl", f"projector-{turn}"), steps, log_every)
-    model, readout = (build_model(seed).model, CharacterReadout()) if turn == 0 else load_vision(out, "cpu")
+def train_projector(out: Path, seed: int, device: str, shorten: int = 1, log_every: int = 20) -> None:
+    """The whole vision half: reads `tower.pt`, writes `vision.pt`: tower, projector and readout."""
+    steps = max(PROJECTOR_STEPS // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", "projector"), steps, log_every)
+    model, readout = build_model(seed).model, CharacterReadout()
     model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
     model, readout = model.to(device), readout.to(device)
     halves = [model.vision_tower, model.multi_modal_projector]
     fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
     slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(f"projector:{seed}:{turn}")
+    stream = ViewStream(f"projector:{seed}")
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)
         set_rate([*fast, *slow], step / steps, step / 50)
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             tokens = model.project_views(patches.to(device), shape).float()
         entropy, windows, text = score(readout(tokens), symbols)
         loss = entropy + DISTANCE * F.mse_loss(tokens, encode_symbols(symbols, readout.vectors))

@@ -50,10 +50,8 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     assert stages == {
         "decoder-small",
         "decoder-large",
-        "tower-0",
-        "tower-1",
-        "projector-0",
-        "projector-1",
+        "tower",
+        "projector",
         "adapt",
         "join",
     }
