@@ -80,25 +80,21 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
     return {"gib": report.num_bytes / GIB}
 
 
-def load(folder: Path, precision: str) -> dict[str, Any]:
-    """Loads it as documented, and answers one token about a picture of seven views."""
+def load(folder: Path, precision: str, answer: bool) -> dict[str, Any]:
+    """Loads it as documented, and perhaps answers one token about a picture of seven views."""
     import torch
     from PIL import Image
 
+    from llava_uhd.loading import QUANTIZATIONS, quantization_config
     from llava_uhd.registration import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
 
-    quantized: dict[str, Any] = {}
-    if precision in ("8bit", "4bit"):
-        from transformers import BitsAndBytesConfig
-
-        skip = ["vision_tower", "multi_modal_projector", "lm_head"]
-        bits: dict[str, Any] = {f"load_in_{precision}": True}
-        bits |= {"bnb_4bit_compute_dtype": torch.bfloat16} if precision == "4bit" else {}
-        quantized["quantization_config"] = BitsAndBytesConfig(**bits, llm_int8_skip_modules=skip)
+    quantized = {"quantization_config": quantization_config(precision)} if precision in QUANTIZATIONS else {}
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     model = LlavaUhdForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map="cpu", **quantized)
     tensors = [*model.parameters(), *model.buffers()]
-    loaded_peak = peak_gib()
+    loaded = {"weights_gib": sum(tensor.nbytes for tensor in tensors) / GIB, "loaded_peak_gib": peak_gib()}
+    if not answer:
+        return loaded
     processor = LlavaUhdProcessor.from_pretrained(folder)
     picture = Image.linear_gradient("L").resize((1008, 672)).convert("RGB")
     inputs = processor(images=picture, text=f"{processor.image_token}\nWhat is it?", return_tensors="pt")
@@ -106,8 +102,7 @@ def load(folder: Path, precision: str) -> dict[str, Any]:
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=1).logits
     return {
-        "weights_gib": sum(tensor.nbytes for tensor in tensors) / GIB,
-        "loaded_peak_gib": loaded_peak,
+        **loaded,
         "prompt_tokens": inputs["input_ids"].shape[1],
         "prompt_seconds": time.perf_counter() - start,
         "finite": bool(logits.isfinite().all()),
@@ -163,6 +158,7 @@ def main() -> None:
     parser.add_argument("--shard-gb", type=float, default=5.0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoints, emptied at the end")
     parser.add_argument("--load", nargs="*", choices=PRECISIONS, default=[])
+    parser.add_argument("--answer", action="store_true", help="run the model, too: hours on a CPU without bfloat16")
     options = parser.parse_args()
     source, out = options.work / "released", options.work / "ours"
     try:
@@ -174,7 +170,7 @@ def main() -> None:
         shutil.rmtree(source)
         for precision in options.load:
             print(precision, end=" ", flush=True)
-            run(load, out, precision)
+            run(load, out, precision, options.answer)
     finally:
         for folder in (source, out):
             shutil.rmtree(folder, ignore_errors=True)

@@ -39,6 +39,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantization: Annotated[str | None, typer.Option(help="8bit or 4bit, of the language model alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a question about one or several images; the answer is streamed."""
@@ -52,7 +53,7 @@ def ask(
         from .answering import answer, prepare, question_message
         from .loading import load
 
-        loaded, processor = load(model, device, dtype)
+        loaded, processor = load(model, device, dtype, quantization)
     ready = time.perf_counter()
     sizes = {} if max_slices is None else {"max_slices": max_slices}
     inputs = prepare(loaded, processor, [question_message(images, question)], max_new_tokens, **sizes)

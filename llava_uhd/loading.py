@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("8bit", "4bit")
+# A quantization spares these: they are a small part of the weights, and the image is only as sharp as they are.
+KEPT_MODULES = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
 
 def built_in(name: str = "tiny") -> str:
@@ -78,8 +83,28 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
 
 
+def quantization_config(name: str) -> "BitsAndBytesConfig":
+    """The language model in 8 or 4 bits, tower, projector and head as they are: for `from_pretrained`.
+
+    Raises:
+        ValueError: the name is none of `QUANTIZATIONS`.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if name not in QUANTIZATIONS:
+        raise ValueError(f"unknown quantization {name!r}: choose one of {', '.join(QUANTIZATIONS)}")
+    return BitsAndBytesConfig(
+        load_in_8bit=name == "8bit",
+        load_in_4bit=name == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(KEPT_MODULES),
+    )
+
+
 def load(
-    model: str = "tiny", device: str | None = None, dtype: str = "auto"
+    model: str = "tiny", device: str | None = None, dtype: str = "auto", quantization: str | None = None
 ) -> tuple["LlavaUhdForConditionalGeneration", "LlavaUhdProcessor"]:
     """A model in evaluation mode, and its processor.
 
@@ -88,9 +113,11 @@ def load(
         device: such as `cpu` or `cuda:0`, or `auto` to spread the model over what there is (accelerate). None takes
             the first accelerator, or else the CPU.
         dtype: one of `DTYPES`; `auto` keeps the weights' own.
+        quantization: of the language model, one of `QUANTIZATIONS`; needs bitsandbytes.
 
     Raises:
-        ValueError: there is no such model, it is not a LLaVA-UHD, or the dtype or device is unknown.
+        ValueError: there is no such model, it is not a LLaVA-UHD, or the dtype, device or quantization is unknown.
+        ImportError: bitsandbytes is needed and not installed.
     """
     import torch
 
@@ -110,10 +137,11 @@ def load(
         loaded = LlavaUhdForConditionalGeneration.from_pretrained(
             resolve(model),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map="auto" if target == "auto" else None,
+            device_map="auto" if target == "auto" else ({"": target} if quantization else None),
+            quantization_config=None if quantization is None else quantization_config(quantization),
         )
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
-    if target != "auto":
+    if target != "auto" and quantization is None:
         loaded.to(target)
     return loaded.eval(), processor

@@ -15,7 +15,6 @@ STAGES = (
     "decoder-small",
     "decoder-medium",
     "decoder-large",
-    "decoder-sharp",
     "tower",
     "projector",
     "adapt",
