@@ -24,7 +24,7 @@ from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
 TOWER_STEPS = 2800
-PROJECTOR_STEPS = 420
+PROJECTOR_STEPS = 300
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Weight of the distance to the code beside the cross entropy of the symbols.
