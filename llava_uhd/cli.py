@@ -15,6 +15,7 @@ import typer
 
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
+from .serving.cli import mount as mount_serving
 
 app = typer.Typer(
     help="LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.",
@@ -104,6 +105,7 @@ def explain(
 
 
 mount_checkpoints(app)
+mount_serving(app)
 app.add_typer(evaluation, name="eval")
 
 

@@ -57,16 +57,12 @@ class PromptBuilder:
         Raises:
             ValueError: an image cannot be read, or a text holds the image placeholder.
         """
-        parts = [
-            part for message in messages if not isinstance(message["content"], str) for part in message["content"]
+        contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+        parts = [part for content in contents for part in content if part["type"] == "image"]
+        images = [
+            self.image(part["image"], part.get("max_slices", max_slices), f"image {index}")
+            for index, part in enumerate(parts)
         ]
-        sources = [part["image"] for part in parts if part["type"] == "image"]
-        known_before = 0
-        images: list[tuple[Key, EncodedImage]] = []
-        for index, source in enumerate(sources):
-            key, image = self.image(source, max_slices, f"image {index}")
-            known_before += image.features is not None
-            images.append((key, image))
         shapes = {
             name: torch.cat([image.inputs[name] for _, image in images]) for name in (SHAPE_INPUTS if images else ())
         }
