@@ -15,6 +15,7 @@ import typer
 
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
+from .serving.cli import mount as mount_serving
 
 app = typer.Typer(
     help="LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.",
@@ -81,7 +82,13 @@ def explain(
     image: Annotated[str, typer.Argument(show_default=False, help="Image file.")],
     model: Model = "tiny",
     max_slices: MaxSlices = None,
-    save: Annotated[Path | None, typer.Option(help="Draw slices and pyramid into this picture.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Draw the picture into this file.")] = None,
+    picture: Annotated[
+        str, typer.Option(help="explanation, slices, pyramid, kernels, windows or answer.")
+    ] = "explanation",
+    point: Annotated[tuple[float, float], typer.Option(help="x y in 0..1, for --picture kernels.")] = (0.5, 0.5),
+    question: Annotated[str | None, typer.Option(help="For --picture answer.")] = None,
+    word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how an image is seen: its grid of slices, the views' sizes, the number of tokens."""
@@ -93,10 +100,10 @@ def explain(
     explanation = explain_image(processor, image, max_slices)
     if save is not None:
         with _progress(f"drawing {save}"):
-            from .inspection.figure import explanation_figure
+            from .inspection.pictures import picture as draw
             from .loading import load
 
-            explanation_figure(load(model)[0], processor, image, max_slices).savefig(save)
+            draw(picture, load(model)[0], processor, image, max_slices, point, question, word).savefig(save)
     if as_json:
         _print_json(explanation)
     else:
@@ -105,6 +112,7 @@ def explain(
 
 
 mount_checkpoints(app)
+mount_serving(app)
 app.add_typer(evaluation, name="eval")
 
 

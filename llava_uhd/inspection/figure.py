@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.hiwin import HiWinProjector
 from ..model.image_processing_llava_uhd import decode_image
-from ..model.vision_tower import encode_views, patches_to_pixels
+from .slices import draw_slices
+from .view import encode_view, hiwin_projector
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
@@ -21,25 +24,20 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def view_pyramid(
-    model: "LlavaUhdForConditionalGeneration", processor: "LlavaUhdProcessor", image: Any, view: int = -1
+    model: "LlavaUhdForConditionalGeneration",
+    processor: "LlavaUhdProcessor",
+    image: Any,
+    view: int = -1,
+    max_slices: int | None = None,
 ) -> dict[int, torch.Tensor]:
     """The pyramid of one view of an image, the overview by default: level to (C, H, W).
 
     Raises:
         ValueError: the model's projector uses no pyramid.
     """
-    projector = model.model.multi_modal_projector
-    if not isinstance(projector, HiWinProjector):
-        raise ValueError(f"a projector of type {model.config.projector.type!r} has no pyramid")
-    inputs = processor.image_processor(image, return_tensors="pt")
-    shapes = [(rows, columns) for rows, columns in inputs["view_shapes"].tolist()]
-    patches = inputs["pixel_values"].split([rows * columns for rows, columns in shapes])[view]
-    shape = shapes[view]
-    features = encode_views(
-        model.model.vision_tower, patches[None].to(model.device), shape, model.config.vision_feature_layer
-    )
-    pixels = patches_to_pixels(patches[None], shape, model.config.vision_config.patch_size)
-    maps = projector.upsampler(features, pixels.to(features.device, features.dtype))
+    projector = hiwin_projector(model)
+    encoded = encode_view(model, processor, image, view, max_slices)
+    maps = projector.upsampler(encoded.features, encoded.pixels)
     return {level: map_[0] for level, map_ in zip(projector.levels, maps, strict=True)}
 
 
@@ -73,20 +71,26 @@ def explanation_figure(
     from matplotlib.figure import Figure
 
     picture = decode_image(image)
-    plan = processor.image_processor.plan(*picture.size, max_slices=max_slices)
     colours = principal_colours(view_pyramid(model, processor, picture))
     figure = Figure(figsize=(3.2 * (1 + len(colours)), 4), dpi=150, layout="constrained")
     axes = figure.subplots(1, 1 + len(colours), squeeze=False)[0]
-    axes[0].imshow(picture)
-    axes[0].set_title(f"{plan.num_slices} slices + overview" if plan.grid else "overview alone")
-    columns, rows = plan.grid or (1, 1)
-    for column in range(1, columns):
-        axes[0].axvline(column * picture.width / columns - 0.5, color="tab:red", linewidth=1)
-    for row in range(1, rows):
-        axes[0].axhline(row * picture.height / rows - 0.5, color="tab:red", linewidth=1)
-    for axis, (level, colour) in zip(axes[1:], colours.items(), strict=True):
+    draw_slices(axes[0], picture, processor, max_slices)
+    draw_pyramid(axes[1:], colours)
+    return figure
+
+
+def draw_pyramid(axes: "Sequence[Axes]", colours: dict[int, np.ndarray]) -> None:
+    """The levels of a pyramid in false colours, one on each axis."""
+    for axis, (level, colour) in zip(axes, colours.items(), strict=True):
         axis.imshow(colour, interpolation="nearest")
         axis.set_title(f"{level}x: {colour.shape[0]} x {colour.shape[1]}")
-    for axis in axes:
         axis.set_axis_off()
+
+
+def pyramid_figure(colours: dict[int, np.ndarray]) -> "Figure":
+    """The pyramid alone: what `principal_colours` returned."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(colours), 3.4), dpi=150, layout="constrained")
+    draw_pyramid(figure.subplots(1, len(colours), squeeze=False)[0], colours)
     return figure

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import can_return_tuple
 
 from .attention import sincos_position_embedding
 from .configuration_llava_uhd import LlavaUhdConfig
@@ -158,6 +159,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         in_order = tokens[packing.order.to(tokens.device)]
         return BaseModelOutputWithPooling(pooler_output=list(in_order.split(packing.tokens_of_image)))
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -255,6 +257,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         """See `LlavaUhdModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -196,6 +196,27 @@ class LlavaUhdProcessor(ProcessorMixin):
         else:
             text_inputs["input_ids"] = [[self._ordinary_ids.get(token, token) for token in ids] for ids in input_ids]
 
+    def encode_prompt(self, text: str, image_inputs: Any) -> list[int]:
+        """Token ids of a prompt whose images were processed before, one by one: a server keeps what it made of them.
+
+        Args:
+            text: with a placeholder for each image.
+            image_inputs: `num_views`, `view_shapes` and `grids` of all its images, or nothing without images.
+
+        Raises:
+            ValueError: there are more or fewer placeholders than images.
+        """
+        num_images = len(image_inputs["num_views"]) if image_inputs else 0
+        if (placeholders := text.count(self.image_token)) != num_images:
+            raise ValueError(
+                f"the prompt has {placeholders} {self.image_token} placeholders, but {num_images} images were given"
+            )
+        replacements = [self.replace_image_token(image_inputs, index) for index in range(num_images)]
+        texts, _ = self.get_text_with_replacements([text], replacements)
+        encoded = self.tokenizer(texts)
+        self._check_special_mm_tokens(texts, encoded, modalities=["image"])
+        return encoded["input_ids"][0]
+
     def image_layout(self, width: int, height: int, **kwargs: Any) -> ImageLayout:
         """Layout of an image of this size: its token template, order and counts.
 

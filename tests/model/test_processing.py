@@ -275,3 +275,16 @@ def test_unknown_settings_are_refused():
         make_processor(unshuffle_factor=2)
     with pytest.raises(ValueError, match="max_slices must be at least 1, got 0"):
         make_processor()(images=SMALL, text="<image>", max_slices=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tokenizer", [llama_tokenizer, qwen_tokenizer])
+def test_a_prompt_of_images_processed_before_has_the_same_ids(layout, tokenizer):
+    processor = make_processor(tokenizer(), layout=layout)
+    text, images = "one <image> two <image>\nthree", [WIDE, SMALL]
+    alone = [processor.image_processor(image, return_tensors="pt") for image in images]
+    shapes = {name: torch.cat([inputs[name] for inputs in alone]) for name in ("num_views", "view_shapes", "grids")}
+    assert processor.encode_prompt(text, shapes) == processor(images=images, text=text)["input_ids"][0]
+    assert processor.encode_prompt("no image, at all", {}) == processor(text="no image, at all")["input_ids"][0]
+    with pytest.raises(ValueError, match="1 <image> placeholders, but 2 images"):
+        processor.encode_prompt("<image>", shapes)

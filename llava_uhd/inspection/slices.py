@@ -1,0 +1,63 @@
+"""The picture of the slice plan: where an image is cut, and what each view costs."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..model.image_processing_llava_uhd import decode_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from ..model.processing_llava_uhd import LlavaUhdProcessor
+
+
+def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_slices: int | None = None) -> np.ndarray:
+    """(slices, 4) left, top, right, bottom of every slice in the image's own pixels, row by row; (0, 4) without."""
+    columns, rows = processor.image_processor.plan(width, height, max_slices=max_slices).grid or (0, 0)
+    return np.array(
+        [
+            (x * width / columns, y * height / rows, (x + 1) * width / columns, (y + 1) * height / rows)
+            for y in range(rows)
+            for x in range(columns)
+        ]
+    ).reshape(-1, 4)
+
+
+def draw_slices(
+    axis: "Axes", picture: "Image.Image", processor: "LlavaUhdProcessor", max_slices: int | None = None
+) -> None:
+    """An image with its slices outlined and numbered in the order in which the model reads them."""
+    axis.imshow(picture)
+    plan = processor.image_processor.plan(*picture.size, max_slices=max_slices)
+    boxes = slice_boxes(processor, *picture.size, max_slices)
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
+        axis.plot(*(np.array(side) - 0.5 for side in corners), color="tab:red", linewidth=1)
+        axis.text(left, top, str(number), va="top", color="white", backgroundcolor="tab:red", fontsize=7)
+    axis.set_title(f"{plan.num_slices} slices + overview" if plan.grid else "overview alone")
+    axis.set_axis_off()
+
+
+def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | None = None) -> "Figure":
+    """The slices on the image, and beside it the overview at the size the model sees it.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    from matplotlib.figure import Figure
+
+    picture = decode_image(image)
+    plan = processor.image_processor.plan(*picture.size, max_slices=max_slices)
+    layout = processor.image_layout(*picture.size, max_slices=max_slices)
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_slices(left, picture, processor, max_slices)
+    right.imshow(picture.resize(plan.overview_size))
+    right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
+    right.set_axis_off()
+    sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""
+    figure.suptitle(f"{picture.width} x {picture.height} pixels: {sizes}{layout.num_image_tokens} image tokens")
+    return figure

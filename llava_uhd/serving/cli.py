@@ -1,0 +1,141 @@
+"""The verbs `serve`, `chat` and `web` of the command line; `llava_uhd.cli` mounts them.
+
+Only typer is imported here: help answers at once.
+"""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
+MaxSlices = Annotated[
+    int | None, typer.Option(min=1, help="Most slices per image; 1 for the overview alone. Default: as trained.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Answers written at a time.")]
+MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests that may wait; one more is refused (429).")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take, waiting included.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens, where a request names none.")]
+CacheMegabytes = Annotated[int, typer.Option(min=0, help="Image features kept for follow-up questions, in MiB.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels of an image.")]
+
+LARGEST_IMAGE = 2**26  # 8192 x 8192
+
+
+def serve(
+    model: Model = "tiny",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    name: Annotated[str | None, typer.Option(help="Model name clients ask for. Default: the model's own.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LLAVA_UHD_API_KEY", help="Key that clients must send. Default: none.")
+    ] = None,
+    batch_size: BatchSize = 8,
+    max_waiting: MaxWaiting = 64,
+    deadline: Deadline = 120.0,
+    max_new_tokens: MaxNewTokens = 512,
+    cache_mb: CacheMegabytes = 256,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 20,
+    max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 16,
+    max_pixels: MaxPixels = LARGEST_IMAGE,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host whose images may be fetched by URL (HOST or HOST:PORT; repeat). Default: none."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
+) -> None:
+    """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
+    from .engine import EngineOptions
+    from .remote import ImageSource
+    from .running import run_server
+    from .server import ServerOptions, create_app
+
+    options = ServerOptions(
+        model_name=name or _model_name(model),
+        api_key=api_key,
+        max_body_bytes=max_body_mb * 2**20,
+        max_images=max_images,
+        images=ImageSource(frozenset(image_host or ()), max_body_mb * 2**20),
+    )
+    engine = _engine(
+        model,
+        device,
+        dtype,
+        EngineOptions(batch_size, max_waiting, deadline, max_new_tokens, cache_mb * 2**20, max_pixels),
+    )
+
+    def announce(url: str) -> None:
+        if as_json:
+            typer.echo(json.dumps({"url": f"{url}/v1", "model": options.model_name}))
+            sys.stdout.flush()
+        else:
+            typer.echo(f"{options.model_name} answers at {url}/v1 (stop with Ctrl-C)", err=True)
+
+    run_server(create_app(engine, options), host, port, deadline, announce)
+
+
+def chat(
+    images: Annotated[list[str] | None, typer.Argument(help="Images of the first question.")] = None,
+    model: Model = "tiny",
+    max_slices: MaxSlices = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the most likely words.")] = 0.0,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the conversation as JSON when it ends.")] = False,
+) -> None:
+    """Talk about images in the terminal: a question a line, /help for commands."""
+    import os
+    import shlex
+
+    from rich.console import Console
+
+    from .chat import HELP, Chat, input_lines
+    from .engine import EngineOptions
+    from .generation import Sampling
+
+    engine = _engine(model, device, dtype, EngineOptions(batch_size=1, preparers=1, deadline=3600))
+    with engine, open(os.devnull, "w") as nowhere:
+        console = Console(file=nowhere) if as_json else Console()
+        conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console)
+        if images:
+            conversation.add_images(shlex.join(images))
+        if sys.stdin.isatty():
+            conversation.say(HELP)
+        conversation.run(input_lines("> "))
+    if as_json:
+        typer.echo(json.dumps({"model": model, "messages": conversation.transcript()}, ensure_ascii=False))
+    if conversation.failures and not sys.stdin.isatty():
+        raise typer.Exit(1)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example: llava-uhd serve --model tiny --port 8000")(serve)
+    app.command(epilog="Example: llava-uhd chat examples/receipt.png")(chat)
+
+
+def _model_name(model: str) -> str:
+    """A model's name without the path it lies at."""
+    from pathlib import Path
+
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def _engine(model: str, device: str | None, dtype: str, options: Any) -> Any:
+    """The engine with its model loaded, a spinner on stderr meanwhile."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"loading {model}"):
+        from ..loading import load
+        from .engine import Engine
+
+        loaded, processor = load(model, device, dtype)
+    return Engine(loaded, processor, options)

@@ -1,0 +1,74 @@
+"""What the server answers when it does not answer: JSON as OpenAI's clients expect it, without paths or traces."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .generation import DeadlineExceeded, EngineBusy, EngineClosed
+
+log = logging.getLogger(__name__)
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """A refusal.
+
+    Attributes:
+        status: of HTTP.
+        message: for the person who sent the request.
+        code: one word for programs, or None.
+        param: the parameter that is wrong, or None.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+
+    def body(self) -> dict:
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What to say about an exception of the engine; of an unforeseen one nothing but that it happened."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineBusy):
+        return ApiError(429, str(error), "queue_full", headers={"Retry-After": str(error.retry_after)})
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(503, str(error), "deadline_exceeded", headers={"Retry-After": "1"})
+    if isinstance(error, EngineClosed):
+        return ApiError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "1"})
+    if isinstance(error, ValueError):
+        return ApiError(400, str(error), "invalid_value")
+    log.error("unforeseen error", exc_info=error)
+    return ApiError(500, "the server failed to answer this request; its log says why", "internal_error")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every error of the app as JSON."""
+
+    def http_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
+
+    def any_error(_: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ApiError, any_error)
+    app.add_exception_handler(Exception, any_error)

@@ -1,0 +1,47 @@
+"""Runs the HTTP server until it is told to stop, and then lets it finish what it has begun."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: the port may have been chosen by the system."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]):
+        super().__init__(config)
+        self.announce = announce
+
+    async def startup(self, *args: Any, **kwargs: Any) -> None:
+        await super().startup(*args, **kwargs)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def run_server(app: FastAPI, host: str, port: int, grace: float, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; then refuse connections, finish running requests, and return.
+
+    Args:
+        app: see `create_app`.
+        host: address to listen on.
+        port: 0 for any that is free.
+        grace: seconds that running requests may take once the signal has come.
+        announce: told the URL when requests are taken.
+    """
+    # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(grace) + 1,
+    )
+    _Server(config, announce).run()

@@ -1,0 +1,249 @@
+"""The pictures show what the model computes: each number is compared with the model's own."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from llava_uhd import LlavaUhdProcessor
+from llava_uhd.answering import prepare, question_message
+from llava_uhd.inspection.attention_record import recording
+from llava_uhd.inspection.attribution import (
+    answer_words,
+    attribute,
+    attribution_figure,
+    image_heats,
+    overlay,
+)
+from llava_uhd.inspection.figure import principal_colours, pyramid_figure, view_pyramid
+from llava_uhd.inspection.kernels import kernel_figure, point_kernels
+from llava_uhd.inspection.pictures import PICTURES
+from llava_uhd.inspection.pictures import picture as draw
+from llava_uhd.inspection.slices import slice_boxes, slice_figure
+from llava_uhd.inspection.view import encode_view
+from llava_uhd.inspection.window_attention import window_attention, window_figure
+from llava_uhd.model.pyramid import RADIUS, pad_border
+from tests.conftest import build_model, picture, small_config
+
+IMAGE = picture(300, 200)
+
+
+def pair(qwen_tokenizer, layout: str = "stitched", **projector):
+    config = small_config(layout=layout, **projector)
+    return build_model(config, seed=4), LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen")
+
+
+@pytest.fixture(scope="module")
+def small(qwen_tokenizer):
+    """One head in the projector, so that the mean over heads is all of its attention; three levels."""
+    return pair(qwen_tokenizer, num_attention_heads=1, levels=[1, 2, 4])
+
+
+def drawn(figure: Figure) -> bytes:
+    assert isinstance(figure, Figure)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=40)
+    return file.getvalue()
+
+
+def test_slices_tile_the_image(small):
+    _, processor = small
+    boxes = slice_boxes(processor, 300, 200)
+    assert boxes.tolist()[:2] == [[0, 0, 100, 100], [100, 0, 200, 100]] and len(boxes) == 6
+    assert np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum() == 300 * 200
+    assert slice_boxes(processor, 300, 200, max_slices=1).shape == (0, 4)
+    assert drawn(slice_figure(processor, IMAGE)) != drawn(slice_figure(processor, IMAGE, max_slices=1))
+
+
+def test_the_pyramid_of_a_slice_is_that_of_its_pixels_alone(small):
+    model, processor = small
+    one = view_pyramid(model, processor, IMAGE, view=1)
+    slice_ = IMAGE.resize((168, 112), 3).crop((56, 0, 112, 56))
+    alone = view_pyramid(model, processor, slice_)
+    assert list(one) == [1, 2, 4] and one[4].shape == (16, 16, 16)
+    for level, maps in one.items():
+        torch.testing.assert_close(maps, alone[level], rtol=1e-4, atol=1e-4)
+    colours = principal_colours(one)
+    assert drawn(pyramid_figure(colours)) and colours[4].shape == (16, 16, 3)
+    with pytest.raises(ValueError, match="7 views, so there is no view 7"):
+        view_pyramid(model, processor, IMAGE, view=7)
+
+
+def test_a_point_s_kernels_make_the_maps_there(small):
+    model, processor = small
+    x, y = 0.3, 0.9
+    maps = view_pyramid(model, processor, IMAGE)
+    kernels = point_kernels(model, processor, IMAGE, (x, y))
+    assert [kernel.level for kernel in kernels] == [2, 4]
+    for kernel in kernels[:1]:  # above 2x a correction of the whole map comes after
+        row, column = kernel.position
+        source = maps[kernel.level // 2][None]
+        doubled = F.interpolate(source, scale_factor=2, mode="bicubic", align_corners=False)
+        span = slice(row, row + 2 * RADIUS + 1), slice(column, column + 2 * RADIUS + 1)
+        neighbours = pad_border(doubled)[0, :, span[0], span[1]]
+        made = (neighbours * torch.from_numpy(kernel.kernel)).sum(dim=(1, 2))
+        torch.testing.assert_close(made, maps[kernel.level][:, row, column], rtol=1e-4, atol=1e-4)
+    for kernel in kernels:
+        rows, columns, _ = kernel.guidance.shape
+        assert kernel.position == (int(y * rows), int(x * columns))
+        assert kernel.range.sum() == pytest.approx(1, abs=1e-5) and kernel.spatial[3, 3] == kernel.spatial.max() == 1
+    assert drawn(kernel_figure(kernels))
+    assert point_kernels(model, processor, IMAGE, (1.0, 1.0))[0].position[0] == kernels[0].guidance.shape[0] - 1
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        point_kernels(model, processor, IMAGE, (0.5, 1.5))
+
+
+def test_window_attention_is_what_the_projector_attends_with(small):
+    model, processor = small
+    projector = model.model.multi_modal_projector
+    attention = window_attention(model, processor, IMAGE, view=2)
+    sets, grid, _, levels, bin_rows, bin_columns = attention.weights.shape
+    assert (sets, grid, levels) == (4, 3, 3)
+    flat = torch.from_numpy(attention.weights).reshape(sets, grid**2, -1)
+    torch.testing.assert_close(flat.sum(dim=-1), torch.ones(sets, grid**2))
+    encoded = encode_view(model, processor, IMAGE, view=2)
+    with torch.no_grad():
+        keys, values = projector.keys_and_values(encoded.features, encoded.pixels)
+        queries = (projector.ln_q(projector.queries) + projector.positions).transpose(0, 1)
+        expected = projector.attention(queries, keys, values)[0]
+        seen = torch.einsum("swl,wle->wse", flat, projector.attention.v_proj(values)[0])
+        torch.testing.assert_close(projector.attention.out_proj(seen), expected, rtol=1e-4, atol=1e-4)
+    assert attention.shares().sum(axis=0) == pytest.approx(np.ones((3, 3)), abs=1e-5)
+    maps = attention.maps()
+    assert maps.shape == (3, 3 * bin_rows, 3 * bin_columns) and maps.sum() == pytest.approx(9, abs=1e-4)
+    assert maps[1, bin_rows, 0] == pytest.approx(attention.weights[:, 1, 0, 1, 0, 0].mean())
+    assert drawn(window_figure(attention))
+
+
+def test_other_projectors_have_neither_pyramid_nor_kernels(qwen_tokenizer):
+    model, processor = pair(qwen_tokenizer, type="resampler")
+    with pytest.raises(ValueError, match="'resampler' has no pyramid"):
+        window_attention(model, processor, IMAGE)
+    model, processor = pair(qwen_tokenizer, upsampler="bilinear")
+    with pytest.raises(ValueError, match="'bilinear' has no kernels"):
+        point_kernels(model, processor, IMAGE)
+
+
+@pytest.fixture(scope="module")
+def asked(small):
+    """(model, processor, inputs, answer ids) of a question about two images."""
+    model, processor = small
+    inputs = prepare(model, processor, [question_message([IMAGE, picture(30, 40)], "What is this?")], 6)
+    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return model, processor, inputs, answer.tolist()
+
+
+def test_rollout_is_the_product_of_the_layers_attention(asked):
+    model, _, inputs, answer = asked
+    sequence = torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
+    images = {name: inputs[name] for name in ("pixel_values", "view_shapes", "num_views", "grids")}
+    with torch.no_grad():
+        plain = model(input_ids=sequence, **images)
+        with recording(model) as recorded:
+            logits = model(input_ids=sequence, **images, use_cache=False, recorded=recorded).logits
+        torch.testing.assert_close(logits, plain.logits, rtol=1e-4, atol=1e-4)
+        model.set_attn_implementation("eager")
+        attentions = model(input_ids=sequence, **images, output_attentions=True).attentions
+        model.set_attn_implementation("sdpa")
+    rollout = torch.eye(sequence.shape[1])
+    for attention, mean in zip(attentions, recorded, strict=True):
+        torch.testing.assert_close(attention[0].mean(dim=0), mean, rtol=1e-4, atol=1e-5)
+        rollout = (attention[0].mean(dim=0) + torch.eye(len(rollout))) / 2 @ rollout
+    is_image = sequence[0] == model.config.image_token_id
+    place = inputs["input_ids"].shape[1] + 2 - 1
+    expected = rollout[place][is_image]
+    weights = attribute(model, inputs, answer, [2])
+    assert weights == pytest.approx((expected / expected.sum()).numpy(), abs=1e-6)
+    both = attribute(model, inputs, answer, [2, 3])
+    assert both.sum() == pytest.approx(1) and not np.allclose(both, weights)
+
+
+def test_gradients_are_what_a_small_change_of_a_window_does(asked):
+    model, _, inputs, answer = asked
+    images = {name: inputs[name] for name in ("pixel_values", "view_shapes", "num_views", "grids")}
+    with torch.no_grad():
+        features = torch.cat(model.get_image_features(**images).pooler_output)
+        sequence = torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
+        place = inputs["input_ids"].shape[1] + 1 - 1
+
+        def logit(window: int, factor: float) -> float:
+            scaled = features.clone()
+            scaled[window] *= factor
+            return float(model(input_ids=sequence, image_features=scaled).logits[0, place, answer[1]])
+
+        windows, step = range(0, len(features), 9), 0.2  # smaller ones drown in rounding
+        changes = [abs(logit(window, 1 + step) - logit(window, 1 - step)) / (2 * step) for window in windows]
+    weights = attribute(model, inputs, answer, [1], "gradient")[::9]
+    assert weights / weights.sum() == pytest.approx(np.array(changes) / sum(changes), rel=0.05, abs=0.01)
+    with torch.inference_mode():  # as on the engine's thread
+        assert attribute(model, inputs, answer, [1], "gradient")[::9] == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("layout", ["stitched", "sequential"])
+def test_weights_lie_where_their_windows_do(qwen_tokenizer, layout):
+    _, processor = pair(qwen_tokenizer, layout)
+    inputs = processor.image_processor([picture(30, 40), IMAGE], return_tensors="pt")
+    weights = np.arange(9 + 63, dtype=float)
+    first, second = image_heats(processor, inputs, weights)
+    assert first.slices is None and first.overview.tolist() == weights[:9].reshape(3, 3).tolist()
+    assert second.overview.tolist() == weights[-9:].reshape(3, 3).tolist()
+    raster = weights[9:-9]
+    if layout == "sequential":  # slice after slice: 2 rows of 3 slices of 3 x 3 windows
+        raster = raster.reshape(2, 3, 3, 3).transpose(0, 2, 1, 3)
+    assert second.slices.tolist() == raster.reshape(6, 9).tolist()
+    for wrong in (weights[:-1], np.append(weights, 1.0)):
+        with pytest.raises(ValueError, match=f"{len(wrong)} weights"):
+            image_heats(processor, inputs, wrong)
+
+
+def test_heat_covers_the_image_and_keeps_its_sum(asked):
+    model, processor, inputs, answer = asked
+    heats = image_heats(processor, inputs, attribute(model, inputs, answer, [0]))
+    shares = [sum(part.sum() for part in (heat.slices, heat.overview) if part is not None) for heat in heats]
+    assert sum(shares) == pytest.approx(1)
+    combined = heats[0].combined(300, 200)
+    assert combined.shape == (200, 300) and combined.mean() == pytest.approx(shares[0], rel=0.2)
+    painted = overlay(IMAGE, heats[0])
+    assert painted.shape == (200, 300, 3) and 0 <= painted.min() and painted.max() <= 1
+    assert drawn(attribution_figure([IMAGE, picture(30, 40)], heats, "What?"))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"method": "magic"}, "magic"), ({"tokens": [6]}, "6 tokens"), ({"tokens": []}, "6 tokens")],
+)
+def test_impossible_attributions(asked, change, said):
+    model, processor, inputs, answer = asked
+    with pytest.raises(ValueError, match=said):
+        attribute(model, inputs, answer, **{"tokens": [0], **change})
+    without = prepare(model, processor, [question_message([], "?")], 6)
+    with pytest.raises(ValueError, match="no image"):
+        attribute(model, without, answer, [0])
+
+
+def test_words_and_their_tokens(qwen_tokenizer):
+    text = "The total is 12.50 é"
+    ids = [*qwen_tokenizer(text)["input_ids"], qwen_tokenizer.eos_token_id]
+    words = answer_words(qwen_tokenizer, ids)
+    assert [word.text for word in words] == text.split()
+    for word in words:
+        assert qwen_tokenizer.decode([ids[token] for token in word.tokens]).strip() == word.text
+    assert answer_words(qwen_tokenizer, []) == []
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_by_name(small, name):
+    assert drawn(draw(name, *small, IMAGE, question="What is this?"))
+
+
+def test_unknown_pictures_and_words(small):
+    for arguments, said in [
+        ({"name": "selfie"}, "selfie"),
+        ({"name": "answer"}, "question"),
+        ({"name": "answer", "question": "?", "word": "nowhere in it"}, "nowhere in it"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            draw(**{"model": small[0], "processor": small[1], "image": IMAGE, **arguments})

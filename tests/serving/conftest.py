@@ -1,0 +1,29 @@
+"""An engine on a small model with random weights, and the pictures to ask it about."""
+
+import io
+
+import pytest
+
+from llava_uhd import LlavaUhdProcessor
+from llava_uhd.serving.engine import Engine, EngineOptions
+from tests.conftest import build_model, picture, small_config
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    """A picture as an encoded file."""
+    file = io.BytesIO()
+    picture(width, height, seed).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def loaded(qwen_tokenizer):
+    """(model, processor); of the first seeds the one whose answers vary most."""
+    config = small_config()
+    return build_model(config, seed=4), LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen")
+
+
+@pytest.fixture(scope="module")
+def engine(loaded):
+    with Engine(*loaded, EngineOptions(batch_size=4, max_waiting=16, max_new_tokens=12)) as engine:
+        yield engine

@@ -1,0 +1,176 @@
+"""The verbs `serve` and `chat` as commands: pipes, signals, exit codes."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import openai
+import pytest
+from rich.console import Console
+
+from llava_uhd import cli
+from llava_uhd.serving.chat import Chat
+from llava_uhd.serving.generation import Sampling
+from tests.conftest import picture
+from tests.serving.test_engine import CONVERSATIONS
+from tests.serving.test_server import as_openai, until
+
+
+@pytest.fixture(scope="module")
+def folder(loaded, tmp_path_factory):
+    """A model folder, and a picture in it."""
+    path = tmp_path_factory.mktemp("small")
+    for part in loaded:
+        part.save_pretrained(path)
+    picture(300, 200).save(path / "a picture.png")
+    return path
+
+
+@pytest.fixture
+def chat(monkeypatch, capsys, folder):
+    """Runs `llava-uhd chat` in this process with lines on stdin: (exit code, stdout, stderr)."""
+
+    def run(lines: list[str], *arguments: str) -> tuple[int, str, str]:
+        command = ["llava-uhd", "chat", "--model", str(folder), "--max-new-tokens", "5", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_piped_conversation_prints_answers_alone(chat, folder, engine, tmp_path):
+    image = folder / "a picture.png"
+    lines = [f"/image '{image}'", "What is this?", "And the total?", f"/save {tmp_path / 'chat.json'}",
+             f"/save {tmp_path / 'chat.md'}", "/slices", "/exit", "never asked"]  # fmt: skip
+    code, out, err = chat(lines)
+    assert code == 0 and f"{image}: 300 x 200 pixels, 3 x 2 slices and the overview, 63 tokens" in err
+    saved = json.loads((tmp_path / "chat.json").read_text())
+    assert [message["role"] for message in saved] == ["user", "assistant"] * 2
+    assert saved[0]["content"] == [{"type": "image", "path": str(image)}, {"type": "text", "text": "What is this?"}]
+    messages, answers = [], []
+    for message in saved:
+        if message["role"] == "user":
+            content = [{**part, "image": image} if part["type"] == "image" else part for part in message["content"]]
+            messages.append({**message, "content": content})
+            answers.append(engine.submit(messages, Sampling(max_new_tokens=5)).result().text)
+        else:
+            messages.append(message)
+            assert message["content"][0]["text"] == answers[-1]
+    assert out == "".join(f"{answer}\n" for answer in answers)
+    assert f"![]({image})" in (tmp_path / "chat.md").read_text() and answers[0] in (tmp_path / "chat.md").read_text()
+
+
+def test_json_and_images_on_the_command_line(chat, folder):
+    image = folder / "a picture.png"
+    code, out, err = chat(["/slices 1", f"/image '{image}'", "/clear", "What?"], image, "--json")
+    assert code == 0 and len(out.splitlines()) == 1
+    conversation = json.loads(out)
+    assert len(conversation["messages"]) == 2 and conversation["messages"][0]["content"][0]["type"] == "text"
+    assert "63 tokens" in err and "the overview alone, 9 tokens" in err
+    code, out, _ = chat(["What?"], image, "--json")
+    assert code == 0 and json.loads(out)["messages"][0]["content"][0] == {"type": "image", "path": str(image)}
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("/image none.png", "none.png"),
+        ("/image", "name one or more files"),
+        ("/image 'open", "No closing quotation"),
+        ("/slices none", "at least 1"),
+        ("/slices 0", "at least 1"),
+        ("/save", "name a file"),
+        ("/save /nowhere/at/all.json", "/nowhere"),
+        ("/sing", "there is no command /sing"),
+        ("word " * 3000, "context of 2048"),
+        ("What is <image>?", "placeholders"),
+    ],
+)
+def test_a_failed_line_says_why_and_the_conversation_goes_on(engine, capsys, line, said):
+    out = io.StringIO()
+    conversation = Chat(engine, Sampling(max_new_tokens=3), None, Console(file=out))
+    conversation.run([line, "And now?"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == conversation.failures == 1 and said in errors[0]
+    assert len(conversation.messages) == 2 and out.getvalue().strip()
+
+
+def test_a_failure_makes_the_exit_code_1_at_the_end(chat):
+    code, out, err = chat(["/image none.png", "Still there?"])
+    assert code == 1 and out.strip() and "error: " in err and "Traceback" not in err
+
+
+def test_on_a_terminal_answers_are_rendered(engine):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=60)
+    conversation = Chat(engine, Sampling(), None, console)
+    conversation.show(iter(["# Total\n\n", "It is **12", "**."]))
+    shown = screen.getvalue()
+    assert "\x1b[" in shown and "12" in shown and "**" not in shown.rpartition("Total")[2]
+
+
+@pytest.fixture
+def serving(folder):
+    """`llava-uhd serve` as a process of its own; (process, client)."""
+    tool = [sys.executable, "-m", "llava_uhd.cli"]
+    command = [*tool, "serve", "--model", str(folder), "--port", "0", "--json", "--batch-size", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        ready = json.loads(process.stdout.readline())
+        assert ready["model"] == folder.name
+        yield process, openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0), ready["model"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.mark.slow
+def test_serve_finishes_running_requests_before_it_ends(serving):
+    process, client, name = serving
+    messages = as_openai(CONVERSATIONS[0])
+    short = client.chat.completions.create(model=name, messages=messages, max_tokens=3)
+    assert short.usage.completion_tokens == 3
+    answers: list = []
+
+    def ask() -> None:
+        answers.append(client.chat.completions.create(model=name, messages=messages, max_tokens=600))
+
+    stream = client.chat.completions.create(model=name, messages=messages, max_tokens=600, stream=True)
+    next(iter(stream))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: '"running":2' in client.get("../health", cast_to=str).replace(" ", ""))
+    process.send_signal(signal.SIGTERM)
+    asking.join()
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert answers[0].usage.completion_tokens == 600 and streamed == answers[0].choices[0].message.content
+    assert process.wait(20) == 0
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (["serve", "--model", "nowhere"], 1, "nowhere"),
+        (["serve", "--port", "70000"], 2, "equal to"),
+        (["serve", "--batch-size", "0"], 2, "equal to"),
+        (["chat", "--temperature", "3"], 2, "equal to"),
+        (["chat", "--model", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_bad_use(monkeypatch, capsys, arguments, code, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", ["llava-uhd", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert exit_.value.code == code and out == "" and said in err and "Traceback" not in err

@@ -1,0 +1,305 @@
+"""The engine: answers that do not depend on who else asks, and what happens when things go wrong."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.model.image_processing_llava_uhd import decode_image
+from llava_uhd.serving.engine import Engine, EngineOptions
+from llava_uhd.serving.generation import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineBusy,
+    EngineClosed,
+    Result,
+    Sampling,
+)
+from llava_uhd.serving.row import visible_text
+from tests.conftest import build_model, small_config
+from tests.serving.conftest import png
+
+CONVERSATIONS = [
+    [question_message([png(150, 120)], "What is this?")],
+    [question_message([], "No picture at all?")],
+    [question_message([png(30, 40), png(61, 200, 3)], "Which is larger?")],
+    [question_message([png(300, 200, 5)], "What is the total of all of these?")],
+    [
+        question_message([png(150, 120)], "What is this?"),
+        {"role": "assistant", "content": "A receipt."},
+        question_message([], "And the total?"),
+    ],
+    [{"role": "system", "content": "Be brief."}, question_message([png(56, 56, 9)], "?")],
+]
+
+
+class Held:
+    """Keeps the engine's thread busy until it is let go."""
+
+    def __init__(self, engine: Engine):
+        self.go, self.begun = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=engine.run, args=(self.hold,))
+
+    def hold(self) -> None:
+        self.begun.set()
+        assert self.go.wait(30)
+
+    def __enter__(self) -> "Held":
+        self.thread.start()
+        assert self.begun.wait(10)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.go.set()
+        self.thread.join()
+
+
+def until(condition, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_answers_together_are_those_given_alone(engine, loaded):
+    sampling = Sampling(max_new_tokens=8)
+    alone = [engine.submit(messages, sampling).result() for messages in CONVERSATIONS]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda messages: engine.submit(messages, sampling).result(), CONVERSATIONS * 2))
+    for first, second in zip([*alone, *alone], together, strict=True):
+        assert second.token_ids == first.token_ids and second.text == first.text
+    model, processor = loaded
+    for messages, result in zip(CONVERSATIONS, alone, strict=True):
+        decoded = [
+            {**message, "content": [
+                {"type": "image", "image": decode_image(part["image"])} if part["type"] == "image" else part
+                for part in message["content"]
+            ] if isinstance(message["content"], list) else [{"type": "text", "text": message["content"]}]}
+            for message in messages
+        ]  # fmt: skip
+        inputs = prepare(model, processor, decoded, 8)
+        assert result.text == answer(model, processor, inputs, 8)
+        assert result.num_prompt_tokens == inputs["input_ids"].shape[1]
+        assert result.num_image_tokens == int((inputs["input_ids"] == processor.image_token_id).sum())
+        assert result.timings.total >= result.timings.first_token > 0
+
+
+def test_logits_of_a_row_are_the_same_to_the_last_bit_whoever_is_beside_it(engine):
+    prompts = [engine.prompts.build(messages, None).input_ids for messages in CONVERSATIONS[1:2] * 4]
+    decoder = engine.decoder
+
+    @torch.inference_mode()
+    def step(ids: list[torch.Tensor]) -> torch.Tensor:
+        caches = [decoder.prefill(prompt, None)[1] for prompt in ids]
+        return decoder.step([7] * len(ids), [cache.get_seq_length() for cache in caches], caches)
+
+    shorter = [prompt[:, index:] for index, prompt in enumerate(prompts)]
+    alone = [engine.run(lambda prompt=prompt: step([prompt])[0]) for prompt in shorter]
+    together = engine.run(lambda: step(shorter))
+    assert all(torch.equal(row, single) for row, single in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("text", ["qwen2", "qwen3"])
+def test_other_language_models(text, loaded):
+    config = small_config(text, "sequential")
+    model = build_model(config)
+    sampling = Sampling(max_new_tokens=6)
+    processor = type(loaded[1]).from_config(config, loaded[1].tokenizer, "qwen")
+    with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
+        assert engine.decoder.batch_size == 4
+        generations = [engine.submit(messages, sampling) for messages in CONVERSATIONS[:3]]
+        texts = [generation.result().text for generation in generations]
+    for messages, text in zip(CONVERSATIONS[:3], texts, strict=True):
+        images = [decode_image(part["image"]) for part in messages[0]["content"] if part["type"] == "image"]
+        inputs = prepare(model, processor, [question_message(images, messages[0]["content"][-1]["text"])], 6)
+        assert text == answer(model, processor, inputs, 6)
+
+
+def test_a_language_model_with_an_attention_of_its_own_is_served_row_after_row(loaded):
+    model, processor = loaded
+    model.set_attn_implementation("eager")
+    try:
+        with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
+            assert engine.decoder.batch_size == 1
+            generations = [engine.submit(messages, Sampling(max_new_tokens=4)) for messages in CONVERSATIONS[:2]]
+            assert all(generation.result().num_prompt_tokens for generation in generations)
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def test_streamed_pieces_make_up_the_answer(engine):
+    events = list(engine.submit(CONVERSATIONS[0]).events())
+    *pieces, result = events
+    assert isinstance(result, Result) and len(pieces) > 1 and "".join(pieces) == result.text
+    assert result.finish_reason == "length" and len(result.token_ids) == 12
+
+
+def test_an_image_is_encoded_once(loaded):
+    with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
+        sampling = Sampling(max_new_tokens=3)
+        first = engine.submit(CONVERSATIONS[0], sampling).result()
+        again = engine.submit(CONVERSATIONS[4], sampling).result()
+        fewer_slices = engine.submit(CONVERSATIONS[0], sampling, max_slices=1).result()
+        assert (first.num_cached_images, again.num_cached_images, fewer_slices.num_cached_images) == (0, 1, 0)
+        assert again.num_image_tokens == first.num_image_tokens > fewer_slices.num_image_tokens
+        stats = engine.stats()
+        assert (stats.cached_images, stats.cache_hits, stats.cache_misses) == (2, 1, 2)
+        assert stats.cache_bytes == (first.num_image_tokens + fewer_slices.num_image_tokens) * 32 * 4
+
+
+def test_the_cache_is_bounded(loaded):
+    bound = 63 * 32 * 4 + 100  # one image of 7 views
+    with Engine(*loaded, EngineOptions(batch_size=2, cache_bytes=bound)) as engine:
+        for seed in (0, 1, 0):
+            message = question_message([png(300, 200, seed)], "?")
+            assert engine.submit([message], Sampling(max_new_tokens=1)).result().num_cached_images == 0
+        assert engine.stats().cached_images == 1 and engine.stats().cache_bytes <= bound
+
+
+def test_more_than_may_wait_are_refused(loaded):
+    with Engine(*loaded, EngineOptions(batch_size=2, max_waiting=2)) as engine:
+        with Held(engine):
+            generations = [engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)) for _ in range(2)]
+            assert engine.stats().waiting == 2
+            with pytest.raises(EngineBusy, match="2 requests") as refused:
+                engine.submit(CONVERSATIONS[1])
+            assert refused.value.retry_after >= 1
+        assert all(generation.result().text for generation in generations)
+        assert engine.stats().refused == 1 and engine.stats().finished == 2
+
+
+def test_deadlines_hold_while_waiting_and_while_writing(engine):
+    with Held(engine) as held:
+        generation = engine.submit(CONVERSATIONS[1], deadline=0.05)
+        time.sleep(0.1)
+        held.go.set()
+        with pytest.raises(DeadlineExceeded):
+            generation.result()
+    writing = engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=1500), deadline=0.6)
+    with pytest.raises(DeadlineExceeded):
+        writing.result()
+    until(lambda: engine.stats().running == 0)
+    assert engine.stats().late == 2
+
+
+def test_a_cancelled_request_makes_room(engine):
+    generation = engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=1500))
+    pieces = generation.stream()
+    next(pieces)
+    generation.cancel()
+    with pytest.raises(Cancelled):
+        list(pieces)
+    until(lambda: engine.stats().running == 0)
+    assert engine.stats().cancelled == 1
+
+
+@pytest.mark.parametrize(
+    "message, said",
+    [
+        (question_message([b""], "?"), "image 0 is empty"),
+        (question_message([png(40, 40), b"no picture"], "?"), "image 1 is not an image"),
+        (question_message([png(300, 200)[:2000]], "?"), "image 0 is damaged"),
+        (question_message([], "What is <image>?"), "1 <image> placeholders, but 0 images"),
+        (question_message([], "word " * 3000), "context of 2048"),
+    ],
+)
+def test_a_bad_request_fails_alone(engine, message, said):
+    bad, good = engine.submit([message]), engine.submit(CONVERSATIONS[1])
+    with pytest.raises(ValueError, match=said):
+        bad.result()
+    assert good.result().text
+
+
+def test_files_are_read_from_paths_alone(engine, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(150, 120))
+    expected = engine.submit(CONVERSATIONS[0]).result().text
+    assert engine.submit([question_message([path], "What is this?")]).result().text == expected
+    with pytest.raises(ValueError, match=r"there is no file .*none\.png"):
+        engine.submit([question_message([tmp_path / "none.png"], "?")]).result()
+    with pytest.raises(TypeError):  # a string may come from anywhere: it is neither opened nor fetched
+        engine.submit([question_message([str(path)], "?")]).result()
+
+
+def test_a_failure_of_the_model_fails_what_it_hits_and_no_more(engine):
+    head = engine.model.lm_head
+    engine.run(lambda: setattr(engine.model, "lm_head", torch.nn.Linear(3, 5)))
+    with pytest.raises(RuntimeError):
+        engine.submit(CONVERSATIONS[1]).result()
+    engine.run(lambda: setattr(engine.model, "lm_head", head))
+    assert engine.submit(CONVERSATIONS[1]).result().text
+
+
+def test_a_draw_repeats_with_its_seed_whoever_is_beside_it(engine):
+    drawn = Sampling(max_new_tokens=8, temperature=1.0, seed=4)
+    alone = engine.submit(CONVERSATIONS[0], drawn).result()
+    greedy = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=8)).result()
+    others = [engine.submit(messages, Sampling(temperature=2.0)) for messages in CONVERSATIONS[1:4]]
+    again = engine.submit(CONVERSATIONS[0], drawn).result()
+    assert all(other.result() for other in others)
+    assert again.token_ids == alone.token_ids != greedy.token_ids
+    other_seed = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
+    assert engine.submit(CONVERSATIONS[0], other_seed).result().token_ids != alone.token_ids
+    nearly_greedy = Sampling(max_new_tokens=8, temperature=1.0, top_p=1e-6)
+    assert engine.submit(CONVERSATIONS[0], nearly_greedy).result().token_ids == greedy.token_ids
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine):
+    whole = engine.submit(CONVERSATIONS[0]).result()
+    stop = whole.text[4:6]
+    *pieces, result = engine.submit(CONVERSATIONS[0], Sampling(stop=(stop,))).events()
+    assert result.finish_reason == "stop" and result.text == whole.text[: whole.text.index(stop)].strip()
+    assert "".join(pieces) == result.text and len(result.token_ids) < len(whole.token_ids)
+
+
+def test_the_end_token_ends_the_answer(loaded):
+    model, processor = loaded
+    with Engine(model, processor, EngineOptions(batch_size=2)) as engine:
+        whole = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6)).result()
+        engine.decoder.end_ids = frozenset([whole.token_ids[3]])
+        result = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6)).result()
+        first = whole.token_ids.index(whole.token_ids[3])
+        assert result.finish_reason == "stop" and result.token_ids == whole.token_ids[: first + 1]
+
+
+def test_closing_finishes_what_was_taken(loaded):
+    engine = Engine(*loaded, EngineOptions(batch_size=2))
+    generations = [engine.submit(messages, Sampling(max_new_tokens=6)) for messages in CONVERSATIONS]
+    engine.close()
+    assert all(generation.result().text for generation in generations)
+    with pytest.raises(EngineClosed):
+        engine.submit(CONVERSATIONS[1])
+    with pytest.raises(EngineClosed):
+        engine.run(lambda: None)
+    engine.close()
+
+
+def test_visible_text_holds_back_what_may_change():
+    assert visible_text("It is ", (), False) == ("It is", False)
+    assert visible_text("caf\ufffd", (), False) == ("caf", False)
+    assert visible_text("caf\ufffd", (), True) == ("caf\ufffd", False)
+    assert visible_text("one\n#", ("\n##",), False) == ("one", False)
+    assert visible_text("one\n#", ("\n##",), True) == ("one\n#", False)
+    assert visible_text("one\n## two END", ("END", "\n##"), False) == ("one", True)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": 2.5}, "2.5"),
+        ({"temperature": float("nan")}, "nan"),
+        ({"top_p": 0}, "top_p"),
+        ({"seed": 2**64}, "64 bits"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": tuple("abcde")}, "at most 4"),
+    ],
+)
+def test_impossible_sampling(values, said):
+    with pytest.raises(ValueError, match=said):
+        Sampling(**values)
+    with pytest.raises(ValueError, match="batch_size"):
+        EngineOptions(batch_size=0)

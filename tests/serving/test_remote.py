@@ -1,0 +1,146 @@
+"""Images by URL: what is fetched, and above all what is not."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from llava_uhd.serving.remote import ImageSource, is_public
+
+
+class Pages(BaseHTTPRequestHandler):
+    """A server that counts what it is asked for."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/image")
+            self.end_headers()
+        elif self.path == "/missing":
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x" * (2000 if self.path == "/large" else 10))
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def source(port: int, **options) -> ImageSource:
+    hosts = frozenset({f"localhost:{port}", f"127.0.0.1:{port}"})
+    return ImageSource(hosts, **{"max_bytes": 1000, "timeout": 2.0, **options})
+
+
+def test_an_allowed_host_is_asked_for_the_image(port):
+    images = source(port, is_allowed_address=lambda address: True)
+    assert images.read(f"http://127.0.0.1:{port}/image?a=1#b") == b"x" * 10
+    assert Pages.asked[-1] == "/image?a=1"
+    assert images.read(f"HTTP://LOCALHOST:{port}/image") == b"x" * 10
+    for path, said in [("moved", "redirects"), ("missing", "404"), ("large", "more than the 1000 bytes")]:
+        Pages.asked.clear()
+        with pytest.raises(ValueError, match=said):
+            images.read(f"http://127.0.0.1:{port}/{path}")
+        assert Pages.asked == [f"/{path}"]
+    with pytest.raises(ValueError, match="could not be fetched: "):
+        images.read(f"http://127.0.0.1:{port}/a b")
+
+
+def test_an_allowed_host_with_a_private_address_is_not_asked(port):
+    Pages.asked.clear()
+    for host in ("localhost", "127.0.0.1"):
+        with pytest.raises(ValueError, match="not public"):
+            source(port).read(f"http://{host}:{port}/image")
+    assert Pages.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.png",
+        "http://localhost/a.png",
+        "http://127.0.0.1:{port}@example.org/a.png",
+        "http://example.org#@127.0.0.1:{port}/a.png",
+        "ftp://127.0.0.1:{port}/a.png",
+        "file:///etc/passwd",
+        "//127.0.0.1:{port}/a.png",
+        "http:///a.png",
+        "http://127.0.0.1:{port}0/a.png",
+        "http://[::1",
+        "http://127.0.0.1:no/a.png",
+        "",
+    ],
+)
+def test_other_urls_are_refused(port, url):
+    Pages.asked.clear()
+    with pytest.raises(ValueError):
+        source(port, is_allowed_address=lambda address: True).read(url.format(port=port))
+    with pytest.raises(ValueError, match="user name"):
+        source(port, is_allowed_address=lambda address: True).read(f"http://a:b@127.0.0.1:{port}/a.png")
+    assert Pages.asked == []
+
+
+def test_nothing_is_fetched_by_default(port):
+    with pytest.raises(ValueError, match="not fetched"):
+        ImageSource().read(f"http://127.0.0.1:{port}/image")
+
+
+def test_a_server_that_does_not_answer(port):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        number = silent.getsockname()[1]
+        images = ImageSource(frozenset({f"127.0.0.1:{number}"}), timeout=0.3, is_allowed_address=lambda address: True)
+        with pytest.raises(ValueError, match="could not be fetched: TimeoutError"):
+            images.read(f"http://127.0.0.1:{number}/image")
+
+
+@pytest.mark.parametrize(
+    "address, public",
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_public_addresses(address, public):
+    assert is_public(address) == public
+
+
+def test_data_urls():
+    images = ImageSource(max_bytes=5)
+    assert images.read("data:image/png;base64,aGVsbG8=") == b"hello"
+    assert images.read("data:;base64,") == b""
+    for url, said in [
+        ("data:image/png;base64,aGVsbG8h", "6 bytes; at most 5"),
+        ("data:image/png;base64,?", "no valid base64"),
+        ("data:image/png;base64,é", "no valid base64"),
+        ("data:image/png,abc", "base64"),
+        ("data:", "base64"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            images.read(url)
