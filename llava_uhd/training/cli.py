@@ -33,7 +33,7 @@ def train(
     eval_data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage: upsampler, align or instruct. Killed, it goes on where it stopped. Also under torchrun, accelerate."""
+    """Run a stage. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share it."""
     given = list(overrides or [])
     if recipe == "list":
         from .recipe import shipped_recipes
@@ -158,7 +158,7 @@ def check(
     manifest: Annotated[Path | None, typer.Option(help="Write a line with hashes and tokens for each sample.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count samples and tokens; find missing and broken images and samples that do not fit. Exits 1 if there are any."""
+    """Count samples and tokens; find missing and broken images and whatever does not fit: exit code 1."""
     from rich.console import Console
 
     from ..loading import load_processor
