@@ -64,7 +64,7 @@ def test_kill_9_and_resume_is_bitwise(start, tmp_path):
 
 @pytest.fixture
 def without_dropout(recipe_values, tmp_path, qwen_tokenizer):
-    """A model that draws nothing while it trains, so that ranks can agree: the up-sampler's dropout is the one draw."""
+    """A model that draws nothing while it trains: the up-sampler's dropout would differ between ranks."""
     config = small_config(upsampler="bilinear")
     config.row_separator_id = 13
     build_model(config).save_pretrained(tmp_path / "bilinear")

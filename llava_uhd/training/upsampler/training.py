@@ -182,7 +182,7 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
             if recipe.pictures and len(held_out) and (step % recipe.pictures == 0 or last):
                 writer.add_image("pyramid", _picture(module, features, held_out, device), step)
             if step % recipe.save_every == 0 or last:
-                _save_state(out, step, module, accelerator.unwrap_model(optimizer))
+                _save_state(out, step, module, optimizer.optimizer)
     bar.close()
 
     quality = _quality(module, features, held_out, device) if len(held_out) else {}
