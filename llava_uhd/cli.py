@@ -16,6 +16,7 @@ import typer
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .serving.cli import mount as mount_serving
+from .training.cli import mount as mount_training
 
 app = typer.Typer(
     help="LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.",
@@ -114,6 +115,7 @@ def explain(
 mount_checkpoints(app)
 mount_serving(app)
 app.add_typer(evaluation, name="eval")
+mount_training(app)
 
 
 def _words(value: Any) -> str:

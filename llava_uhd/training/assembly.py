@@ -1,0 +1,169 @@
+"""The model of a recipe: read whole, or put together from a language model, a vision tower and an up-sampler."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
+
+from ..loading import load_processor, resolve
+from ..model.chat_templates import CHAT_TEMPLATES
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from ..model.processing_llava_uhd import LlavaUhdProcessor
+from .adapters import four_bits
+from .architectures import LANGUAGE_MODELS, VISION_TOWERS
+from .recipe import ModelRecipe, TuningRecipe
+
+UPSAMPLER_FILE = "upsampler.safetensors"
+IMAGE_TOKEN = "<image>"
+TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+
+
+def vision_config_of(name: str) -> dict[str, Any]:
+    """Config of a tower: a known one, or what a folder or hub id, of its own or of a model of ours, says."""
+    if name in VISION_TOWERS and not Path(name).is_dir():
+        return dict(VISION_TOWERS[name])
+    config = AutoConfig.from_pretrained(resolve(name))
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in TOWERS:
+        raise ValueError(f"{name} has no CLIP or SigLIP vision tower, but a {config.model_type}")
+    return config.to_dict()
+
+
+def text_config_of(name: str) -> dict[str, Any]:
+    """Config of a language model: a known one, or what its folder or hub id says."""
+    if name in LANGUAGE_MODELS and not Path(name).is_dir():
+        return dict(LANGUAGE_MODELS[name])
+    return AutoConfig.from_pretrained(resolve(name)).to_dict()
+
+
+def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
+    """The configuration of a recipe's model, without its weights."""
+    if model.start is not None:
+        return LlavaUhdConfig.from_pretrained(resolve(model.start))
+    assert model.language_model is not None and model.vision_tower is not None
+    text = text_config_of(model.language_model)
+    projector = {name: getattr(model.projector, name) for name in type(model.projector).__dataclass_fields__}
+    return LlavaUhdConfig(
+        architectures=["LlavaUhdForConditionalGeneration"],
+        vision_config=vision_config_of(model.vision_tower),
+        text_config=text,
+        projector=projector,
+        layout=model.layout,
+        image_token_id=text["vocab_size"],
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    )
+
+
+def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
+    """The model that a run starts from, in float32, and its processor.
+
+    Raises:
+        ValueError: a part is missing, or does not fit the others.
+    """
+    torch.manual_seed(recipe.seed)
+    if recipe.model.start is not None:
+        model, processor = _read(recipe.model, None if recipe.lora is None else recipe.lora.quantize)
+    else:
+        model, processor = _put_together(recipe.model)
+    if recipe.model.template is not None:
+        processor.chat_template = CHAT_TEMPLATES[recipe.model.template]
+    for part in recipe.model.renew:
+        _renew(model, part)
+    if recipe.model.upsampler is not None:
+        load_upsampler(model, recipe.model.upsampler)
+    return model, processor
+
+
+def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
+    assert recipe.start is not None
+    processor = load_processor(recipe.start)
+    options = {} if quantization in (None, "none") else {"quantization_config": four_bits()}
+    model = LlavaUhdForConditionalGeneration.from_pretrained(resolve(recipe.start), dtype=torch.float32, **options)
+    return model, processor
+
+
+def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
+    assert recipe.language_model is not None and recipe.vision_tower is not None
+    config = planned_config(recipe)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.language_model)
+    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    processor = LlavaUhdProcessor.from_config(config, tokenizer, recipe.template)
+    with torch.device("meta"):
+        model = LlavaUhdForConditionalGeneration(config)
+    # Read one after another, each taking the place of its counterpart without memory.
+    language_model = AutoModelForCausalLM.from_pretrained(recipe.language_model, dtype=torch.float32)
+    model.model.language_model, model.lm_head = language_model.model, language_model.lm_head
+    tower = TOWERS[config.vision_config.model_type]
+    model.model.vision_tower = tower.from_pretrained(recipe.vision_tower, dtype=torch.float32)
+    model.model.multi_modal_projector.to_empty(device="cpu")
+    _initialize(model, model.model.multi_modal_projector)
+    return model, processor
+
+
+def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
+    projector = model.model.multi_modal_projector
+    upsampler = getattr(projector, "upsampler", None)
+    if part == "upsampler":
+        if upsampler is None:
+            raise ValueError(f"model.renew: a projector of type {model.config.projector.type} has no up-sampler")
+        _initialize(model, upsampler)
+        return
+    kept = {} if upsampler is None else {name: value.clone() for name, value in upsampler.state_dict().items()}
+    _initialize(model, projector)
+    if upsampler is not None:
+        upsampler.load_state_dict(kept)
+
+
+def _initialize(model: LlavaUhdForConditionalGeneration, part: nn.Module) -> None:
+    """Random weights by the model's own rules; children first, since a parent's rules overrule theirs."""
+    for parameter in part.parameters():
+        parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+    for child in reversed(list(part.modules())):
+        reset = getattr(child, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        model._init_weights(child)
+
+
+def read_upsampler(source: str) -> dict[str, torch.Tensor]:
+    """The weights of stage 0, named as in `JBUPyramid`.
+
+    Args:
+        source: folder of a run, its `upsampler.safetensors`, or the published `clip-large-jbu.ckpt`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(source).expanduser()
+    path = path / UPSAMPLER_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"there is no up-sampler {path}: stage 0 writes one, or name clip-large-jbu.ckpt")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    return {key.removeprefix("upsampler."): value for key, value in state.items() if key.startswith("upsampler.")}
+
+
+def load_upsampler(model: LlavaUhdForConditionalGeneration, source: str) -> None:
+    """Puts the weights of stage 0 into a model.
+
+    Raises:
+        ValueError: they do not fit its pyramid.
+    """
+    pyramid = getattr(model.model.multi_modal_projector, "upsampler", None)
+    weights = read_upsampler(source)
+    wanted = {} if pyramid is None else {key: tuple(value.shape) for key, value in pyramid.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in weights.items()}
+    if wanted != given:
+        differing = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+        raise ValueError(
+            f"the up-sampler {source} has {len(given)} tensors and the model wants {len(wanted)}; "
+            f"{len(differing)} differ, {differing[0]} first: {given.get(differing[0])} and {wanted.get(differing[0])}"
+        )
+    assert pyramid is not None
+    pyramid.load_state_dict(weights)

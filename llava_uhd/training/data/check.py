@@ -1,0 +1,123 @@
+"""`llava-uhd data check`: what is in the sources, what is broken, how many tokens it is.
+
+The manifest has a line for each sample, in order: its hash, its images with their sizes and hashes, its tokens. It
+tells whether data changed between two runs, and gives batches of like length without opening an image.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...model.image_processing_llava_uhd import decode_image
+from ...model.processing_llava_uhd import LlavaUhdProcessor
+from ..recipe import Source
+from .conversations import IMAGE, BadSample, read_conversation
+from .sources import JsonSamples, TarSamples, open_source
+
+
+@dataclass
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        samples: all.
+        broken: of them, those that cannot be used.
+        text_only, multi_image: of those that can.
+        images: in all usable samples.
+        turns: answers in them.
+        tokens: about as many as training would see; exact but for special tokens. None without a processor.
+        longest: tokens of the longest sample.
+        problems: index and reason of the first broken samples.
+        reasons: how often each kind of problem was met.
+    """
+
+    samples: int = 0
+    broken: int = 0
+    text_only: int = 0
+    multi_image: int = 0
+    images: int = 0
+    turns: int = 0
+    tokens: int | None = None
+    longest: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_source(
+    source: Source,
+    processor: LlavaUhdProcessor | None = None,
+    max_slices: int | None = None,
+    manifest: Path | None = None,
+    max_problems: int = 20,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> CheckReport:
+    """Goes through all samples and decodes all images.
+
+    Args:
+        source: to check.
+        processor: counts tokens.
+        max_slices: most slices of an image, in place of the processor's.
+        manifest: file to write.
+        max_problems: broken samples that are listed one by one.
+        show: told how many samples of how many are done.
+    """
+    samples = open_source(source)
+    report = CheckReport(samples=len(samples), tokens=0 if processor else None)
+    reasons: Counter[str] = Counter()
+    lines = []
+    for index in range(len(samples)):
+        try:
+            line = _check_sample(samples, index, processor, max_slices, report)
+        except BadSample as error:
+            report.broken += 1
+            reasons[type(error.__cause__).__name__ if error.__cause__ else "form"] += 1
+            if len(report.problems) < max_problems:
+                report.problems.append({"index": index, "reason": str(error)})
+            line = {"index": index, "broken": str(error), "num_tokens": 0}
+        lines.append(json.dumps(line, ensure_ascii=False))
+        show(index + 1, len(samples))
+    report.reasons = {{"ValueError": "image", "JSONDecodeError": "JSON"}.get(k, k): n for k, n in reasons.items()}
+    if manifest is not None:
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text("\n".join(lines) + "\n")
+    return report
+
+
+def _check_sample(
+    samples: JsonSamples | TarSamples,
+    index: int,
+    processor: LlavaUhdProcessor | None,
+    max_slices: int | None,
+    report: CheckReport,
+) -> dict[str, Any]:
+    record = samples.record(index)
+    conversation = read_conversation(record)
+    images, num_tokens = [], 0
+    for name in conversation.images:
+        file = samples.image(index, name)
+        try:
+            image = decode_image(file)
+            content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        except (ValueError, OSError) as error:
+            raise BadSample(str(error)) from error
+        images.append({"name": name, "size": list(image.size), "sha256": hashlib.sha256(content).hexdigest()})
+        if processor is not None:
+            num_tokens += processor.image_layout(*image.size, max_slices=max_slices).length
+    if processor is not None:
+        text = conversation.text.replace(IMAGE, "")
+        num_tokens += len(processor.tokenizer(text, verbose=False)["input_ids"])
+        report.tokens = (report.tokens or 0) + num_tokens
+    report.longest = max(report.longest, num_tokens)
+    report.images += len(images)
+    report.text_only += not images
+    report.multi_image += len(images) > 1
+    report.turns += sum(message["role"] == "assistant" for message in conversation.messages)
+    text_hash = hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return {"index": index, "sha256": text_hash, "images": images, "num_tokens": num_tokens}

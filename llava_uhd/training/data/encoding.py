@@ -1,0 +1,146 @@
+"""From a conversation to what the model takes: ids, labels, packed pixels."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...model.chat_templates import CHAT_TEMPLATES
+from ...model.image_processing_llava_uhd import decode_image, enlarge
+from ...model.processing_llava_uhd import LlavaUhdProcessor
+from ..labels import IGNORE, answer_labels, chatml_labels
+from ..recipe import DataRecipe
+from .conversations import BadSample, Conversation
+
+# That of the built-in model, with marks for what is learned.
+TINY = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '<|assistant|>' -}}
+{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+{%- else -%}
+{{- '<|user|>' + message['content'] -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+TEMPLATES = {**CHAT_TEMPLATES, "tiny": TINY}
+# Published for training, whatever the model's own limit.
+VARIED_SLICES = 6
+VARIED_SHARE = 0.1
+TEXTVQA_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample.
+
+    Attributes:
+        input_ids: (length,).
+        labels: (length,), -100 where nothing is learned.
+        images: `pixel_values`, `view_shapes`, `num_views` and `grids` of the image processor; empty for text alone.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    images: dict[str, torch.Tensor]
+
+
+class Encoder:
+    """Encodes conversations with a model's processor, as a recipe says."""
+
+    def __init__(self, processor: LlavaUhdProcessor, data: DataRecipe):
+        self.processor, self.data = processor, data
+        self.template = TEMPLATES[data.template] if data.template else processor.chat_template
+        if not self.template or "generation" not in self.template:
+            raise ValueError(
+                "the chat template marks no answers ({% generation %}): name data.template, one of "
+                + ", ".join(TEMPLATES)
+            )
+        self.chatml = None
+        if data.labels == "published" and data.template == "qwen":
+            self.chatml = self._chatml_ids()
+
+    def _chatml_ids(self) -> dict[str, Any]:
+        tokenizer = self.processor.tokenizer
+        start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        learned = {start, end, *newline}
+        separators = {self.processor.slice_separator_id, self.processor.row_separator_id}
+        if separators & learned:
+            raise ValueError(
+                f"data.labels: the published labels learn the ids {sorted(learned)} everywhere, and the separators "
+                f"between slices, {sorted(separators)}, are among them: take answers"
+            )
+        return {
+            "turn_start": start,
+            "assistant_header": tokenizer("assistant\n", add_special_tokens=False)["input_ids"],
+            "always_learned": learned,
+            "ignored": {self.processor.image_token_id},
+        }
+
+    def __call__(self, conversation: Conversation, images: Sequence[Any], seed: str) -> Encoded:
+        """Encode one sample.
+
+        Args:
+            conversation: whose images are these.
+            images: what the image processor can decode.
+            seed: of what is drawn for this sample.
+
+        Raises:
+            BadSample: an image is broken, nothing is left to learn, or the images do not fit the longest sequence.
+        """
+        rng = random.Random(seed)
+        try:
+            pictures = [decode_image(image) for image in images]
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+        if self.data.vary_images:
+            named = zip(pictures, conversation.images, strict=True)
+            pictures = [self._vary(picture, name, rng) for picture, name in named]
+        options: dict[str, Any] = {"max_slices": self.data.max_slices} if self.data.max_slices else {}
+        outputs = self.processor.apply_chat_template(
+            conversation.messages,
+            chat_template=self.template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            processor_kwargs={**options, "images": pictures} if pictures else {},
+        )
+        input_ids = [int(token) for token in outputs["input_ids"][0]]
+        labels = answer_labels(input_ids, outputs["assistant_masks"][0])
+        if self.chatml is not None:
+            labels = chatml_labels(input_ids, **self.chatml)
+        return self._cut(input_ids, labels, _image_inputs(outputs))
+
+    def _cut(self, input_ids: list[int], labels: list[int], images: dict[str, torch.Tensor]) -> Encoded:
+        longest = self.data.max_length
+        if self.processor.image_token_id in input_ids[longest:]:
+            raise BadSample(
+                f"it has {len(input_ids)} tokens, and image tokens beyond the longest sequence of {longest}"
+            )
+        input_ids, labels = input_ids[:longest], labels[:longest]
+        if all(label == IGNORE for label in labels[1:]):
+            raise BadSample(f"none of its first {longest} tokens is learned")
+        return Encoded(torch.tensor(input_ids), torch.tensor(labels), images)
+
+    def _vary(self, image: Image.Image, name: str, rng: random.Random) -> Image.Image:
+        """The published variation of sizes: so the model meets enlarged text, and many slices of small images."""
+        drawn = rng.random() < VARIED_SHARE
+        if "TextVQA" in name or "textvqa" in name:
+            return enlarge(image, TEXTVQA_SIDE)
+        if not drawn or self.processor.image_processor.plan(*image.size).num_slices == VARIED_SLICES:
+            return image
+        width, height = image.size
+        scale = sqrt(VARIED_SLICES * self.processor.image_processor.view_size**2 / (width * height))
+        size = max(int(width * scale), 1), max(int(height * scale), 1)
+        return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _image_inputs(outputs: Any) -> dict[str, torch.Tensor]:
+    names = ("pixel_values", "view_shapes", "num_views", "grids")
+    return {name: torch.as_tensor(outputs[name]) for name in names if name in outputs}

@@ -1,0 +1,98 @@
+"""The samples of an epoch: sources mixed by weight, each sample encoded when it is asked for."""
+
+import json
+import logging
+import random
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from ..recipe import Source
+from .conversations import BadSample, read_conversation
+from .encoding import Encoded, Encoder
+from .sources import open_source
+
+logger = logging.getLogger(__name__)
+
+# For batches of like length where no manifest tells: characters of a token, tokens of an image.
+CHARACTERS_PER_TOKEN = 4
+IMAGE_TOKENS = 600
+
+
+class Mixture(Dataset):
+    """A dataset of `Encoded` samples; None in place of one that cannot be used.
+
+    Args:
+        sources: with weights. A fraction of a sample's weight is drawn once, by the seed.
+        encoder: see `encoding`.
+        seed: of all draws.
+        fatal: raise for a sample that cannot be used, instead of reporting and leaving it out.
+        report: file that gets a JSON line for each such sample, once in every process that meets it.
+    """
+
+    def __init__(
+        self, sources: tuple[Source, ...], encoder: Encoder, seed: int, fatal: bool = False, report: Path | None = None
+    ):
+        if not sources:
+            raise ValueError("data: there are no sources")
+        self.sources = [open_source(source) for source in sources]
+        self.encoder, self.seed, self.fatal, self.report = encoder, seed, fatal, report
+        rng = random.Random(f"mixture:{seed}")
+        self.places: list[tuple[int, int]] = []  # source, sample
+        for number, source in enumerate(sources):
+            whole, part = int(source.weight), source.weight % 1
+            size = len(self.sources[number])
+            chosen = sorted(rng.sample(range(size), round(part * size)))
+            self.places += [(number, index) for index in [*range(size)] * whole + chosen]
+        manifests = [None if source.manifest is None else _manifest_lengths(source) for source in sources]
+        self.lengths: list[int] = []
+        self.has_images: list[bool] = []
+        for number, index in self.places:
+            length, with_images = self._measure(number, index)
+            known = manifests[number]
+            if known is not None:
+                if len(known) != len(self.sources[number]):
+                    raise ValueError(
+                        f"{sources[number].manifest} lists {len(known)} samples, but {sources[number].path} has "
+                        f"{len(self.sources[number])}: make it again with `llava-uhd data check`"
+                    )
+                length = known[index] or length
+            self.lengths.append(length)
+            self.has_images.append(with_images)
+
+    def _measure(self, number: int, index: int) -> tuple[int, bool]:
+        """About how many tokens a sample has, and whether images are among them."""
+        try:
+            conversation = read_conversation(self.sources[number].record(index))
+        except BadSample:
+            return 0, False  # reported when it is taken
+        images = len(conversation.images)
+        return len(conversation.text) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS, images > 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, item: int) -> Encoded | None:
+        number, index = self.places[item]
+        source = self.sources[number]
+        try:
+            conversation = read_conversation(source.record(index))
+            images = [source.image(index, name) for name in conversation.images]
+            return self.encoder(conversation, images, f"{self.seed}:{number}:{index}")
+        except BadSample as error:
+            told = f"{source.path}: sample {index}: {error}"
+            if self.fatal:
+                raise ValueError(told) from error
+            logger.warning("left out: %s", told)
+            if self.report is not None:
+                with self.report.open("a") as file:
+                    file.write(json.dumps({"source": source.path, "index": index, "reason": str(error)}) + "\n")
+            return None
+
+
+def _manifest_lengths(source: Source) -> list[int]:
+    """Tokens of each sample by its manifest, 0 for broken ones."""
+    path = Path(source.manifest or "")
+    if not path.is_file():
+        raise ValueError(f"there is no manifest {path}: `llava-uhd data check` writes it")
+    return [json.loads(line)["num_tokens"] for line in path.read_text().splitlines()]

@@ -1,0 +1,121 @@
+"""The next-token loss without the logits: exact, in pieces.
+
+Logits of 4096 positions and 32,000 tokens are half a gigabyte in float32, and their gradient as much again. Here those
+of a few positions exist at a time: their loss and its gradient are taken at once, in the forward pass, and positions
+where nothing is asked for are left out altogether.
+
+Shapes: T positions, E channels, V tokens of the vocabulary.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+
+from ..model.modeling_llava_uhd import LlavaUhdCausalLMOutputWithPast, LlavaUhdForConditionalGeneration
+from .labels import IGNORE
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum over positions of -log softmax(hidden @ weightᵀ)[label]; logits in float32, `chunk` positions at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int):
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=precision, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=precision) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden), chunk):
+            piece, wanted = hidden[start : start + chunk], labels[start : start + chunk, None]
+            logits = (piece @ weight.T).to(precision)  # chunk, V
+            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += (normalizer - logits.gather(1, wanted)).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            error = logits.sub_(normalizer).exp_()  # softmax, then minus one at the label
+            error.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=precision))
+            error = error.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[start : start + chunk] = error @ weight
+            if grad_weight is not None:
+                grad_weight += error.T @ piece
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor):
+        (scale,) = grad_outputs
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden * scale).to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int = 1024
+) -> torch.Tensor:
+    """Sum of the cross-entropies of `hidden @ weightᵀ` with `labels`, those of -100 left out.
+
+    Under autocast the products are taken in its type, as a linear layer's would be.
+
+    Args:
+        hidden: (..., E).
+        weight: (V, E), of the head.
+        labels: (...).
+        chunk: positions whose logits exist at one time.
+
+    Returns:
+        A number in float32 (float64 for float64).
+    """
+    learned = labels.flatten() != IGNORE
+    hidden, labels = hidden.flatten(0, -2)[learned], labels.flatten()[learned]
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), labels, chunk)
+
+
+def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: int) -> None:
+    """Gives the model a forward pass for training: a loss and no logits, and the same graph for every batch.
+
+    A batch without an image encodes a small empty one, of no weight: otherwise what it does not use would get no
+    gradient there, and devices that wait for each other's gradients would wait for ever.
+    """
+
+    def forward(
+        self: LlavaUhdForConditionalGeneration,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **inputs: Any,
+    ) -> LlavaUhdCausalLMOutputWithPast:
+        blank = None
+        if inputs.get("pixel_values") is None:
+            blank = torch.cat(self.get_image_features(**_blank_image(self, labels.device)).pooler_output)
+        outputs = self.model(**inputs, use_cache=False)
+        wanted = labels[:, 1:]
+        loss = linear_cross_entropy(outputs.last_hidden_state[:, :-1], self.lm_head.weight, wanted, loss_chunk)
+        if num_items_in_batch is None:
+            num_items_in_batch = wanted.ne(IGNORE).sum()
+        # A batch whose samples were all left out counts nothing.
+        loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+        if blank is not None:
+            loss = loss + 0.0 * blank.float().sum()
+        return LlavaUhdCausalLMOutputWithPast(loss=loss)
+
+    # Set on the instance, so that the class, and what is saved of it, stays as it is.
+    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _blank_image(model: LlavaUhdForConditionalGeneration, device: torch.device) -> dict[str, torch.Tensor]:
+    """The inputs of one view of a few black patches."""
+    side, patch = 4, model.config.vision_config.patch_size
+    return {
+        "pixel_values": torch.zeros(side * side, 3 * patch**2, device=device),
+        "view_shapes": torch.tensor([[side, side]]),
+        "num_views": torch.tensor([1]),
+        "grids": torch.tensor([[0, 0]]),
+    }

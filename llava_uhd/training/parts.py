@@ -1,0 +1,106 @@
+"""The parts of a model that are trained or frozen as one, and the table that shows it.
+
+| part | what it is |
+|---|---|
+| `vision_tower` | the layers of the tower that are run |
+| `vision_tower (not run)` | those behind the features that are used: they get no gradient |
+| `upsampler` | kernels of the JBU levels, frozen in both stages |
+| `upsampler_fixup` | the correction of the up-sampled maps, trained in stage 2 as published |
+| `positions` | the projector's fixed sine-cosine table, which the published stage 1 trains all the same |
+| `projector` | the rest of the projector |
+| `language_model` | with embeddings and head |
+| `adapters` | LoRA matrices |
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..model.vision_tower import num_layers_used
+
+NOT_RUN = " (not run)"
+TOWER, PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One line of the table: numbers of parameters."""
+
+    part: str
+    total: int
+    trainable: int
+
+
+def part_of(name: str, config: LlavaUhdConfig) -> str:
+    """The part that a parameter belongs to.
+
+    Args:
+        name: in `LlavaUhdForConditionalGeneration`, with or without the prefixes of adapters.
+        config: of the model.
+    """
+    name = name.removeprefix("base_model.model.")
+    if "lora_" in name:
+        return "adapters"
+    if name.startswith(TOWER):
+        return "vision_tower" + (NOT_RUN if _is_behind_features(name.removeprefix(TOWER), config) else "")
+    if not name.startswith(PROJECTOR):
+        return "language_model"
+    name = name.removeprefix(PROJECTOR)
+    if not name.startswith("upsampler."):
+        return "positions" if name == "positions" else "projector"
+    name = name.removeprefix("upsampler.")
+    if not name.startswith("fixup_proj"):
+        return "upsampler"
+    # At 8x every map has a correction of its own, and the common one is used by nothing.
+    dead = max(config.projector.levels) == 8 and name.startswith("fixup_proj.")
+    return "upsampler" + NOT_RUN if dead else "upsampler_fixup"
+
+
+def _is_behind_features(name: str, config: LlavaUhdConfig) -> bool:
+    if name.startswith("encoder.layers."):
+        used = num_layers_used(config.vision_config.num_hidden_layers, config.vision_feature_layer)
+        return int(name.split(".")[2]) >= used
+    return not name.startswith(("embeddings.", "pre_layrnorm."))
+
+
+def parts_of(model: nn.Module, config: LlavaUhdConfig) -> list[str]:
+    """The parts that a model has, in the order of its parameters."""
+    return list(dict.fromkeys(part_of(name, config) for name, _ in model.named_parameters()))
+
+
+def train_only(model: nn.Module, config: LlavaUhdConfig, parts: Collection[str]) -> None:
+    """Makes these parts trainable and freezes the others.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    existing = parts_of(model, config)
+    for part in parts:
+        if part not in existing:
+            raise ValueError(f"the model has no part {part!r} to train; it has {', '.join(existing)}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name, config) in parts)
+
+
+def table(model: nn.Module, config: LlavaUhdConfig) -> list[PartRow]:
+    """Parameters of each part, all and trainable ones."""
+    totals: dict[str, int] = {}
+    trainable: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name, config)
+        totals[part] = totals.get(part, 0) + parameter.numel()
+        trainable[part] = trainable.get(part, 0) + parameter.numel() * parameter.requires_grad
+    return [PartRow(part, total, trainable[part]) for part, total in totals.items()]
+
+
+def check_table(rows: Iterable[PartRow], parts: Collection[str]) -> None:
+    """Asserts that these parts are trained whole, and nothing else.
+
+    Raises:
+        AssertionError: naming the part that is not as it should be.
+    """
+    for row in rows:
+        wanted = row.total if row.part in parts else 0
+        assert row.trainable == wanted, f"{row.part}: {row.trainable} parameters are trainable, not {wanted}"

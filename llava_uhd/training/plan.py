@@ -1,0 +1,202 @@
+"""The plan of a run: what it trains, how long it is, what it needs. Calculated, without weights and without data.
+
+llava-uhd train vicuna-7b-instruct --dry-run --devices 64
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from .assembly import planned_config
+from .flops import sample_flops, standard_shape, training_flops
+from .parts import PartRow, check_table, table, train_only
+from .recipe import TuningRecipe, load_recipe, shipped_recipes
+
+GIB = 2**30
+# Share of a device's peak that a plan assumes; a guess between what large runs report.
+ASSUMED_UTILISATION = 0.4
+ADAM_BYTES = 8  # two float32 moments
+# Activations of one transformer layer, in numbers for each token and channel: what its backward pass reads.
+LAYER_ACTIVATIONS = 17
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` shows.
+
+    Attributes:
+        parts: parameters, all and trainable.
+        devices: that share the run.
+        accumulation: micro-batches of a device in one step.
+        samples: of an epoch; None where neither the data nor a published number is known.
+        steps: of the run.
+        tokens: of the run, image tokens among them.
+        memory_gib: on each device, by strategy.
+        petaflop: of the run, without recomputation.
+        hours: at `peak_tflops` and the assumed utilisation, recomputation counted.
+    """
+
+    parts: list[PartRow]
+    devices: int
+    accumulation: int
+    samples: int | None
+    steps: int | None
+    tokens: int | None
+    memory_gib: dict[str, float]
+    petaflop: float | None
+    hours: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "parts": [row.__dict__ for row in self.parts]}
+
+    def lines(self) -> list[str]:
+        shown = [f"{'part':26} {'parameters':>16} {'trainable':>16}"]
+        shown += [f"{row.part:26} {row.total:>16,} {row.trainable:>16,}" for row in self.parts]
+        for name in ("devices", "accumulation", "samples", "steps", "tokens"):
+            value = getattr(self, name)
+            shown.append(f"{name:26} {'unknown' if value is None else format(value, ','):>16}")
+        shown += [f"{f'memory with {name}':26} {gib:>12.1f} GiB" for name, gib in self.memory_gib.items()]
+        if self.petaflop is not None:
+            shown.append(f"{'operations':26} {self.petaflop:>10,.1f} PFLOP")
+        if self.hours is not None:
+            shown.append(f"{f'time at {ASSUMED_UTILISATION:.0%} of peak':26} {self.hours:>14.1f} h")
+        return shown
+
+
+def accumulation_of(recipe: TuningRecipe, devices: int) -> int:
+    """Micro-batches that each device takes in one step.
+
+    Raises:
+        ValueError: the global batch does not divide so.
+    """
+    optimization = recipe.optimization
+    if optimization.global_batch % (optimization.micro_batch * devices):
+        raise ValueError(
+            f"a global batch of {optimization.global_batch} does not divide among {devices} devices with "
+            f"{optimization.micro_batch} samples at a time"
+        )
+    return optimization.global_batch // (optimization.micro_batch * devices)
+
+
+def num_steps(recipe: TuningRecipe, samples: int) -> int:
+    """Steps of a run over so many samples."""
+    steps = ceil(ceil(samples / recipe.optimization.global_batch) * recipe.optimization.epochs)
+    limit = recipe.optimization.max_steps
+    return steps if limit is None else min(steps, limit)
+
+
+def config_of(recipe: TuningRecipe) -> LlavaUhdConfig:
+    """Config of the model that a run starts from; of one that another shipped recipe will make, as planned there."""
+    for name in shipped_recipes():
+        other = load_recipe(name)
+        if isinstance(other, TuningRecipe) and f"{other.out}/model" == recipe.model.start:
+            try:
+                return planned_config(recipe.model)
+            except ValueError:
+                return planned_config(other.model)
+    return planned_config(recipe.model)
+
+
+def trained_parts(recipe: TuningRecipe) -> list[str]:
+    """The parts that get gradients: with adapters they alone."""
+    return ["adapters"] if recipe.lora else list(recipe.optimization.learning_rates)
+
+
+def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None) -> Plan:
+    """Plan a run.
+
+    Args:
+        recipe: of stage 1 or 2.
+        devices: that share it.
+        samples: of an epoch; the published number where not given.
+
+    Raises:
+        AssertionError: what would be trained is not what the recipe names.
+        ValueError: the recipe does not fit its model or the devices.
+    """
+    config = config_of(recipe)
+    with torch.device("meta"):
+        model: Any = LlavaUhdForConditionalGeneration(config)
+    if recipe.lora:
+        from .adapters import add_adapters
+
+        model = add_adapters(model, recipe.lora)
+    parts = trained_parts(recipe)
+    train_only(model, config, parts)
+    rows = table(model, config)
+    check_table(rows, parts)
+
+    data, optimization = recipe.data, recipe.optimization
+    samples = samples or data.published_samples
+    steps = None if samples is None else num_steps(recipe, samples)
+    tokens = petaflop = hours = None
+    if steps is not None and data.published_length and data.published_views:
+        seen = steps * optimization.global_batch
+        tokens = seen * data.published_length
+        views = [standard_shape(config)] * data.published_views
+        forward = sample_flops(config, views, data.published_length, data.published_length / 8)
+        petaflop = seen * training_flops(forward, parts) / 1e15
+        if recipe.watch.peak_tflops:
+            work = seen * training_flops(forward, parts, optimization.checkpoint_activations)
+            hours = work / (devices * recipe.watch.peak_tflops * 1e12 * ASSUMED_UTILISATION) / 3600
+    return Plan(
+        parts=rows,
+        devices=devices,
+        accumulation=accumulation_of(recipe, devices),
+        samples=samples,
+        steps=steps,
+        tokens=tokens,
+        memory_gib=memory(recipe, config, rows, devices),
+        petaflop=petaflop,
+        hours=hours,
+    )
+
+
+def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], devices: int) -> dict[str, float]:
+    """GiB on each device, by strategy.
+
+    `ddp` keeps everything everywhere: what is trained in float32 with gradient and Adam's moments, the rest in the
+    precision of the run. `fsdp2` shares all of it, and gathers one layer, and what lies outside of layers, to compute
+    with. `zero2` keeps the weights in bfloat16 everywhere and shares float32 copies, gradients and moments.
+    """
+    optimization = recipe.optimization
+    trainable = sum(row.trainable for row in rows)
+    frozen = sum(row.total for row in rows) - trainable
+    number = 2 if optimization.precision == "bf16" else 4
+    frozen_bytes: float = frozen * number
+    if recipe.lora and recipe.lora.quantize == "nf4":
+        language = sum(row.total - row.trainable for row in rows if row.part == "language_model")
+        frozen_bytes -= language * (number - 0.55)
+    text = config.text_config
+    language_total = sum(row.total for row in rows if row.part == "language_model")
+    outside = sum(row.total for row in rows) - language_total + 2 * text.vocab_size * text.hidden_size
+    layer = (language_total - 2 * text.vocab_size * text.hidden_size) / text.num_hidden_layers
+    activations = _activations(recipe, config)
+    state = trainable * (4 + 4 + ADAM_BYTES)
+    strategies: dict[str, float] = {"ddp": state + frozen_bytes}
+    if devices > 1:
+        strategies["fsdp2"] = (state + frozen * 4) / devices + (outside + 2 * layer) * number
+        strategies["zero2"] = (trainable + frozen) * 2 + trainable * (4 + 4 + ADAM_BYTES) / devices
+    return {name: round((held + activations) / GIB, 1) for name, held in strategies.items()}
+
+
+def _activations(recipe: TuningRecipe, config: LlavaUhdConfig) -> float:
+    """Bytes of what the backward pass reads, and of the logits of a chunk. A rough model."""
+    optimization, data, text = recipe.optimization, recipe.data, config.text_config
+    number = 2 if optimization.precision == "bf16" else 4
+    tokens = optimization.micro_batch * min(data.published_length or data.max_length, data.max_length)
+    one_layer = LAYER_ACTIVATIONS * tokens * text.hidden_size * number
+    if optimization.checkpoint_activations:
+        language = text.num_hidden_layers * tokens * text.hidden_size * number + one_layer
+    else:
+        language = text.num_hidden_layers * one_layer
+    views = optimization.micro_batch * (data.published_views or 1)
+    rows, columns = standard_shape(config)
+    positions = rows * columns * sum(level**2 for level in config.projector.levels)
+    vision = views * positions * (config.vision_config.hidden_size + 3 * text.hidden_size) * number
+    logits = 3 * optimization.loss_chunk * text.vocab_size * 4
+    return language + vision + logits

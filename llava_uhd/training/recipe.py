@@ -1,0 +1,461 @@
+"""Recipes: everything that a run of one stage does, in one readable file.
+
+A recipe is YAML, read into the frozen dataclasses below and checked against them: an unknown key, a value of another
+type or a choice that contradicts another is a `ValueError` that names the place. The shipped ones stand in `recipes/`.
+
+    recipe = load_recipe("vicuna-7b-align", ["data.train.0.path=captions.json", "optimization.epochs=2"])
+"""
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+FOLDER = Path(__file__).parent / "recipes"
+# What each stage may train, by the names of `parts`.
+TRAINED_BY = {
+    "align": ("projector", "positions"),
+    "instruct": ("language_model", "projector", "positions", "vision_tower", "upsampler_fixup"),
+}
+
+
+@dataclass(frozen=True)
+class ProjectorRecipe:
+    """The projector of a model that is put together from its parts; see `LlavaUhdProjectorConfig`."""
+
+    type: Literal["hiwin", "resampler", "mlp"] = "hiwin"
+    levels: tuple[int, ...] = (1, 2, 4)
+    upsampler: Literal["jbu", "bilinear", "none"] = "jbu"
+    query_grid: int = 12
+    num_attention_heads: int | None = None
+    box_dtype: Literal["float32", "bfloat16"] = "float32"
+    unshuffle_factor: int = 2
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the weights come from: a whole model (`start`), or parts that are put together.
+
+    Attributes:
+        start: `tiny`, a folder of ours, or a hub id.
+        language_model: of transformers: folder or hub id; with `vision_tower` and `projector`, in place of `start`.
+        vision_tower: CLIP or SigLIP: folder or hub id.
+        upsampler: up-sampler from stage 0: folder of its run, or the published `clip-large-jbu.ckpt`.
+        renew: parts of `start` to begin anew: `projector`, `upsampler`.
+        projector: of a model that is put together.
+        layout: of a model that is put together, see `LlavaUhdConfig`.
+        template: chat template that the trained model is saved with: `vicuna` or `qwen`; None keeps that of `start`.
+    """
+
+    start: str | None = None
+    language_model: str | None = None
+    vision_tower: str | None = None
+    upsampler: str | None = None
+    renew: tuple[Literal["projector", "upsampler"], ...] = ()
+    projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
+    layout: Literal["stitched", "sequential"] = "stitched"
+    template: Literal["vicuna", "qwen"] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples of one place.
+
+    Attributes:
+        path: LLaVA JSON or JSONL, a WebDataset tar, or a folder of these tars.
+        images: folder that the samples' image paths start from.
+        weight: how often an epoch takes each sample: 2 takes each twice, 0.5 a random half.
+        manifest: written by `llava-uhd data check`, whose lengths make better batches.
+    """
+
+    path: str
+    images: str = "."
+    weight: float = 1.0
+    manifest: str | None = None
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Samples and what is made of them.
+
+    Attributes:
+        train: sources, mixed by weight.
+        held_out: sources of the loss that is measured every `watch.eval_every` steps.
+        template: chat template of the training text: `plain` for captions, `tiny` for the built-in model; None takes
+            the model's own, which must mark what is learned.
+        labels: `answers`, as the template marks them, or `published`, which differs for `qwen` (see `labels`).
+        max_length: longest sequence in tokens; the text of a longer sample is cut, if its images fit.
+        max_slices: most slices of an image; 1 for the overview alone; None as the model says.
+        vary_images: as published for training: enlarge TextVQA images to 1024, and every tenth image to six slices.
+        group: `modality` keeps text-only and image samples in batches of their own.
+        pack: join the samples of a micro-batch into one sequence without padding; they do not see each other.
+        on_bad_sample: `skip` reports a sample that cannot be used and goes on, `fatal` stops.
+        workers: processes that read images.
+        published_samples: size of the published data, for plans on machines that do not hold it.
+        published_length: mean tokens of its samples, likewise: an assumption.
+        published_views: mean views of its samples, likewise.
+    """
+
+    train: tuple[Source, ...] = ()
+    held_out: tuple[Source, ...] = ()
+    template: Literal["vicuna", "qwen", "plain", "tiny"] | None = None
+    labels: Literal["answers", "published"] = "answers"
+    max_length: int = 4096
+    max_slices: int | None = None
+    vary_images: bool = False
+    group: Literal["modality", "none"] = "modality"
+    pack: bool = False
+    on_bad_sample: Literal["skip", "fatal"] = "skip"
+    workers: int = 4
+    published_samples: int | None = None
+    published_length: int | None = None
+    published_views: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimizationRecipe:
+    """How the weights move.
+
+    Attributes:
+        learning_rates: of each part that is trained; parts not named are frozen. See `parts`.
+        global_batch: samples of one step, over all devices and accumulations.
+        micro_batch: samples of one device at a time.
+        max_steps: stop earlier than the epochs say.
+        warmup: share of all steps.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        precision: `bf16` computes in bfloat16 and keeps what is trained in float32.
+        checkpoint_activations: recompute the layers' activations in the backward pass.
+        loss_chunk: positions whose logits exist at one time.
+    """
+
+    learning_rates: dict[str, float]
+    global_batch: int
+    micro_batch: int
+    epochs: float = 1.0
+    max_steps: int | None = None
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    checkpoint_activations: bool = True
+    loss_chunk: int = 1024
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Adapters in place of the language model's own weights.
+
+    Attributes:
+        targets: regular expression over module names; the default takes the linear layers of the language model alone.
+        quantize: `nf4` keeps the frozen language model in four bits (QLoRA; needs the package bitsandbytes).
+    """
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+    targets: str = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    quantize: Literal["none", "nf4"] = "none"
+
+
+@dataclass(frozen=True)
+class WatchRecipe:
+    """What a run writes and when it stops.
+
+    Attributes:
+        save_every: steps between checkpoints.
+        keep: checkpoints kept; at least 2, so that a kill during a save loses none that is whole.
+        eval_every: steps between measurements of the held-out loss.
+        report_to: tracker of transformers: `none`, `tensorboard`, `wandb`, ...
+        max_loss_rise: stop when the smoothed loss exceeds its lowest value by this factor; 0 never does.
+        peak_tflops: of one device in `precision`, for the utilisation; None where it is not known.
+    """
+
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2
+    eval_every: int = 500
+    report_to: str = "none"
+    max_loss_rise: float = 5.0
+    peak_tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class TuningRecipe:
+    """Stages 1 and 2: `align` the projector with captions, then `instruct` (almost) everything."""
+
+    stage: Literal["align", "instruct"]
+    out: str
+    model: ModelRecipe
+    data: DataRecipe
+    optimization: OptimizationRecipe
+    lora: LoraRecipe | None = None
+    watch: WatchRecipe = field(default_factory=WatchRecipe)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        model, data, optimization = self.model, self.data, self.optimization
+        parts = (model.language_model, model.vision_tower)
+        if (model.start is None) == (None in parts) or (model.start is not None and any(parts)):
+            raise ValueError("model: name either start, or both language_model and vision_tower")
+        if model.start is None and model.template is None:
+            raise ValueError("model.template: a model that is put together needs vicuna or qwen")
+        if data.labels == "published" and data.template not in ("qwen", "vicuna", "plain"):
+            raise ValueError("data.labels: published labels belong to a template: name data.template")
+        allowed = TRAINED_BY[self.stage]
+        for part, rate in optimization.learning_rates.items():
+            if part not in allowed:
+                raise ValueError(
+                    f"optimization.learning_rates.{part}: stage {self.stage} trains {', '.join(allowed)} "
+                    f"(nearest: {_nearest(part, allowed)})"
+                )
+            if not rate > 0:
+                raise ValueError(f"optimization.learning_rates.{part} must be above 0, got {rate}")
+        if not optimization.learning_rates:
+            raise ValueError("optimization.learning_rates: name at least one part to train")
+        if optimization.global_batch % optimization.micro_batch:
+            raise ValueError(
+                f"optimization: global_batch {optimization.global_batch} is no multiple of "
+                f"micro_batch {optimization.micro_batch}"
+            )
+        _at_least(
+            1,
+            **{
+                "optimization.micro_batch": optimization.micro_batch,
+                "optimization.loss_chunk": optimization.loss_chunk,
+                "data.max_length": data.max_length,
+                "watch.log_every": self.watch.log_every,
+                "watch.save_every": self.watch.save_every,
+                "watch.eval_every": self.watch.eval_every,
+            },
+        )
+        _at_least(2, **{"watch.keep": self.watch.keep})
+        if self.lora is not None and set(optimization.learning_rates) != {"language_model"}:
+            raise ValueError(
+                "lora: a run with adapters trains language_model alone, but learning_rates name "
+                + ", ".join(optimization.learning_rates)
+            )
+        for source in (*data.train, *data.held_out):
+            if not source.weight > 0:
+                raise ValueError(f"data: weight of {source.path} must be above 0, got {source.weight}")
+
+
+@dataclass(frozen=True)
+class UpsamplerRecipe:
+    """Stage 0: the up-sampler learns to reconstruct the tower's features from several views of an image.
+
+    Attributes:
+        vision_tower: folder or hub id of CLIP or SigLIP, or of a model of ours, whose tower is taken.
+        highest: level of the highest map: 2, 4 or 8.
+        images: folder, searched for pictures at any depth.
+        held_out: how many pictures, the last by name, are measured and not trained on.
+        image_size: side of the square crop; with `keep_aspect` of the square of equal area.
+        keep_aspect: keep a picture's aspect ratio (sides in multiples of the patch) instead of cropping.
+        resample: filter of the resizing; `nearest` as published.
+        normalization: `imagenet` as published, or `clip`, which is what the model sees later.
+        batch: pictures of one step, over all devices.
+        jitters: views of each picture.
+        projection: random directions onto which features are compared; 0 compares all channels.
+        clip_first: gradients of this many first steps are clipped to `max_grad_norm`.
+        crf, tv: weights of these terms; `crf_jittered_guidance` pairs the features with the view they come from,
+            where the published code takes the picture without its jitter.
+        pictures: log a picture of the pyramid so often, in steps; 0 never.
+    """
+
+    stage: Literal["upsampler"]
+    out: str
+    vision_tower: str
+    images: str
+    highest: Literal[2, 4, 8] = 4
+    held_out: int = 32
+    image_size: int = 336
+    keep_aspect: bool = False
+    resample: Literal["nearest", "bicubic"] = "nearest"
+    normalization: Literal["imagenet", "clip"] = "imagenet"
+    feature_layer: int = -2
+    batch: int = 16
+    epochs: int = 1
+    max_steps: int | None = None
+    learning_rate: float = 1e-3
+    jitters: int = 2
+    max_pad: int = 30
+    max_zoom: float = 2.0
+    downsampler_kernel: int = 14
+    projection: int = 30
+    crf: float = 0.001
+    crf_samples: int = 1000
+    crf_jittered_guidance: bool = True
+    tv: float = 0.0
+    clip_first: int = 10
+    max_grad_norm: float = 1e-4
+    log_every: int = 10
+    save_every: int = 500
+    pictures: int = 500
+    workers: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            batch=self.batch,
+            jitters=self.jitters,
+            epochs=self.epochs,
+            save_every=self.save_every,
+            log_every=self.log_every,
+            downsampler_kernel=self.downsampler_kernel,
+        )
+        if not self.max_zoom >= 1:
+            raise ValueError(f"max_zoom must be at least 1, got {self.max_zoom}")
+
+
+Recipe = TuningRecipe | UpsamplerRecipe
+STAGES: dict[str, type[TuningRecipe] | type[UpsamplerRecipe]] = {
+    "upsampler": UpsamplerRecipe,
+    "align": TuningRecipe,
+    "instruct": TuningRecipe,
+}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe with some of its values replaced.
+
+    Args:
+        name: of a shipped recipe, or path of a YAML file.
+        overrides: `key=value`, keys dotted (`data.train.0.path`), values in YAML.
+
+    Raises:
+        ValueError: no such recipe, or something in it or in the overrides is wrong.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = shipped_recipes()
+        raise ValueError(f"no recipe {name!r}; nearest: {_nearest(name, known)}; shipped: {', '.join(known)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        _override(values, override)
+    return build_recipe(values)
+
+
+def build_recipe(values: Any) -> Recipe:
+    """A recipe from nested dicts.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value does not fit.
+    """
+    if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
+        stage = values.get("stage") if isinstance(values, Mapping) else values
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    return _build(STAGES[values["stage"]], values, "")
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The whole recipe as YAML, with what its file left to the defaults."""
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _override(values: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"expected key=value, got {override!r}")
+    *way, last = key.split(".")
+    place = values
+    for step in way:
+        place = _descend(place, step, key)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{override!r}: the value is not YAML") from error
+    if isinstance(place, list):
+        _descend(place, last, key)
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ValueError(f"{key}: {way[-1]} has no values below it")
+
+
+def _descend(place: Any, step: str, key: str) -> Any:
+    if isinstance(place, list):
+        if not step.isdigit() or int(step) >= len(place):
+            raise ValueError(f"{key}: there are {len(place)} entries, no {step!r}")
+        return place[int(step)]
+    if not isinstance(place, dict):
+        raise ValueError(f"{key}: there are no values below {step!r}'s parent")
+    if place.get(step) is None:
+        place[step] = {}
+    return place[step]
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    """One value of a type, checked."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build_dataclass(kind, values, where)
+    if origin in (Union, types.UnionType):
+        if values is None and type(None) in arguments:
+            return None
+        return _build(next(argument for argument in arguments if argument is not type(None)), values, where)
+    if origin is Literal:
+        if values not in arguments or isinstance(values, bool):
+            near = f" (nearest: {_nearest(values, arguments)})" if isinstance(values, str) else ""
+            raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {values!r}{near}")
+        return values
+    if origin is tuple:
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"{where} must be a list, got {values!r}")
+        return tuple(_build(arguments[0], value, f"{where}.{index}") for index, value in enumerate(values))
+    if origin is dict:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{where} must be a mapping, got {values!r}")
+        return {str(key): _build(arguments[1], value, f"{where}.{key}") for key, value in values.items()}
+    if kind is float and isinstance(values, int | float | str) and not isinstance(values, bool):
+        try:
+            return float(values)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    elif isinstance(values, kind) and (kind is bool or not isinstance(values, bool)):
+        return values
+    raise ValueError(f"{where} must be {kind.__name__}, got {values!r}")
+
+
+def _build_dataclass(kind: Any, values: Any, where: str) -> Any:
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {values!r}")
+    hints = get_type_hints(kind)
+    names = [entry.name for entry in fields(kind)]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"unknown key {prefix}{key}; nearest: {prefix}{_nearest(key, names)}")
+    for entry in fields(kind):
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{prefix}{entry.name} is missing")
+    return kind(**{key: _build(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _nearest(word: Any, words: Sequence[Any]) -> str:
+    return difflib.get_close_matches(str(word), [str(other) for other in words], n=1, cutoff=0.0)[0]
+
+
+def _at_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")

@@ -1,0 +1,212 @@
+"""Stages 1 and 2: from a recipe to a trained model in `<out>/model`.
+
+A run continues from its last whole checkpoint, on as many devices as it is given now: the global batch, and the order
+of samples, do not depend on them.
+"""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from .adapters import add_adapters
+from .assembly import build_model
+from .data.collation import Collator
+from .data.encoding import Encoder
+from .data.mixture import Mixture
+from .data.order import EpochOrder
+from .folder import claim_folder
+from .loss import use_training_forward
+from .parts import PartRow, check_table, part_of, table, train_only
+from .plan import accumulation_of, trained_parts
+from .recipe import TuningRecipe
+from .trainer import StageTrainer, last_checkpoint
+from .watch import Meter
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave.
+
+    Attributes:
+        model: folder with the trained model.
+        steps: of the run, those before a resumption included.
+        loss: mean training loss at the last log.
+        held_out_loss: at the last measurement, None without held-out data.
+        resumed_from: checkpoint that the run continued from.
+        parts: what was trained.
+    """
+
+    model: str
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    resumed_from: str | None
+    parts: list[PartRow]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train_stage(recipe: TuningRecipe) -> Trained:
+    """Run a stage to its end.
+
+    Raises:
+        ValueError: recipe, data, model and folder do not fit together.
+        RunStopped: the run cannot go on.
+    """
+    out = Path(recipe.out)
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    accumulation = accumulation_of(recipe, devices)
+    claim_folder(recipe, out, MODEL, write=is_first)
+
+    model, processor = build_model(recipe)
+    config, parts = model.config, trained_parts(recipe)
+    encoder = Encoder(processor, recipe.data)
+    dataset = partial(Mixture, encoder=encoder, seed=recipe.seed, report=out / "left-out.jsonl")
+    train = dataset(recipe.data.train, fatal=recipe.data.on_bad_sample == "fatal")
+    held_out = dataset(recipe.data.held_out) if recipe.data.held_out else None
+    optimization = recipe.optimization
+    order = EpochOrder(
+        train.lengths,
+        train.has_images,
+        optimization.global_batch,
+        recipe.seed,
+        by_modality=recipe.data.group == "modality",
+    )
+
+    use_training_forward(model, optimization.loss_chunk)
+    trainee = add_adapters(model, recipe.lora) if recipe.lora else model
+    train_only(trainee, config, parts)
+    rows = table(trainee, config)
+    check_table(rows, parts)
+    _lower_frozen(trainee, recipe)
+
+    trainer = StageTrainer(
+        model=trainee,
+        args=training_arguments(recipe, accumulation),
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=Collator(processor.tokenizer.pad_token_id, recipe.data.pack),
+        rates={"adapters": max(optimization.learning_rates.values()), **optimization.learning_rates},
+        part_of=partial(part_of, config=config),
+        order=order,
+        meter=Meter(config, parts, devices, recipe.watch.peak_tflops),
+        max_loss_rise=recipe.watch.max_loss_rise,
+    )
+    _refuse_zero3(trainer)
+    resumed = last_checkpoint(out)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    _save(trainer, recipe, processor, out)
+    history = trainer.state.log_history
+    return Trained(
+        model=str(out / MODEL),
+        steps=trainer.state.global_step,
+        loss=next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
+        held_out_loss=next((entry["eval_loss"] for entry in reversed(history) if "eval_loss" in entry), None),
+        resumed_from=None if resumed is None else str(resumed),
+        parts=rows,
+    )
+
+
+def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArguments:
+    """The recipe in the words of transformers."""
+    optimization, watch, data = recipe.optimization, recipe.watch, recipe.data
+    # Named anew in recent releases of transformers.
+    fields = TrainingArguments.__dataclass_fields__
+    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in fields)
+    options: dict[str, Any] = {
+        checkpointing: optimization.checkpoint_activations,
+        f"{checkpointing}_kwargs": {"use_reentrant": False} if optimization.checkpoint_activations else None,
+    }
+    return TrainingArguments(
+        output_dir=recipe.out,
+        per_device_train_batch_size=optimization.micro_batch,
+        per_device_eval_batch_size=optimization.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=optimization.epochs,
+        max_steps=optimization.max_steps or -1,
+        learning_rate=max(optimization.learning_rates.values()),
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=optimization.warmup,
+        weight_decay=optimization.weight_decay,
+        max_grad_norm=optimization.max_grad_norm,
+        optim="adamw_torch",
+        bf16=optimization.precision == "bf16",
+        logging_steps=watch.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=watch.save_every,
+        save_total_limit=watch.keep,
+        eval_strategy="steps" if data.held_out else "no",
+        eval_steps=watch.eval_every,
+        prediction_loss_only=True,
+        report_to=watch.report_to,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_num_workers=data.workers,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),
+        disable_tqdm=True,
+        seed=recipe.seed,
+        **options,
+    )
+
+
+def _is_sharded() -> bool:
+    """Whether accelerate was launched to share the weights among devices, which it does in one type."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+
+
+def _lower_frozen(model: torch.nn.Module, recipe: TuningRecipe) -> None:
+    if recipe.optimization.precision == "fp32" or _is_sharded():
+        return
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _refuse_zero3(trainer: StageTrainer) -> None:
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 gathers the tower's weights each time it is called, and devices whose images have views "
+            "of different shapes call it different numbers of times: they would wait for each other for ever. "
+            "Take FSDP2 (fsdp2.yaml), which shares as much, or ZeRO-2"
+        )
+
+
+def _save(trainer: StageTrainer, recipe: TuningRecipe, processor: Any, out: Path) -> None:
+    """Writes the trained model, in the precision of the run, and the adapters if it trained such."""
+    accelerator = trainer.accelerator
+    dtype = torch.bfloat16 if recipe.optimization.precision == "bf16" else torch.float32
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    trained = accelerator.unwrap_model(trainer.model_wrapped)
+    if not trainer.args.should_save:
+        accelerator.wait_for_everyone()
+        return
+    if recipe.lora is not None:
+        from peft import PeftModel
+
+        trained.save_pretrained(out / "adapter", state_dict=state)
+        # Anew and whole: the weights under training may be shared among devices, or in four bits.
+        base, _ = build_model(replace(recipe, lora=None))
+        trained = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
+        state = trained.state_dict()
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    # Under another name until it is whole: a finished run is known by this folder.
+    unfinished = out / "model.unfinished"
+    trained.save_pretrained(unfinished, state_dict=state)
+    trained.config.dtype = dtype
+    trained.config.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    unfinished.rename(out / MODEL)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,115 @@
+"""The pictures of stage 0: any folder, cropped square or at their own aspect ratio."""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ...model.image_processing_llava_uhd import decode_image
+from ...model.slicing import plan_slices
+from ..data.sources import IMAGE_SUFFIXES
+
+STATISTICS = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+}
+FILTERS = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
+
+
+def find_pictures(folder: str, held_out: int) -> tuple[list[Path], list[Path]]:
+    """Pictures to train on and held-out ones, by name.
+
+    Raises:
+        ValueError: there are not more than are held out.
+    """
+    place = Path(folder).expanduser()
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if len(files) <= held_out:
+        raise ValueError(f"{folder} has {len(files)} pictures, of which {held_out} would be held out")
+    split = len(files) - held_out
+    return files[:split], files[split:]
+
+
+class Pictures(Dataset):
+    """Normalised pictures (3, H, W).
+
+    Args:
+        files: of the pictures.
+        image_size: side of the square crop, or of the square of equal area.
+        patch_size: sides are multiples of it.
+        keep_aspect: instead of cropping.
+        resample: `nearest` or `bicubic`.
+        normalization: `imagenet` or `clip`.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        image_size: int,
+        patch_size: int,
+        keep_aspect: bool,
+        resample: str,
+        normalization: str,
+    ):
+        self.files, self.image_size, self.patch_size = files, image_size, patch_size
+        self.keep_aspect, self.filter = keep_aspect, FILTERS[resample]
+        mean, std = STATISTICS[normalization]
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) that a picture will have."""
+        if not self.keep_aspect:
+            return self.image_size, self.image_size
+        with Image.open(self.files[index]) as image:
+            return self._fit(image.size)
+
+    def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        return plan_slices(*size, max_slices=1, view_size=self.image_size, patch_size=self.patch_size).overview_size
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.at_scale(index, 1)
+
+    def at_scale(self, index: int, scale: int) -> torch.Tensor:
+        """The picture so many times as large: (3, scale · H, scale · W)."""
+        image = decode_image(self.files[index])
+        if self.keep_aspect:
+            width, height = self._fit(image.size)
+            image = image.resize((scale * width, scale * height), self.filter)
+        else:
+            side = scale * self.image_size
+            factor = side / min(image.size)
+            image = image.resize(
+                (max(round(image.width * factor), side), max(round(image.height * factor), side)), self.filter
+            )
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (pixels - self.mean) / self.std
+
+    def denormalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Back to values of 0 to 1."""
+        return (pixels * self.std.to(pixels.device) + self.mean.to(pixels.device)).clamp(0, 1)
+
+
+def batches(pictures: Pictures, batch: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of pictures of one size, in an order that seed and epoch decide; none is smaller than the others."""
+    rng = random.Random(f"{seed}:{epoch}")
+    indices = list(range(len(pictures)))
+    rng.shuffle(indices)
+    waiting: dict[tuple[int, int], list[int]] = defaultdict(list)
+    full = []
+    for index in indices:
+        same = waiting[pictures.size(index)]
+        same.append(index)
+        if len(same) == batch:
+            full.append(list(same))
+            same.clear()
+    return full

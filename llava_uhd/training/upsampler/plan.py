@@ -1,0 +1,68 @@
+"""The plan of stage 0: what it trains and how long it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..assembly import vision_config_of
+from ..recipe import UpsamplerRecipe
+from .pictures import find_pictures
+
+
+@dataclass(frozen=True)
+class UpsamplerPlan:
+    """What `--dry-run` shows.
+
+    Attributes:
+        parameters: of each part of the training; all are trained, and the last two thrown away afterwards.
+        pictures: to train on; None where the folder is not there.
+        steps: at most: pictures of one size must fill a batch.
+        memory_gib: on each device, of weights, gradients, moments and maps.
+    """
+
+    parameters: dict[str, int]
+    devices: int
+    pictures: int | None
+    steps: int | None
+    memory_gib: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def lines(self) -> list[str]:
+        shown = [f"{name:26} {number:>16,} trainable" for name, number in self.parameters.items()]
+        for name in ("devices", "pictures", "steps"):
+            value = getattr(self, name)
+            shown.append(f"{name:26} {'unknown' if value is None else format(value, ','):>16}")
+        return [*shown, f"{'memory':26} {self.memory_gib:>12.1f} GiB"]
+
+
+def make_plan(recipe: UpsamplerRecipe, devices: int) -> UpsamplerPlan:
+    """Plan a run.
+
+    Raises:
+        ValueError: the batch does not divide among the devices, or there are too few pictures.
+    """
+    from .training import Reconstruction
+
+    if recipe.batch % devices:
+        raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
+    vision = vision_config_of(recipe.vision_tower)
+    with torch.device("meta"):
+        module = Reconstruction(vision["hidden_size"], recipe)
+    parts = {"upsampler": module.pyramid, "downsamplers": module.downsamplers, "scale nets": module.scale_nets}
+    parameters = {
+        name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+        for name, part in parts.items()
+    }
+    pictures = steps = None
+    if Path(recipe.images).expanduser().is_dir():
+        pictures = len(find_pictures(recipe.images, recipe.held_out)[0])
+        steps = min(recipe.epochs * (pictures // recipe.batch), recipe.max_steps or recipe.epochs * pictures)
+    # Of each level the enlarged map, moved, blurred, cut into squares, with their gradients; and the tower.
+    maps = 8 * 4 * recipe.batch // devices * vision["hidden_size"] * recipe.image_size**2
+    tower = 4 * 12 * vision["hidden_size"] ** 2 * vision["num_hidden_layers"]
+    memory = 16 * sum(parameters.values()) + len(module.pyramid.stages()) * maps + tower
+    return UpsamplerPlan(parameters, devices, pictures, steps, round(memory / 2**30, 1))

@@ -1,0 +1,274 @@
+"""The loop of stage 0: from a folder of pictures to `<out>/upsampler.safetensors`.
+
+Every step seeds its draws by its number, so that a run that was killed goes on as if it had not been.
+"""
+
+import json
+import random
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ...model.pyramid import FIXUP_SCALE, JBUPyramid
+from ..assembly import UPSAMPLER_FILE
+from ..folder import claim_folder
+from ..recipe import UpsamplerRecipe
+from ..watch import RunStopped
+from .features import Features, load_tower
+from .jitter import Move, draw_move, move
+from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
+from .pictures import Pictures, batches, find_pictures
+from .quality import false_colours, measure
+from .reconstruction import AttentionDownsampler, ScaleNet
+
+STATE_FILE = "state.pt"
+
+
+def stage_maps(pyramid: JBUPyramid, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """The maps above 1x, ascending; each level learns for itself, the map below it taken as given."""
+    maps = []
+    for upsample, fixup in pyramid.stages():
+        current = upsample(features, pixels)
+        if fixup is not None:
+            current = current + FIXUP_SCALE * fixup(current)
+        maps.append(current)
+        features = current.detach()
+    return maps
+
+
+class Reconstruction(nn.Module):
+    """The up-sampler with all that it is trained with; its forward pass is the loss of one move of some pictures."""
+
+    def __init__(self, channels: int, recipe: UpsamplerRecipe):
+        super().__init__()
+        self.recipe = recipe
+        levels = [level for level in (1, 2, 4, 8) if level <= recipe.highest]
+        self.pyramid = JBUPyramid(channels, levels)
+        if recipe.highest == 8:
+            self.pyramid.fixup_proj.requires_grad_(False)  # used by no map
+        trained = len(self.pyramid.stages())
+        self.downsamplers = nn.ModuleList(
+            AttentionDownsampler(channels, recipe.downsampler_kernel) for _ in range(trained)
+        )
+        self.scale_nets = nn.ModuleList(ScaleNet(channels) for _ in range(trained))
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        pixels: torch.Tensor,
+        moved_features: torch.Tensor,
+        moved_pixels: torch.Tensor,
+        by: Move,
+        smooth: bool,
+    ) -> torch.Tensor:
+        """The loss, divided by the number of moves.
+
+        Args:
+            features: (N, C, h, w), of the tower for `pixels`.
+            pixels: (N, 3, H, W).
+            moved_features: (N, C, h, w), of the tower for `moved_pixels`.
+            moved_pixels: (N, 3, H, W).
+            by: the move between them.
+            smooth: with the terms that make maps smooth: for one move of a step.
+        """
+        recipe, shape = self.recipe, (features.shape[2], features.shape[3])
+        size = (pixels.shape[2], pixels.shape[3])
+        total = features.new_zeros(())
+        maps = stage_maps(self.pyramid, features, pixels)
+        for map_, downsampler, scale_net in zip(maps, self.downsamplers, self.scale_nets, strict=True):
+            projection = None
+            if recipe.projection:
+                projection = draw_projection(len(features), features.shape[1], recipe.projection, features.device)
+            large = F.interpolate(map_, size=size, mode="bilinear")
+            moved = move(large, by, recipe.max_pad)
+            rebuilt = downsampler(moved, shape)
+            loss = reconstruction_loss(rebuilt, moved_features, scale_net(moved_features), projection)
+            total = total + loss / recipe.jitters
+            if smooth and recipe.crf > 0:
+                guidance = moved_pixels if recipe.crf_jittered_guidance else pixels
+                places = draw_places(size, recipe.crf_samples, features.device)
+                total = total + recipe.crf * crf_loss(guidance, project(moved, projection), places)
+            if smooth and recipe.tv > 0:
+                total = total + recipe.tv * total_variation(project(moved, projection))
+        return total
+
+
+@dataclass(frozen=True)
+class TrainedUpsampler:
+    """What a run gave.
+
+    Attributes:
+        upsampler: file of the weights.
+        steps: of the run.
+        loss: of the last step.
+        quality: see `quality.measure`; of the untrained up-sampler as `*_before`.
+        resumed_from: step that the run continued from, None from the start.
+    """
+
+    upsampler: str
+    steps: int
+    loss: float
+    quality: dict[str, float]
+    resumed_from: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
+    """Run stage 0 to its end.
+
+    Raises:
+        ValueError: the recipe does not fit its pictures, its tower or the devices.
+        RunStopped: the loss is not a number.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    devices, device = accelerator.num_processes, accelerator.device
+    if recipe.batch % devices:
+        raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
+    out = Path(recipe.out)
+    claim_folder(recipe, out, UPSAMPLER_FILE, write=accelerator.is_main_process)
+    features = Features(load_tower(recipe.vision_tower).to(device), recipe.feature_layer)
+    files, held_out_files = find_pictures(recipe.images, recipe.held_out)
+    style = (recipe.image_size, features.patch_size, recipe.keep_aspect, recipe.resample, recipe.normalization)
+    pictures, held_out = Pictures(files, *style), Pictures(held_out_files, *style)
+    orders = [batches(pictures, recipe.batch, recipe.seed, epoch) for epoch in range(recipe.epochs)]
+    order = [batch for epoch in orders for batch in epoch][: recipe.max_steps]
+    if not order:
+        raise ValueError(f"{recipe.images}: no {recipe.batch} of {len(files)} pictures have one size")
+
+    torch.manual_seed(recipe.seed)
+    module = Reconstruction(features.channels, recipe)
+    optimizer: Any = torch.optim.NAdam(
+        [parameter for parameter in module.parameters() if parameter.requires_grad], lr=recipe.learning_rate
+    )
+    resumed = _resume(out, module, optimizer)
+    trained, optimizer = accelerator.prepare(module, optimizer)
+    before = {}
+    if resumed is None and len(held_out):
+        before = {f"{name}_before": value for name, value in _quality(module, features, held_out, device).items()}
+        _write(out / "quality.json", before, accelerator)
+    writer: Any = _tensorboard(out) if accelerator.is_main_process else None
+
+    share = recipe.batch // devices
+    mine = [batch[accelerator.process_index * share :][:share] for batch in order]
+    first = resumed or 0
+    loader = DataLoader(pictures, batch_sampler=mine[first:], num_workers=recipe.workers)
+    loss = float("nan")
+    bar = tqdm(total=len(order), initial=first, unit="step", file=sys.stderr, disable=not accelerator.is_main_process)
+    for step, pixels in enumerate(loader, start=first + 1):
+        loss = _step(recipe, trained, optimizer, features, pixels.to(device), step, accelerator)
+        if not torch.isfinite(torch.tensor(loss)):
+            file = out / f"stopped-step-{step}-rank-{accelerator.process_index}.pt"
+            torch.save(pixels, file)
+            raise RunStopped(f"the loss is {loss} at step {step}; the pictures are in {file}")
+        if accelerator.is_main_process:
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.4g}")
+            last = step == len(order)
+            if step % recipe.log_every == 0 or last:
+                with (out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                writer.add_scalar("loss", loss, step)
+            if recipe.pictures and len(held_out) and (step % recipe.pictures == 0 or last):
+                writer.add_image("pyramid", _picture(module, features, held_out, device), step)
+            if step % recipe.save_every == 0 or last:
+                _save_state(out, step, module, optimizer.optimizer)
+    bar.close()
+
+    quality = _quality(module, features, held_out, device) if len(held_out) else {}
+    if accelerator.is_main_process:
+        if resumed is not None and (out / "quality.json").is_file():
+            before = json.loads((out / "quality.json").read_text())
+        quality = {**before, **quality}
+        _write(out / "quality.json", quality, accelerator)
+        for name, value in quality.items():
+            writer.add_scalar(f"quality/{name}", value, len(order))
+        writer.close()
+        save_file(
+            {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}, out / UPSAMPLER_FILE
+        )
+    accelerator.wait_for_everyone()
+    return TrainedUpsampler(str(out / UPSAMPLER_FILE), len(order), loss, quality, resumed)
+
+
+def _step(
+    recipe: UpsamplerRecipe,
+    trained: nn.Module,
+    optimizer: Any,
+    features: Features,
+    pixels: torch.Tensor,
+    step: int,
+    accelerator: Accelerator,
+) -> float:
+    """One step: the gradients of each move in turn, then the optimizer. Returns the loss."""
+    trained.train()
+    seed = f"{recipe.seed}:{step}:{accelerator.process_index}"
+    rng = random.Random(seed)
+    torch.manual_seed(rng.getrandbits(63))
+    low = features(pixels)
+    total = 0.0
+    for number in range(recipe.jitters):
+        by = draw_move((pixels.shape[2], pixels.shape[3]), recipe.max_pad, recipe.max_zoom, rng)
+        moved = move(pixels, by, recipe.max_pad)
+        loss = trained(low, pixels, features(moved), moved, by, number == 0)
+        accelerator.backward(loss)
+        total += loss.item()
+    if step <= recipe.clip_first:
+        accelerator.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def _save_state(out: Path, step: int, module: nn.Module, optimizer: Any) -> None:
+    """Replaces the state of the run at once: a kill leaves the one before."""
+    unfinished = out / f"{STATE_FILE}.unfinished"
+    torch.save({"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}, unfinished)
+    unfinished.replace(out / STATE_FILE)
+
+
+def _resume(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
+    file = out / STATE_FILE
+    if not file.is_file():
+        return None
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _quality(module: Reconstruction, features: Features, held_out: Pictures, device: torch.device) -> dict[str, float]:
+    return measure(module.pyramid, features, held_out, device)
+
+
+def _picture(module: Reconstruction, features: Features, held_out: Pictures, device: torch.device) -> torch.Tensor:
+    """The first held-out picture and its pyramid, in false colours."""
+    module.eval()
+    pixels = held_out[0][None].to(device)
+    with torch.no_grad():
+        maps = [map_[0] for map_ in module.pyramid(features(pixels), pixels)]
+    shown = false_colours(maps, (pixels.shape[2], pixels.shape[3]))
+    return torch.cat([held_out.denormalize(pixels[0]), shown], dim=2).cpu()
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("stage 0 shows its pictures in TensorBoard: pip install 'llava-uhd[train]'") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _write(file: Path, values: dict[str, float], accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        file.write_text(json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,124 @@
+"""Watching a run: how fast it is, how well used the devices are, and whether the loss still makes sense."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..model.configuration_llava_uhd import LlavaUhdConfig
+from .flops import sample_flops, training_flops
+from .labels import IGNORE
+
+SMOOTHING = 0.2  # of the loss that is watched for rising
+
+
+class RunStopped(RuntimeError):
+    """A run that ended early for a reason that is not its code's: the message says which, and what is kept."""
+
+
+class Meter:
+    """Counts what this device has done since it was last read."""
+
+    def __init__(self, config: LlavaUhdConfig, trained: list[str], devices: int, peak_tflops: float | None):
+        self.config, self.trained, self.devices, self.peak_tflops = config, trained, devices, peak_tflops
+        self.since, self.samples, self.tokens, self.flops = time.perf_counter(), 0, 0, 0.0
+
+    def add(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count a batch of the collator."""
+        lengths = sequence_lengths(inputs)
+        self.samples += len(lengths)
+        self.tokens += sum(lengths)
+        shapes = (
+            [(rows, columns) for rows, columns in inputs["view_shapes"].tolist()] if "view_shapes" in inputs else []
+        )
+        learned = int(inputs["labels"].ne(IGNORE).sum())
+        for index, length in enumerate(lengths):
+            # All views and labels at the first sequence: only the attention asks which sequence a token is of.
+            first = index == 0
+            forward = sample_flops(self.config, shapes if first else [], length, learned if first else 0)
+            self.flops += training_flops(forward, self.trained)
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading, over all devices, as if all did what this one does."""
+        now = time.perf_counter()
+        rates: dict[str, float] = {}
+        if self.samples:
+            seconds = now - self.since
+            rates["samples_per_second"] = self.devices * self.samples / seconds
+            rates["tokens_per_second"] = self.devices * self.tokens / seconds
+            rates["tflops_per_device"] = self.flops / seconds / 1e12
+            if self.peak_tflops:
+                rates["utilisation"] = rates["tflops_per_device"] / self.peak_tflops
+        self.since, self.samples, self.tokens, self.flops = now, 0, 0, 0.0
+        return rates
+
+
+def sequence_lengths(inputs: dict[str, torch.Tensor]) -> list[int]:
+    """Tokens of each sample of a batch, padding apart."""
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"].sum(dim=1).tolist()
+    positions = inputs["position_ids"].flatten()
+    starts = [*positions.eq(0).nonzero().flatten().tolist(), len(positions)]
+    return [end - start for start, end in zip(starts, starts[1:], strict=False)]
+
+
+class LossGuard:
+    """Notices a loss that rises and does not come back."""
+
+    def __init__(self, max_rise: float):
+        self.max_rise = max_rise
+        self.smoothed: float | None = None
+        self.lowest = float("inf")
+
+    def rises(self, loss: float) -> bool:
+        """Whether the smoothed loss, this one included, exceeds its lowest value by more than is allowed."""
+        self.smoothed = loss if self.smoothed is None else self.smoothed + SMOOTHING * (loss - self.smoothed)
+        self.lowest = min(self.lowest, self.smoothed)
+        return self.max_rise > 0 and self.smoothed > self.max_rise * self.lowest
+
+
+class Progress(TrainerCallback):
+    """A bar on stderr with the time left, and every log as a JSON line in the run's folder."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stderr)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        with self.log.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if self.bar is not None:
+            shown = ("loss", "eval_loss", "samples_per_second", "tokens_per_second", "utilisation")
+            self.bar.set_postfix({name: f"{logs[name]:.4g}" for name in shown if name in logs})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,216 @@
+"""Stages 1 and 2 from a recipe to a trained folder: what learns, what is written, when a run stops, how it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.training import trainer as trainer_module
+from llava_uhd.training.parts import part_of
+from llava_uhd.training.recipe import build_recipe
+from llava_uhd.training.trainer import StageTrainer, last_checkpoint
+from llava_uhd.training.tuning import train_stage
+from llava_uhd.training.watch import LossGuard, RunStopped
+from tests.conftest import small_config
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def changed_parts(before, after):
+    config = small_config()
+    return {part_of(name, config) for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_instruct(recipe_values, model_folder):
+    recipe_values["data"]["held_out"] = recipe_values["data"]["train"]
+    recipe_values["watch"] |= {"eval_every": 5, "peak_tflops": 0.1}
+    trained = train_stage(build_recipe(recipe_values))
+    assert trained.steps == 5 and trained.resumed_from is None
+    before, after = weights(model_folder), weights(trained.model)
+    assert changed_parts(before, after) == set(recipe_values["optimization"]["learning_rates"])
+    logs = [json.loads(line) for line in (Path(recipe_values["out"]) / "log.jsonl").read_text().splitlines()]
+    losses = [log["loss"] for log in logs if "loss" in log]
+    assert len(losses) == 5 and losses[-1] < losses[0] and trained.held_out_loss < losses[0]
+    assert all(log["samples_per_second"] > 0 and 0 < log["utilisation"] < 1 for log in logs if "loss" in log)
+    model = LlavaUhdForConditionalGeneration.from_pretrained(trained.model)
+    assert type(model).__name__ == "LlavaUhdForConditionalGeneration" and model.dtype == torch.float32
+    with pytest.raises(ValueError, match="holds a finished run"):
+        train_stage(build_recipe(recipe_values))
+
+
+def test_align_trains_the_projector_from_the_overview_alone(recipe_values, model_folder):
+    recipe_values["stage"] = "align"
+    recipe_values["data"] |= {"max_slices": 1, "template": "plain", "pack": True}
+    recipe_values["optimization"] |= {
+        "learning_rates": {"projector": 1e-3, "positions": 1e-3},
+        "max_steps": 2,
+        "precision": "bf16",
+    }
+    trained = train_stage(build_recipe(recipe_values))
+    before = {name: value.bfloat16() for name, value in weights(model_folder).items()}
+    after = weights(trained.model)
+    assert all(value.dtype == torch.bfloat16 for value in after.values())
+    assert changed_parts(before, after) == {"projector", "positions"}
+    assert json.loads((Path(trained.model) / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_learning_rates_by_part(recipe_values, monkeypatch):
+    seen = {}
+
+    def spy(self, model=None):
+        optimizer = original(self, model)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                seen.setdefault(part_of(names[id(parameter)], self.model.config), set()).add(group["lr"])
+        return optimizer
+
+    original = StageTrainer.create_optimizer
+    monkeypatch.setattr(StageTrainer, "create_optimizer", spy)
+    recipe_values["optimization"]["max_steps"] = 1
+    train_stage(build_recipe(recipe_values))
+    assert seen == {part: {rate} for part, rate in recipe_values["optimization"]["learning_rates"].items()}
+
+
+def test_lora_changes_adapters_only(recipe_values, model_folder):
+    recipe_values["optimization"] |= {"learning_rates": {"language_model": 1e-2}, "checkpoint_activations": True}
+    recipe_values["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    trained = train_stage(build_recipe(recipe_values))
+    assert {row.part for row in trained.parts if row.trainable} == {"adapters"}
+    adapter = load_file(Path(recipe_values["out"]) / "adapter" / "adapter_model.safetensors")
+    assert adapter and all(".language_model." in name and "lora_" in name for name in adapter)
+    before, after = weights(model_folder), weights(trained.model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    # Seven linear layers in each of two layers carry adapters; merged, they alone differ.
+    assert len(moved) == 14 and all("language_model.layers" in name and "_proj" in name for name in moved)
+
+
+def test_renewed_projector_and_stage_0(recipe_values, model_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    from llava_uhd.training.assembly import build_model, read_upsampler
+
+    prefix = "model.multi_modal_projector."
+    before = weights(model_folder)
+    upsampler = {
+        name.removeprefix(prefix + "upsampler."): value + 1
+        for name, value in before.items()
+        if name.startswith(prefix + "upsampler.")
+    }
+    save_file(upsampler, tmp_path / "upsampler.safetensors")
+    torch.save(
+        {"state_dict": {**{f"upsampler.{key}": value for key, value in upsampler.items()}, "model.x": torch.ones(1)}},
+        tmp_path / "jbu.ckpt",
+    )
+    recipe_values["model"] |= {"renew": ["projector"], "upsampler": str(tmp_path)}
+    model, _ = build_model(build_recipe(recipe_values))
+    after = model.state_dict()
+    for name, value in before.items():
+        # Norms and biases begin at fixed values, which the saved model has still.
+        begins_anew = name.startswith(prefix) and value.std() > 0
+        assert torch.equal(value, after[name]) != begins_anew, name
+    assert torch.equal(
+        after[prefix + "upsampler.up1.sigma_spatial"], before[prefix + "upsampler.up1.sigma_spatial"] + 1
+    )
+    assert read_upsampler(str(tmp_path / "jbu.ckpt")).keys() == upsampler.keys()
+    save_file({"up1.range_temp": torch.ones(1)}, tmp_path / "upsampler.safetensors")
+    with pytest.raises(ValueError, match="has 1 tensors and the model wants"):
+        build_model(build_recipe(recipe_values))
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch(recipe_values, model_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    state = weights(broken)
+    state["lm_head.weight"][0] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    recipe_values["model"]["start"] = str(broken)
+    with pytest.raises(RunStopped, match="the loss is nan at step 1"):
+        train_stage(build_recipe(recipe_values))
+    (file,) = Path(recipe_values["out"]).glob("stopped-step-1-rank-0.pt")
+    assert {"input_ids", "labels", "pixel_values"} <= torch.load(file, weights_only=True).keys()
+
+
+def test_a_loss_that_rises_stops(recipe_values):
+    guard = LossGuard(max_rise=2.0)
+    assert not any(guard.rises(loss) for loss in (4.0, 3.0, 2.0, 2.5, 6.0))
+    assert any(guard.rises(10.0) for _ in range(20))
+    recipe_values["optimization"]["learning_rates"] = {"language_model": 50.0}
+    recipe_values["watch"]["max_loss_rise"] = 1.5
+    recipe_values["optimization"]["epochs"] = 6
+    with pytest.raises(RunStopped, match="the smoothed loss rose from .* the last whole checkpoint is"):
+        train_stage(build_recipe(recipe_values))
+
+
+def test_bad_samples_are_skipped_or_fatal(recipe_values, data_folder, tmp_path):
+    records = json.loads((data_folder / "train.json").read_text())
+    for record in records[:4]:
+        record["image"] = "gone.png"
+    (tmp_path / "bad.json").write_text(json.dumps(records))
+    recipe_values["data"]["train"][0]["path"] = str(tmp_path / "bad.json")
+    trained = train_stage(build_recipe(recipe_values))
+    left_out = [json.loads(line) for line in (Path(recipe_values["out"]) / "left-out.jsonl").read_text().splitlines()]
+    assert trained.steps == 5 and {entry["index"] for entry in left_out} == {0, 1, 2, 3}
+    recipe_values["out"] = str(tmp_path / "fatal")
+    recipe_values["data"]["on_bad_sample"] = "fatal"
+    recipe_values["watch"]["save_every"] = 100
+    with pytest.raises(ValueError, match="bad.json: sample .: there is no file"):
+        train_stage(build_recipe(recipe_values))
+
+
+def test_a_folder_keeps_its_recipe(recipe_values):
+    recipe_values["optimization"]["max_steps"] = 1
+    train_stage(build_recipe(recipe_values))
+    shutil.rmtree(Path(recipe_values["out"]) / "model")
+    recipe_values["optimization"]["learning_rates"]["projector"] = 3e-3
+    with pytest.raises(ValueError, match="projector was 0.002 and is 0.003"):
+        train_stage(build_recipe(recipe_values))
+
+
+class Killed(BaseException):
+    """What no handler catches, as no handler catches a kill."""
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeypatch, tmp_path):
+    """Killed while it saves, in the second epoch: it continues from the last whole checkpoint, bit by bit the same."""
+    recipe_values["optimization"]["epochs"] = 2
+    whole = train_stage(build_recipe(recipe_values))
+    recipe_values["out"] = str(tmp_path / "killed")
+
+    original = trainer_module.Trainer._save_optimizer_and_scheduler
+
+    def kill(self, output_dir):
+        if self.state.global_step == 8:
+            raise Killed
+        return original(self, output_dir)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_save_optimizer_and_scheduler", kill)
+    with pytest.raises(Killed):
+        train_stage(build_recipe(recipe_values))
+    monkeypatch.undo()
+    out = Path(recipe_values["out"])
+    assert (out / "checkpoint-8").is_dir() and last_checkpoint(out) == out / "checkpoint-6"
+    resumed = train_stage(build_recipe(recipe_values))
+    assert resumed.resumed_from == str(out / "checkpoint-6") and resumed.steps == whole.steps == 10
+    before, after = weights(whole.model), weights(resumed.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_full_disk_says_what_is_kept(recipe_values, monkeypatch):
+    def full(self, output_dir):
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        return original(self, output_dir)
+
+    original = trainer_module.Trainer._save_optimizer_and_scheduler
+    monkeypatch.setattr(trainer_module.Trainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(RunStopped, match="checkpoint-4 could not be written .*No space left.*/checkpoint-2"):
+        train_stage(build_recipe(recipe_values))
