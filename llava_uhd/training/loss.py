@@ -107,7 +107,7 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         return LlavaUhdCausalLMOutputWithPast(loss=loss)
 
     # Set on the instance, so that the class, and what is saved of it, stays as it is.
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(forward, model)
 
 
 def _blank_image(model: LlavaUhdForConditionalGeneration, device: torch.device) -> dict[str, torch.Tensor]:

@@ -39,12 +39,14 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     of_shape[matrix.shape].append(matrix)
             for (rows, columns), matrices in of_shape.items():
-                updates = orthogonalize(torch.stack([self._nesterov(m, group["momentum"]) for m in matrices]))
+                gradients = [self._nesterov(matrix, group["momentum"]) for matrix in matrices]
+                updates = orthogonalize(torch.stack(gradients))
                 length = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=length)
 
     def _nesterov(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
+        assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
             state["mean"] = torch.zeros_like(matrix)
