@@ -116,10 +116,45 @@ def chat(
         raise typer.Exit(1)
 
 
+def web(
+    model: Model = "tiny",
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    batch_size: BatchSize = 4,
+    max_waiting: MaxWaiting = 32,
+    deadline: Deadline = 120.0,
+    max_new_tokens: MaxNewTokens = 512,
+    cache_mb: CacheMegabytes = 256,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest image file, in MiB.")] = 20,
+    max_pixels: MaxPixels = LARGEST_IMAGE,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
+) -> None:
+    """Open a web page to ask about images and to see what the model saw; runs until stopped."""
+    import tempfile
+    from pathlib import Path
+
+    from ..web.page import build_page, launch_page
+    from .engine import EngineOptions
+
+    options = EngineOptions(batch_size, max_waiting, deadline, max_new_tokens, cache_mb * 2**20, max_pixels)
+    with _engine(model, device, dtype, options) as engine, tempfile.TemporaryDirectory() as folder:
+        page = build_page(engine, Path(folder))
+        url = launch_page(page, host, port, max_upload_mb * 2**20)
+        if as_json:
+            typer.echo(json.dumps({"url": url, "model": _model_name(model)}))
+            sys.stdout.flush()
+        else:
+            typer.echo(f"the page is at {url} (stop with Ctrl-C)", err=True)
+        page.block_thread()
+
+
 def mount(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog="Example: llava-uhd serve --model tiny --port 8000")(serve)
     app.command(epilog="Example: llava-uhd chat examples/receipt.png")(chat)
+    app.command(epilog="Example: llava-uhd web --model tiny")(web)
 
 
 def _model_name(model: str) -> str:

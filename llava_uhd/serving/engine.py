@@ -303,7 +303,7 @@ class Engine:
         started = time.monotonic()
         timings.wait = started - generation.arrived - timings.prepare
         try:
-            features = self._encode(prompt)
+            features = self.encode(prompt)
             encoded = time.monotonic()
             timings.encode = encoded - started
             logits, cache = self.decoder.prefill(prompt.input_ids, features)
@@ -316,8 +316,8 @@ class Engine:
             log.exception("a prompt failed")
             self._end(generation, error)
 
-    def _encode(self, prompt: Prompt) -> torch.Tensor | None:
-        """The (T, E) features of a prompt's images, from the cache where they are known."""
+    def encode(self, prompt: Prompt) -> torch.Tensor | None:
+        """The (T, E) features of a prompt's images, from the cache where they are known; on the engine's thread."""
         features = []
         for key, image in prompt.images:
             known = image if image.features is not None else self.features.get(key)

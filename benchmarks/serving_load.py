@@ -1,0 +1,245 @@
+"""Many clients on one server: is every answer right, how long do they wait, does memory stay flat?
+
+    python benchmarks/serving_load.py --model tiny --clients 32 --seconds 300
+
+Clients ask about documents of mixed sizes through the real `openai` client, half of them streaming; some requests are
+malformed, some clients hang up. Every answer is compared with the one given alone (greedy). Before the load, the same
+questions are asked one at a time for a while: that server answers each request alone with `generate`, as a server
+without an engine would, and gives the throughput to compare with. Prints one JSON object; exits 1 if anything was
+lost, mixed up or failed.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.loading import load
+from llava_uhd.model.image_processing_llava_uhd import decode_image
+from llava_uhd.synthetic.documents import make_document
+from llava_uhd.synthetic.render import render
+
+DOCUMENTED = (429, 503)
+MALFORMED: list[tuple[bytes, int]] = [
+    (b"{", 400),
+    (b'{"model": "MODEL"}', 400),
+    (b'{"model": "another", "messages": [{"role": "user", "content": "?"}]}', 404),
+    (b'{"model": "MODEL", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": '
+     b'{"url": "data:image/png;base64,AAAA"}}]}]}', 400),
+]  # fmt: skip
+
+
+@dataclass
+class Question:
+    """A question and the answer given alone."""
+
+    image: bytes
+    text: str
+    alone: str = ""
+
+
+@dataclass
+class Record:
+    """What happened to the requests."""
+
+    statuses: Counter = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    hung_up: int = 0
+    memory: list[tuple[float, int]] = field(default_factory=list)
+
+
+def make_questions(count: int, seed: int) -> list[Question]:
+    """Questions about documents of one view and of many, several about each."""
+    questions: list[Question] = []
+    index = 0
+    while len(questions) < count:
+        document = make_document(f"load:{seed}", index, num_slices=1 + index % 6)
+        file = io.BytesIO()
+        render(document.page).save(file, "PNG")
+        questions += [Question(file.getvalue(), question.text) for question in document.questions[:4]]
+        index += 1
+    return questions[:count]
+
+
+def one_at_a_time(model: Any, processor: Any, questions: list[Question], max_tokens: int) -> float:
+    """Answers every question alone and notes the answer; questions per second."""
+    started = time.perf_counter()
+    for question in questions:
+        message = question_message([decode_image(question.image)], question.text)
+        inputs = prepare(model, processor, [message], max_tokens)
+        question.alone = answer(model, processor, inputs, max_tokens, do_sample=False)
+    return len(questions) / (time.perf_counter() - started)
+
+
+def resident_bytes(process: int) -> int:
+    """Memory of a process; Linux."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+class Load:
+    """The clients."""
+
+    def __init__(self, url: str, model: str, questions: list[Question], options: argparse.Namespace):
+        self.url, self.model, self.questions, self.options = url, model, questions, options
+        self.client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=options.deadline + 10)
+        self.raw = httpx.AsyncClient(timeout=options.deadline + 10)
+        self.record = Record()
+
+    async def run(self, seconds: float, process: int) -> float:
+        """The load for a while; seconds until the last answer."""
+        started = time.monotonic()
+        end = started + seconds
+        watching = asyncio.create_task(self.watch_memory(process, started))
+        await asyncio.gather(*(self.one_client(number, end) for number in range(self.options.clients)))
+        watching.cancel()
+        return time.monotonic() - started
+
+    async def watch_memory(self, process: int, started: float) -> None:
+        while True:
+            self.record.memory.append((round(time.monotonic() - started, 1), resident_bytes(process)))
+            await asyncio.sleep(max(self.options.seconds / 60, 0.5))
+
+    async def one_client(self, number: int, end: float) -> None:
+        chance = random.Random(f"{self.options.seed}:{number}")
+        while time.monotonic() < end:
+            kind = chance.random()
+            if kind < self.options.malformed:
+                await self.malformed(chance)
+            elif kind < self.options.malformed + self.options.hang_ups:
+                await self.hang_up(chance)
+            else:
+                await self.ask(chance)
+
+    def request(self, question: Question) -> dict[str, Any]:
+        url = "data:image/png;base64," + base64.b64encode(question.image).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
+        messages = [{"role": "user", "content": content}]
+        return {"model": self.model, "messages": messages, "max_tokens": self.options.max_tokens}
+
+    async def ask(self, chance: random.Random) -> None:
+        question, started = chance.choice(self.questions), time.monotonic()
+        try:
+            if chance.random() < 0.5:
+                stream = await self.client.chat.completions.create(**self.request(question), stream=True)
+                text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+            else:
+                whole = await self.client.chat.completions.create(**self.request(question))
+                text = whole.choices[0].message.content
+        except openai.APIStatusError as error:
+            self.record.statuses[error.status_code] += 1
+            if error.status_code == 429:
+                await asyncio.sleep(float(error.response.headers["retry-after"]))
+            return
+        except openai.APIError as error:
+            self.record.wrong.append(f"{type(error).__name__}: {error}")
+            return
+        self.record.statuses[200] += 1
+        self.record.seconds.append(time.monotonic() - started)
+        if text != question.alone:
+            self.record.wrong.append(f"{question.text!r}: {text!r} instead of {question.alone!r}")
+
+    async def malformed(self, chance: random.Random) -> None:
+        body, status = chance.choice(MALFORMED)
+        response = await self.raw.post(
+            f"{self.url}/chat/completions", content=body.replace(b"MODEL", self.model.encode())
+        )
+        self.record.statuses[response.status_code] += 1
+        if response.status_code not in (status, *DOCUMENTED):
+            self.record.wrong.append(f"{response.status_code} instead of {status} for {body!r}")
+
+    async def hang_up(self, chance: random.Random) -> None:
+        """Ask, and close the connection after a moment, whatever has come."""
+        body = {**self.request(chance.choice(self.questions)), "stream": True}
+        try:
+            async with self.raw.stream(
+                "POST", f"{self.url}/chat/completions", json=body, timeout=chance.uniform(0.01, 1)
+            ):
+                await asyncio.sleep(chance.uniform(0, 0.2))
+        except httpx.TimeoutException:
+            pass
+        self.record.hung_up += 1
+
+
+def percentile(values: list[float], share: float) -> float | None:
+    return round(sorted(values)[min(int(share * len(values)), len(values) - 1)], 3) if values else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--questions", type=int, default=96, help="different questions; four share an image")
+    parser.add_argument("--malformed", type=float, default=0.05, help="share of requests")
+    parser.add_argument("--hang-ups", type=float, default=0.05, help="share of requests")
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--deadline", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    questions = make_questions(options.questions, options.seed)
+    model, processor = load(options.model)
+    alone_rate = one_at_a_time(model, processor, questions, options.max_tokens)
+    del model
+    command = [sys.executable, "-m", "llava_uhd.cli", "serve", "--model", options.model, "--port", "0", "--json"]
+    command += ["--batch-size", str(options.batch_size), "--deadline", str(options.deadline), "--name", "load"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        load_ = Load(url, "load", questions, options)
+        lasted = asyncio.run(load_.run(options.seconds, server.pid))
+        metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
+        server.terminate()
+        exit_code = server.wait(options.deadline + 10)
+    record = load_.record
+    # The first sixth fills caches and pools.
+    settled = [size for moment, size in record.memory if moment > options.seconds / 6] or [record.memory[-1][1]]
+    failed = {status: count for status, count in record.statuses.items() if status >= 500 and status not in DOCUMENTED}
+    rate = record.statuses[200] / lasted
+    print(
+        json.dumps(
+            {
+                "clients": options.clients,
+                "seconds": round(lasted, 1),
+                "answers": record.statuses[200],
+                "statuses": dict(record.statuses),
+                "hung_up": record.hung_up,
+                "wrong": record.wrong[:5],
+                "num_wrong": len(record.wrong),
+                "p50_seconds": percentile(record.seconds, 0.5),
+                "p99_seconds": percentile(record.seconds, 0.99),
+                "answers_per_second": round(rate, 2),
+                "one_at_a_time_per_second": round(alone_rate, 2),
+                "speed_up": round(rate / alone_rate, 2),
+                "memory_mib": [round(size / 2**20) for size in (settled[0], max(settled), settled[-1])],
+                "exit_code": exit_code,
+                "engine": {
+                    line.split()[0].removeprefix("llava_uhd_"): float(line.split()[1])
+                    for line in metrics.splitlines()
+                    if line.startswith("llava_uhd_") and "{" not in line and "_created" not in line
+                },
+            },
+            indent=1,
+        )
+    )
+    sys.exit(1 if record.wrong or failed or exit_code else 0)
+
+
+if __name__ == "__main__":
+    main()

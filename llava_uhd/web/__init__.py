@@ -1,0 +1,1 @@
+"""`llava-uhd web`: a page to ask about images, and to see what the model saw."""

@@ -1,0 +1,197 @@
+"""The page itself: a chat on one side, the panel on the other, below one another on a narrow screen.
+
+Needs gradio and matplotlib (`pip install llava-uhd[web]`).
+"""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..inspection.attribution import METHODS, Method
+from ..serving.engine import Engine
+from ..serving.generation import Cancelled, DeadlineExceeded, EngineBusy, EngineClosed, Result, Sampling
+from . import panel
+from .examples import write_examples
+from .session import Session, with_bytes
+
+log = logging.getLogger(__name__)
+
+IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"]
+KEPT_FOR = (3600, 24 * 3600)  # uploads are looked through every hour and deleted after a day
+CSS = "footer {display: none}"
+PICTURE: dict[str, Any] = {"type": "pil", "interactive": False, "buttons": ["fullscreen"], "height": 260}
+INTRODUCTION = """\
+# LLaVA-UHD
+Add one or several images, ask, and see beside the answer how the images were cut, and which part a word came from."""
+
+Shown = list[dict[str, Any]]
+
+
+def in_words(error: Exception) -> str:
+    """Why there is no answer, for the person who asked."""
+    if isinstance(error, EngineBusy):
+        return f"Too many people are asking just now. Please try again in {error.retry_after} seconds."
+    if isinstance(error, DeadlineExceeded):
+        return "That took too long, and was given up. A shorter question or fewer slices may help."
+    if isinstance(error, EngineClosed):
+        return "The server is shutting down."
+    if isinstance(error, Cancelled):
+        return "Stopped."
+    if isinstance(error, ValueError):
+        return f"I cannot answer that: {error}."
+    log.error("unforeseen error", exc_info=error)
+    return "Something went wrong on the server; its log says what."
+
+
+class Handlers:
+    """What the page does when something is typed, clicked or chosen."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+
+    def respond(
+        self, message: dict[str, Any], shown: Shown, session: Session, max_slices: float, temperature: float
+    ) -> Iterator[tuple[Any, Shown, Session]]:
+        """Answer a question piece by piece: the emptied text box, the chat, the session."""
+        question, files = (message.get("text") or "").strip(), message.get("files") or []
+        said: Shown = [{"role": "user", "content": {"path": file}} for file in files]
+        said += [{"role": "user", "content": question}] if question else []
+        slices = int(max_slices) or None
+        shown = [*shown, *said]
+        if not question:
+            shown.append({"role": "assistant", "content": "Please type a question as well."})
+            yield gr.MultimodalTextbox(value={"text": "", "files": files}), shown, session
+            return
+        yield gr.MultimodalTextbox(value=None), shown, session
+        answer, generation = "", None
+        try:
+            next_session = session.answered(files, question, "", [], slices)
+            asked = with_bytes(next_session.last_question)
+            generation = self.engine.submit(asked, Sampling(temperature=temperature), max_slices=slices)
+            for event in generation.events():
+                if isinstance(event, Result):
+                    session = session.answered(files, question, event.text, event.token_ids, slices)
+                    answer = event.text or "(nothing)"
+                else:
+                    answer += event
+                yield gr.skip(), [*shown, {"role": "assistant", "content": answer}], session
+        except Exception as error:
+            yield gr.skip(), [*shown, {"role": "assistant", "content": in_words(error)}], session
+        finally:
+            if generation is not None:
+                generation.cancel()
+
+    def look(self, session: Session) -> tuple[Any, ...]:
+        """The panel after an answer: its images and words to choose from, the last image's views, no heat map."""
+        images = [(f"image {number + 1}", number) for number in range(len(session.images))]
+        in_answer = panel.words(self.engine, session) if images else []
+        words = [(f"{number + 1}. {word.text}", number) for number, word in enumerate(in_answer)]
+        last = len(images) - 1 if images else None
+        image, word = gr.Dropdown(choices=images, value=last), gr.Dropdown(choices=words, value=None)
+        return image, word, *self.views(session, last), None, ""
+
+    def forget(self) -> tuple[Any, ...]:
+        """A page as at first: the chat, the session, the panel."""
+        return [], Session(), *self.look(Session())
+
+    def views(self, session: Session, index: int | None) -> tuple[Any, str, Any, str]:
+        """Slices and pyramid of the chosen image, with their sentences."""
+        if index is None or index >= len(session.images):
+            return None, "", None, ""
+        return *panel.slices_picture(self.engine, session, index), *panel.pyramid_picture(self.engine, session, index)
+
+    def heat(self, session: Session, index: int | None, word: int | None, method: Method) -> tuple[Any, str]:
+        """The chosen word's heat map over the chosen image, with its sentence."""
+        if index is None or word is None or index >= len(session.images):
+            return None, ""
+        try:
+            return panel.heat_picture(self.engine, session, index, word, method)
+        except Exception as error:
+            return None, in_words(error)
+
+
+def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
+    """The page of an engine; example images are written into the folder."""
+    handlers = Handlers(engine)
+    examples = [[{"text": question, "files": [file]}] for question, file in write_examples(examples_folder)]
+    with gr.Blocks(title="LLaVA-UHD", analytics_enabled=False, delete_cache=KEPT_FOR) as page:
+        session = gr.State(Session())
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                chat = gr.Chatbot(label="Conversation", height=460, elem_id="chat")
+                box = gr.MultimodalTextbox(
+                    label="Your question",
+                    placeholder="Add images, and ask about them",
+                    file_types=IMAGE_TYPES,
+                    file_count="multiple",
+                    sources=["upload"],
+                    elem_id="question",
+                    stop_btn=True,
+                )
+                gr.Examples(examples, inputs=[box], label="Try one of these")
+                clear = gr.Button("New conversation", elem_id="clear")
+                with gr.Accordion("Settings", open=False):
+                    slices = gr.Slider(
+                        0, 12, value=0, step=1, label="Most slices per image", info="0: as the model was trained"
+                    )
+                    temperature = gr.Slider(
+                        0, 2, value=0, step=0.1, label="Temperature", info="0: always the most likely words"
+                    )
+            with gr.Column(scale=2, min_width=320):
+                image = gr.Dropdown([], label="Look at", elem_id="which-image", interactive=True)
+                slices_text = gr.Markdown(elem_id="slices-text")
+                slices_image = gr.Image(label="Slices", alt_text="The image with its slices outlined", **PICTURE)
+                pyramid_text = gr.Markdown(elem_id="pyramid-text")
+                pyramid_image = gr.Image(
+                    label="Pyramid of the overview", alt_text="The pyramid's levels in false colours", **PICTURE
+                )
+                word = gr.Dropdown([], label="Where did this word come from?", elem_id="which-word", interactive=True)
+                method = gr.Radio(
+                    list(METHODS),
+                    value=METHODS[0],
+                    label="Measured by",
+                    info="rollout: where attention could have carried it from; gradient: what would change it most. "
+                    "Neither is proof.",
+                )
+                heat_text = gr.Markdown(elem_id="heat-text")
+                heat_image = gr.Image(label="Heat map", alt_text="The image, warm where the word came from", **PICTURE)
+
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        views = [slices_image, slices_text, pyramid_image, pyramid_text]
+        whole_panel = [image, word, *views, heat_image, heat_text]
+        heat = {"fn": handlers.heat, "inputs": [session, image, word, method], "outputs": [heat_image, heat_text]}
+        inputs = [box, chat, session, slices, temperature]
+        answered = box.submit(handlers.respond, inputs, [box, chat, session], concurrency_limit=None, **quiet)
+        looked = answered.then(handlers.look, session, whole_panel, **quiet)
+        image.input(handlers.views, [session, image], views, **quiet).then(**heat, **quiet)
+        word.input(**heat, **quiet)
+        method.input(**heat, **quiet)
+        box.stop(None, cancels=[answered], **quiet)
+        clear.click(handlers.forget, None, [chat, session, *whole_panel], cancels=[answered, looked], **quiet)
+    return page
+
+
+def launch_page(page: gr.Blocks, host: str, port: int, max_file_bytes: int) -> str:
+    """Serve the page on threads of its own, at any free port if `port` is 0: its URL."""
+    _, url, _ = page.queue(default_concurrency_limit=4).launch(
+        server_name=host,
+        server_port=port or _free_port(host),
+        max_file_size=max_file_bytes,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        css=CSS,
+        footer_links=[],
+    )
+    return url
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return server.getsockname()[1]
