@@ -31,6 +31,7 @@ def train(
         str, typer.Option(help="Benchmarks that `all` ends with, separated by commas; or paper.")
     ] = "synthdoc",
     eval_data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data.")] = None,
+    eval_limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of a benchmark.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a stage. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share it."""
@@ -42,7 +43,7 @@ def train(
     elif recipe == "all":
         if not given or "=" in given[0]:
             raise typer.BadParameter("name the family after all, as in: llava-uhd train all tiny")
-        _train_all(given[0], given[1:], benchmarks, eval_data, as_json)
+        _train_all(given[0], given[1:], (benchmarks, eval_data, eval_limit), as_json)
     elif dry_run:
         _show_plan(recipe, given, devices or _world_size(), as_json)
     else:
@@ -94,7 +95,9 @@ def _show_plan(name: str, overrides: list[str], devices: int, as_json: bool) -> 
         _print([text.rstrip(), "", *plan.lines()])
 
 
-def _train_all(family: str, overrides: list[str], benchmarks: str, eval_data: Path | None, as_json: bool) -> None:
+def _train_all(
+    family: str, overrides: list[str], evaluation: tuple[str, Path | None, int | None], as_json: bool
+) -> None:
     """Stages 1 and 2 and the evaluation; a stage that is finished is not run again."""
     from dataclasses import replace
 
@@ -113,12 +116,12 @@ def _train_all(family: str, overrides: list[str], benchmarks: str, eval_data: Pa
             recipe = replace(recipe, model=replace(recipe.model, start=start))
         start = str(Path(recipe.out) / "model")
         results[stage] = {"model": start, "finished_before": True} if Path(start).is_dir() else _run(recipe)
-    results["evaluation"] = _evaluate(str(start), Path(recipe.out) / "results", benchmarks, eval_data)
+    results["evaluation"] = _evaluate(str(start), Path(recipe.out) / "results", *evaluation)
     if _is_first():
         _print(results if as_json else [line for done in results.values() for line in _lines(done)])
 
 
-def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None) -> dict[str, Any]:
+def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: int | None) -> dict[str, Any]:
     from ..evaluation.benchmarks import SUITES, find_benchmark
     from ..evaluation.run import RunOptions, run_benchmark
     from ..loading import load
@@ -129,7 +132,8 @@ def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None) -> dict
         row.load(data)
     device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _has_cuda() else None
     loaded, processor = load(model, device)
-    results = [run_benchmark(row, loaded, processor, data, out / row.name, RunOptions(), model) for row in rows]
+    options = RunOptions(limit=limit)
+    results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     return {result["benchmark"]: result["headline"] for result in results if result is not None}
 
 

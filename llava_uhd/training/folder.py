@@ -23,31 +23,34 @@ FREE = (
 )
 
 
-def claim_folder(recipe: Recipe, out: Path, product: str, write: bool = True) -> None:
-    """Keeps a run's folder for one recipe.
+def check_folder(recipe: Recipe, out: Path, product: str, begun: bool) -> None:
+    """Whether a run may go on, or begin, in a folder.
 
     Args:
         recipe: of the run.
         out: its folder.
         product: name of what a finished run leaves in it.
-        write: make the folder, and put the recipe into it: the first rank.
+        begun: there is something in it to go on from.
 
     Raises:
-        ValueError: it holds another recipe's run, or a finished one.
+        ValueError: it holds the begun run of another recipe, or a finished one.
     """
+    if (out / product).exists():
+        raise ValueError(f"{out} holds a finished run, it gave {out / product}: name another out")
     file = out / RECIPE_FILE
-    if file.is_file():
+    if begun and file.is_file():
         before, now = yaml.safe_load(file.read_text()), yaml.safe_load(recipe_text(recipe))
         for way in FREE:
             _forget(before, way)
             _forget(now, way)
         if before != now:
             raise ValueError(f"{out} holds the run of another recipe ({_difference(before, now)}): name another out")
-    if (out / product).exists():
-        raise ValueError(f"{out} holds a finished run, it gave {out / product}: name another out")
-    if write:
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(recipe_text(recipe))
+
+
+def claim_folder(recipe: Recipe, out: Path) -> None:
+    """Makes the folder and puts the recipe into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RECIPE_FILE).write_text(recipe_text(recipe))
 
 
 def _forget(values: dict[str, Any], way: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from .data.collation import Collator
 from .data.encoding import Encoder
 from .data.mixture import Mixture
 from .data.order import EpochOrder
-from .folder import claim_folder
+from .folder import check_folder, claim_folder
 from .loss import use_training_forward
 from .parts import PartRow, check_table, part_of, table, train_only
 from .plan import accumulation_of, trained_parts
@@ -65,7 +65,8 @@ def train_stage(recipe: TuningRecipe) -> Trained:
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     is_first = int(os.environ.get("RANK", "0")) == 0
     accumulation = accumulation_of(recipe, devices)
-    claim_folder(recipe, out, MODEL, write=is_first)
+    resumed = last_checkpoint(out)
+    check_folder(recipe, out, MODEL, begun=resumed is not None)
 
     model, processor = build_model(recipe)
     config, parts = model.config, trained_parts(recipe)
@@ -102,7 +103,8 @@ def train_stage(recipe: TuningRecipe) -> Trained:
         max_loss_rise=recipe.watch.max_loss_rise,
     )
     _refuse_zero3(trainer)
-    resumed = last_checkpoint(out)
+    if is_first:
+        claim_folder(recipe, out)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     _save(trainer, recipe, processor, out)
     history = trainer.state.log_history

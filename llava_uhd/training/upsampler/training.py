@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid
 from ..assembly import UPSAMPLER_FILE
-from ..folder import claim_folder
+from ..folder import check_folder, claim_folder
 from ..recipe import UpsamplerRecipe
 from ..watch import RunStopped
 from .features import Features, load_tower
@@ -136,7 +136,7 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
     if recipe.batch % devices:
         raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
     out = Path(recipe.out)
-    claim_folder(recipe, out, UPSAMPLER_FILE, write=accelerator.is_main_process)
+    check_folder(recipe, out, UPSAMPLER_FILE, begun=(out / STATE_FILE).is_file())
     features = Features(load_tower(recipe.vision_tower).to(device), recipe.feature_layer)
     files, held_out_files = find_pictures(recipe.images, recipe.held_out)
     style = (recipe.image_size, features.patch_size, recipe.keep_aspect, recipe.resample, recipe.normalization)
@@ -146,6 +146,8 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
     if not order:
         raise ValueError(f"{recipe.images}: no {recipe.batch} of {len(files)} pictures have one size")
 
+    if accelerator.is_main_process:
+        claim_folder(recipe, out)
     torch.manual_seed(recipe.seed)
     module = Reconstruction(features.channels, recipe)
     optimizer: Any = torch.optim.NAdam(
