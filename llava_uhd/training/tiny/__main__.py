@@ -15,6 +15,7 @@ STAGES = (
     "decoder-small",
     "decoder-medium",
     "decoder-large",
+    "decoder-sharp",
     "tower",
     "projector",
     "adapt",
