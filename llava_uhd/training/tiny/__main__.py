@@ -16,8 +16,10 @@ STAGES = (
     "decoder-medium",
     "decoder-large",
     "decoder-sharp",
+    "decoder-fine",
     "tower",
     "projector",
+    "projector-fine",
     "adapt",
     "join",
     "save",
@@ -44,8 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
             decoder.train_decoder(out, seed, device, phase, shorten)
     if "tower" in options.stages:
         vision.train_tower(out, seed, device, shorten)
-    if "projector" in options.stages:
-        vision.train_projector(out, seed, device, shorten)
+    for name in vision.PROJECTOR_PHASES:
+        if name in options.stages:
+            vision.train_projector(out, seed, device, name, shorten)
     for part in join.PARTS:
         if part in options.stages:
             join.train_join(out, seed, device, part, shorten)

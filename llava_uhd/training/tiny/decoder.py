@@ -60,6 +60,7 @@ PHASES = {
     "medium": Phase(280, 24, (1, 2, 3, 4), draws=3, pointing=0.3, cosine=(0.36, 0.65)),
     "large": Phase(300, 16, None, draws=3, pointing=0.3, heads=READING, cosine=(0.65, 1.0)),
     "sharp": Phase(240, 16, None, draws=3, pointing=0.3, heads=READING, rate=2e-3),
+    "fine": Phase(360, 16, None, draws=3, pointing=0.3, heads=READING, rate=1.5e-3),
 }
 # Steps before the rate of a phase's fresh optimizers is reached.
 FIRST_WARMUP, WARMUP = 100, 20

@@ -8,6 +8,7 @@ characters.
 
 import random
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,27 @@ from .optimization import Log, build_optimizers, mixed_precision, optimize, set_
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
+
+@dataclass(frozen=True)
+class ProjectorPhase:
+    """A part of the training of the whole vision half.
+
+    Attributes:
+        muon_rate, adam_rate: of the projector.
+        tower_rate: of the tower, which has learned before.
+    """
+
+    steps: int
+    muon_rate: float
+    adam_rate: float
+    tower_rate: float
+
+
+PROJECTOR_PHASES = {
+    "projector": ProjectorPhase(300, muon_rate=3e-3, adam_rate=2e-3, tower_rate=1e-3),
+    "projector-fine": ProjectorPhase(600, muon_rate=2e-3, adam_rate=1.5e-3, tower_rate=1e-3),
+}
 TOWER_STEPS = 2800
-PROJECTOR_STEPS = 300
 VIEWS = 64
 SCALES = (1.4, 2.2)
 # Weight of the distance to the code beside the cross entropy of the symbols.
@@ -159,18 +179,27 @@ class CharacterReadout(nn.Module):
         return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
 
 
-def train_projector(out: Path, seed: int, device: str, shorten: int = 1, log_every: int = 20) -> None:
-    """The whole vision half: reads `tower.pt`, writes `vision.pt`: tower, projector and readout."""
-    steps = max(PROJECTOR_STEPS // shorten, 1)
-    progress = Progress(Log(out / "log.jsonl", "projector"), steps, log_every)
-    model, readout = build_model(seed).model, CharacterReadout()
-    model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
-    model, readout = model.to(device), readout.to(device)
+def train_projector(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
+    """One phase of the whole vision half, tower, projector and readout.
+
+    The first reads `tower.pt` and writes `vision.pt`, which those after it read and write anew.
+    """
+    phase = PROJECTOR_PHASES[name]
+    steps = max(phase.steps // shorten, 1)
+    progress = Progress(Log(out / "log.jsonl", name), steps, log_every)
+    if name == next(iter(PROJECTOR_PHASES)):
+        model, readout = build_model(seed).model, CharacterReadout()
+        model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
+        model, readout = model.to(device), readout.to(device)
+    else:
+        model, readout = load_vision(out, device)
     halves = [model.vision_tower, model.multi_modal_projector]
-    fast = build_optimizers([model.multi_modal_projector, readout], muon_rate=3e-3, adam_rate=2e-3)
-    slow = build_optimizers([model.vision_tower], muon_rate=1e-3, adam_rate=1e-3)
+    fast = build_optimizers(
+        [model.multi_modal_projector, readout], muon_rate=phase.muon_rate, adam_rate=phase.adam_rate
+    )
+    slow = build_optimizers([model.vision_tower], muon_rate=phase.tower_rate, adam_rate=phase.tower_rate)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(f"projector:{seed}")
+    stream = ViewStream(f"{name}:{seed}")
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)
