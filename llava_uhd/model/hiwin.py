@@ -4,19 +4,28 @@ A query stands for one window of the view. It attends to what lies in its window
 pyramid: coarse meaning from 1x, fine strokes from 2x and 4x. Four sets of queries do so side by side and are joined by
 channel.
 
+Up to the heads' outputs the projector works in the encoder's width, with weights folded as `folding` tells: once per
+model for inference, once per step where gradients are needed. Where the weights cannot be read (adapters, quantised
+or offloaded layers) the layers are called instead, position by position.
+
 Shapes: N views, C channels of the encoder, E of the language model, G query grid, L bins of a window at one level.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from .attention import HEAD_CHANNELS, WindowAttention, resize_positions, sincos_position_embedding
 from .configuration_llava_uhd import LlavaUhdProjectorConfig
-from .pyramid import build_pyramid
+from .folding import Carried, Correction, Folded, carry, fold, window_queries
+from .fused import attend, condense, geometry
+from .pyramid import FIXUP_SCALE, JBUPyramid, build_pyramid
 from .windows import bin_shape, pool_windows
 
 QUERY_SETS = 4
 EPS = 1e-6
+READABLE = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Dropout2d)
 
 
 class LevelProjection(nn.Module):
@@ -29,7 +38,12 @@ class LevelProjection(nn.Module):
 
 
 class HiWinProjector(nn.Module):
-    """(N, C, H, W) features and their pixels to (N, G², E) tokens."""
+    """(N, C, H, W) features and their pixels to (N, G², E) tokens.
+
+    Folded weights are kept from one inference call to the next and belong to no checkpoint. They are made anew when a
+    weight has changed, and dropped by `train`, `eval`, and whatever moves or converts the module. Only a change in
+    place through `.data` goes unnoticed: call `eval()` after it.
+    """
 
     def __init__(self, config: LlavaUhdProjectorConfig, in_channels: int, channels: int):
         super().__init__()
@@ -51,9 +65,118 @@ class HiWinProjector(nn.Module):
         self.ln_post = nn.LayerNorm(channels, EPS)
         self.join = nn.Linear(QUERY_SETS * channels, channels)
         self.proj = nn.Parameter(torch.empty(channels, channels))
+        self._kept: tuple[tuple, Folded] | None = None
+
+    def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        learns = self.training or (
+            torch.is_grad_enabled() and (features.requires_grad or any(p.requires_grad for p in self.parameters()))
+        )
+        if not self.can_fold():
+            self._kept = None
+            keys, values = self.keys_and_values(features, pixels)
+            queries = self.ln_q(self.queries) + self.positions  # S, G², E
+            attended = self.attention(queries.transpose(0, 1), keys, values)  # N, G², S, E
+        else:
+            attended = self.attention.out_proj(self.attend(features, pixels, learns))
+        tokens = self.join(self.ln_proj(attended).flatten(-2))
+        return self.ln_post(tokens) @ self.proj
+
+    def attend(self, features: torch.Tensor, pixels: torch.Tensor, learns: bool) -> torch.Tensor:
+        """What the heads bring home, with folded weights: (N, C, H, W) to (N, G², S, E)."""
+        device = features.device
+        shape = (features.shape[2], features.shape[3])
+        of_levels = geometry(shape, tuple(self.levels), self.query_grid, self.box_dtype, device)
+        dtype = product_dtype(features)
+        kernels, keep = None, None
+        if isinstance(self.upsampler, JBUPyramid):
+            kernels, keep = self.upsampler.kernels(shape, pixels)
+        with torch.autocast(device.type, enabled=False):
+            x = features.float().flatten(2).transpose(1, 2)  # N, H·W, C
+            folded = self.fold(with_gradient=True) if learns else self.kept_fold(dtype)
+            if learns:
+                corrections = self.corrections(keep)
+                carried = [
+                    carry(x, of_level, level.root, with_source=True)
+                    for of_level, level in zip(corrections, folded.levels, strict=True)
+                ]
+            else:
+                carried = [Carried([x @ level.parts[0][0]], level.offsets) for level in folded.carried]
+            windows = condense(
+                carried, shape, self.levels, kernels, of_levels, self.query_grid, self.join.out_features, EPS
+            )
+            return attend(windows, folded, of_levels, dtype).to(features.dtype)
+
+    def corrections(self, keep: list[torch.Tensor | None] | None = None) -> list[list[Correction | None]]:
+        """The 1x1 corrections on the way to each level, with the dropout of this step if there is one."""
+        if not isinstance(self.upsampler, JBUPyramid):
+            return [[] for _ in self.levels]
+        of_stages: list[Correction | None] = []
+        for stage, (_, fixup) in enumerate(self.upsampler.stages()):
+            if fixup is None:
+                of_stages.append(None)
+                continue
+            weight, bias = fixup[1].weight.float().flatten(1), fixup[1].bias.float()
+            of_stages.append(Correction(weight, bias, FIXUP_SCALE, None if keep is None else keep[stage]))
+        return [of_stages[: level.bit_length() - 1] for level in self.levels]
+
+    def fold(self, with_gradient: bool) -> Folded:
+        """The weights, folded: see `folding`."""
+        projections = [self.projections[f"{level}x"] for level in self.levels]
+        queries = window_queries(self.queries, self.positions, self.ln_q, self.attention)
+        return fold(
+            [projection.linear for projection in projections],
+            [projection.embedding for projection in projections],
+            self.corrections(),
+            self.ln_kv,
+            queries,
+            self.query_grid**2,
+            self.positions,
+            self.attention,
+            with_gradient,
+        )
+
+    @torch.compiler.disable
+    def kept_fold(self, dtype: torch.dtype) -> Folded:
+        """The folded weights for inference, the value matrices in `dtype`; from the last call if nothing changed."""
+        weights = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()
+        )
+        if self._kept is None or self._kept[0] != (dtype, weights):
+            self._kept = None  # so that there are never two
+            # Outside of inference mode: what is made inside it could not be used outside.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = ((dtype, weights), self.fold(with_gradient=False).with_values(dtype))
+        return self._kept[1]
+
+    def can_fold(self) -> bool:
+        """Whether the weights that are folded can be read, and are all there is to their layers."""
+        layers = [self.ln_q, self.ln_kv, self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
+        layers += [self.projections[f"{level}x"].linear for level in self.levels]
+        if isinstance(self.upsampler, JBUPyramid):
+            fixups = [fixup for _, fixup in self.upsampler.stages() if fixup is not None]
+            if not all(type(fixup) is nn.Sequential for fixup in fixups):
+                return False
+            layers += [layer for fixup in fixups for layer in fixup]
+        weights = [p for layer in layers for p in layer.parameters()]
+        weights += [self.queries, *(self.projections[f"{level}x"].embedding for level in self.levels)]
+        return all(type(layer) in READABLE for layer in layers) and all(
+            type(p) in (nn.Parameter, torch.Tensor) and not p.is_meta for p in weights
+        )
+
+    def train(self, mode: bool = True) -> "HiWinProjector":
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HiWinProjector":
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, works them out for itself.
+        return {**self.__dict__, "_kept": None}
 
     def keys_and_values(self, features: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the queries see: (N, C, H, W) to two of (N, G², levels · L, E), level by level.
+        """What the queries see, layer by layer: (N, C, H, W) to two of (N, G², levels · L, E), level by level.
 
         Pooling is linear: pooling the value, the position and the level's embedding one by one and adding them pools
         the key, and the last two do not depend on the view.
@@ -74,9 +197,13 @@ class HiWinProjector(nn.Module):
         # RoI-Align is computed in float32 whatever the features' type, as published.
         return pool_windows(maps.float(), self.query_grid, bins, self.box_dtype).to(maps.dtype)
 
-    def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        keys, values = self.keys_and_values(features, pixels)
-        queries = self.ln_q(self.queries) + self.positions  # S, G², E
-        attended = self.attention(queries.transpose(0, 1), keys, values)  # N, G², S, E
-        tokens = self.join(self.ln_proj(attended).flatten(-2))
-        return self.ln_post(tokens) @ self.proj
+
+def product_dtype(features: torch.Tensor) -> torch.dtype:
+    """The type in which the heads' values are computed: the features' own, float32 on a CPU.
+
+    Few CPUs multiply half precision faster than float32; most only imitate it.
+    """
+    device = features.device.type
+    if device == "cpu":
+        return torch.float32
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
