@@ -12,7 +12,7 @@ one level, h heads of d channels, E channels of the language model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import resize_positions
-from .doubling import TILE, bands, double_band, double_tiled, pad_source, piece_size, tile_matrices
+from .doubling import bands, double_band, double_tiled, pad_source, piece_size, tile_matrices
 from .folding import Carried, Folded
 from .windows import bin_shape, pool_windows, pooling_matrices
 
@@ -67,14 +67,11 @@ def recomputed(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.
     return function(*arguments)
 
 
-def pool_rows(
-    maps: Sequence[torch.Tensor], rows: torch.Tensor, columns: torch.Tensor, channels: int, eps: float
-) -> torch.Tensor:
-    """Normalises some rows of a level's map and pools them: each of (N, R, W, ·) to (N, G · ph, G · pw, K).
+def pool_across(maps: Sequence[torch.Tensor], columns: torch.Tensor, channels: int, eps: float) -> torch.Tensor:
+    """Normalises some rows of a level's map and pools them along its width: (N, R, W, ·) to (N, R, G · pw, K).
 
     Args:
         maps: the parts of `Carried` at this level; one for inference, two where gradients are needed.
-        rows: (G · ph, R), the rows' columns of the pooling matrix.
         columns: (G · pw, W).
         channels: E, of which sigma is a mean.
         eps: of the LayerNorm.
@@ -85,15 +82,20 @@ def pool_rows(
     pooled = across @ maps[0]
     if len(maps) > 1:
         pooled = torch.cat([pooled, across.sum(dim=-1, keepdim=True)], dim=-1)
-    return (rows @ pooled.flatten(2)).unflatten(2, pooled.shape[2:])
+    return pooled
 
 
-def to_windows(pooled: torch.Tensor, ones: torch.Tensor, query_grid: int) -> torch.Tensor:
-    """(N, G · ph, G · pw, K) and pooled ones (G², L) to (G², N, L, K + 1)."""
-    n, g = len(pooled), query_grid
-    windows = pooled.view(n, g, pooled.shape[1] // g, g, pooled.shape[2] // g, -1).permute(1, 3, 0, 2, 4, 5)
-    windows = windows.reshape(g * g, n, -1, pooled.shape[-1])
-    return torch.cat([windows, ones[:, None, :, None].expand(-1, n, -1, 1)], dim=-1)
+def pool_down(across: torch.Tensor, geometry: LevelGeometry, query_grid: int) -> torch.Tensor:
+    """Pools along the height what was pooled along the width: (N, H, G · pw, K) to (G², N, L, K + 1).
+
+    The last coordinate is the pooled ones.
+    """
+    n, _, columns, channels = across.shape
+    g = query_grid
+    pooled = geometry.rows @ across.flatten(2)  # N, G · ph, G · pw · K
+    windows = pooled.view(n, g, -1, g, columns // g, channels).permute(1, 3, 0, 2, 4, 5)
+    windows = windows.reshape(g * g, n, -1, channels)
+    return torch.cat([windows, geometry.ones[:, None, :, None].expand(-1, n, -1, 1)], dim=-1)
 
 
 def condense(
@@ -131,9 +133,8 @@ def condense(
     geometries = dict(zip(levels, of_levels, strict=True))
     offsets = {level: of_level.offsets for level, of_level in zip(levels, carried, strict=True)}
 
-    def pool(level: int, *parts: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
-        geometry = geometries[level]
-        return pool_rows(parts, geometry.rows[:, rows], geometry.columns, channels, eps)
+    def pool(level: int, *parts: torch.Tensor) -> torch.Tensor:
+        return pool_across(parts, geometries[level].columns, channels, eps)
 
     def interpolate_and_pool(level: int, *parts: torch.Tensor) -> torch.Tensor:
         moved = [
@@ -150,7 +151,7 @@ def condense(
             double_band(padded, tiles[:, first:last], first, map_shape, offset)
             for padded, offset in zip(tensors[:half], tensors[half:], strict=True)
         ]
-        return pool(level, *band, rows=slice(first * TILE, last * TILE))
+        return pool(level, *band)
 
     pooled = {}
     if kernels is None:
@@ -166,14 +167,14 @@ def condense(
                     padded = [pad_source(part, tiles) for part in maps.pop(level)]
                     tensors = (tiles, *padded, *offsets[level][stage])
                     pieces = bands(tiles, padded[-1].shape[-1])
-                    of_bands = (recomputed(double_and_pool, level, *piece, map_shape, *tensors) for piece in pieces)
-                    pooled[level] = reduce(torch.add, of_bands)
+                    of_bands = [recomputed(double_and_pool, level, *piece, map_shape, *tensors) for piece in pieces]
+                    pooled[level] = torch.cat(of_bands, dim=1)
                 elif level > 2**stage:
                     maps[level] = [
                         recomputed(double_tiled, part, tiles, map_shape, offset)
                         for part, offset in zip(maps[level], offsets[level][stage], strict=True)
                     ]
-    return [to_windows(pooled[level], geometries[level].ones, query_grid) for level in levels]
+    return [pool_down(pooled[level], geometries[level], query_grid) for level in levels]
 
 
 def attend(
