@@ -20,7 +20,7 @@ from .attention import HEAD_CHANNELS, WindowAttention, resize_positions, sincos_
 from .configuration_llava_uhd import LlavaUhdProjectorConfig
 from .folding import Carried, Correction, Folded, carry, fold, window_queries
 from .fused import attend, condense, geometry
-from .pyramid import FIXUP_SCALE, JBUPyramid, build_pyramid
+from .pyramid import FIXUP_SCALE, JBUPyramid, MapFixup, build_pyramid
 from .windows import bin_shape, pool_windows
 
 QUERY_SETS = 4
@@ -35,6 +35,10 @@ class LevelProjection(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_channels, channels)
         self.embedding = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, map_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., C) to (..., E), and the level's embedding, (E,)."""
+        return self.linear(map_), self.embedding
 
 
 class HiWinProjector(nn.Module):
@@ -68,8 +72,9 @@ class HiWinProjector(nn.Module):
         self._kept: tuple[tuple, Folded] | None = None
 
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        learns = self.training or (
-            torch.is_grad_enabled() and (features.requires_grad or any(p.requires_grad for p in self.parameters()))
+        # In training also without gradients: so that reentrant checkpointing sees the same numbers twice.
+        learns = (torch.is_grad_enabled() or self.training) and (
+            features.requires_grad or any(p.requires_grad for p in self.parameters())
         )
         if not self.can_fold():
             self._kept = None
@@ -81,23 +86,25 @@ class HiWinProjector(nn.Module):
         tokens = self.join(self.ln_proj(attended).flatten(-2))
         return self.ln_post(tokens) @ self.proj
 
+    # Left out of compiled graphs: each new shape of views would compile it anew, for matrix products as they are.
+    @torch.compiler.disable
     def attend(self, features: torch.Tensor, pixels: torch.Tensor, learns: bool) -> torch.Tensor:
         """What the heads bring home, with folded weights: (N, C, H, W) to (N, G², S, E)."""
         device = features.device
         shape = (features.shape[2], features.shape[3])
         of_levels = geometry(shape, tuple(self.levels), self.query_grid, self.box_dtype, device)
         dtype = product_dtype(features)
-        kernels, keep = None, None
+        kernels: list[torch.Tensor] | None = None
+        keep: list[torch.Tensor | None] = []
         if isinstance(self.upsampler, JBUPyramid):
             kernels, keep = self.upsampler.kernels(shape, pixels)
         with torch.autocast(device.type, enabled=False):
             x = features.float().flatten(2).transpose(1, 2)  # N, H·W, C
             folded = self.fold(with_gradient=True) if learns else self.kept_fold(dtype)
-            if learns:
-                corrections = self.corrections(keep)
+            if learns or any(of_map is not None for of_map in keep):
                 carried = [
-                    carry(x, of_level, level.root, with_source=True)
-                    for of_level, level in zip(corrections, folded.levels, strict=True)
+                    carry(x, corrections, level.root, with_source=learns)
+                    for corrections, level in zip(self.corrections(keep), folded.levels, strict=True)
                 ]
             else:
                 carried = [Carried([x @ level.parts[0][0]], level.offsets) for level in folded.carried]
@@ -107,7 +114,7 @@ class HiWinProjector(nn.Module):
             return attend(windows, folded, of_levels, dtype).to(features.dtype)
 
     def corrections(self, keep: list[torch.Tensor | None] | None = None) -> list[list[Correction | None]]:
-        """The 1x1 corrections on the way to each level, with the dropout of this step if there is one."""
+        """The 1x1 corrections on the way to each level, with this step's dropout of each doubling where given."""
         if not isinstance(self.upsampler, JBUPyramid):
             return [[] for _ in self.levels]
         of_stages: list[Correction | None] = []
@@ -115,13 +122,15 @@ class HiWinProjector(nn.Module):
             if fixup is None:
                 of_stages.append(None)
                 continue
-            weight, bias = fixup[1].weight.float().flatten(1), fixup[1].bias.float()
+            convolution = fixup.convolution
+            assert convolution.bias is not None
+            weight, bias = convolution.weight.float().flatten(1), convolution.bias.float()
             of_stages.append(Correction(weight, bias, FIXUP_SCALE, None if keep is None else keep[stage]))
         return [of_stages[: level.bit_length() - 1] for level in self.levels]
 
     def fold(self, with_gradient: bool) -> Folded:
         """The weights, folded: see `folding`."""
-        projections = [self.projections[f"{level}x"] for level in self.levels]
+        projections = self.level_projections()
         queries = window_queries(self.queries, self.positions, self.ln_q, self.attention)
         return fold(
             [projection.linear for projection in projections],
@@ -135,7 +144,6 @@ class HiWinProjector(nn.Module):
             with_gradient,
         )
 
-    @torch.compiler.disable
     def kept_fold(self, dtype: torch.dtype) -> Folded:
         """The folded weights for inference, the value matrices in `dtype`; from the last call if nothing changed."""
         weights = tuple(
@@ -148,17 +156,24 @@ class HiWinProjector(nn.Module):
                 self._kept = ((dtype, weights), self.fold(with_gradient=False).with_values(dtype))
         return self._kept[1]
 
+    def level_projections(self) -> list[LevelProjection]:
+        projections = [self.projections[f"{level}x"] for level in self.levels]
+        return [projection for projection in projections if isinstance(projection, LevelProjection)]
+
     def can_fold(self) -> bool:
         """Whether the weights that are folded can be read, and are all there is to their layers."""
-        layers = [self.ln_q, self.ln_kv, self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
-        layers += [self.projections[f"{level}x"].linear for level in self.levels]
+        projections, attention = self.level_projections(), self.attention
+        layers: list[nn.Module] = [self.ln_q, self.ln_kv, attention.q_proj, attention.k_proj, attention.v_proj]
+        layers += [projection.linear for projection in projections]
         if isinstance(self.upsampler, JBUPyramid):
             fixups = [fixup for _, fixup in self.upsampler.stages() if fixup is not None]
-            if not all(type(fixup) is nn.Sequential for fixup in fixups):
+            if not all(type(fixup) is MapFixup for fixup in fixups):
                 return False
             layers += [layer for fixup in fixups for layer in fixup]
         weights = [p for layer in layers for p in layer.parameters()]
-        weights += [self.queries, *(self.projections[f"{level}x"].embedding for level in self.levels)]
+        weights += [self.queries, self.positions, *(projection.embedding for projection in projections)]
+        if len(projections) < len(self.levels):
+            return False
         return all(type(layer) in READABLE for layer in layers) and all(
             type(p) in (nn.Parameter, torch.Tensor) and not p.is_meta for p in weights
         )
@@ -184,10 +199,9 @@ class HiWinProjector(nn.Module):
         bins = bin_shape(features.shape[-2:])
         keys, values = [], []
         for level, map_ in zip(self.levels, self.upsampler(features, pixels), strict=True):
-            projection = self.projections[f"{level}x"]
-            assert isinstance(projection, LevelProjection)
-            value = self.ln_kv(projection.linear(map_.permute(0, 2, 3, 1)))  # N, H, W, E
-            place = resize_positions(self.positions, value.shape[1:3]) + projection.embedding
+            projected, embedding = self.projections[f"{level}x"](map_.permute(0, 2, 3, 1))
+            value = self.ln_kv(projected)  # N, H, W, E
+            place = resize_positions(self.positions, value.shape[1:3]) + embedding
             pooled = self.pool(value, bins)
             values.append(pooled)
             keys.append(pooled + self.pool(place.to(value.dtype), bins))

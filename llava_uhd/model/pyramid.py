@@ -68,9 +68,23 @@ def guide(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return F.adaptive_avg_pool2d(pixels, shape)
 
 
-def map_fixup(channels: int) -> nn.Sequential:
-    """The correction x + 0.1 · fixup(x) that ends a stack of doublings."""
-    return nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+class MapFixup(nn.Sequential):
+    """The correction of a map, of which 0.1 is added: dropout of channels, and a 1 x 1 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        _, convolution = self
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    def dropout_factors(self, num_views: int) -> torch.Tensor:
+        """What a training step's dropout multiplies channels with: (N, C), float32."""
+        dropout, convolution = self[0], self.convolution
+        assert isinstance(dropout, nn.Dropout2d)
+        return dropout(convolution.weight.new_ones(num_views, convolution.in_channels, 1, 1)).flatten(1).float()
 
 
 class JBUPyramid(nn.Module):
@@ -90,12 +104,12 @@ class JBUPyramid(nn.Module):
             self.up2 = JointBilateralUpsampler()
         if self.highest >= 8:
             self.up3 = JointBilateralUpsampler()
-            self.fixup_proj_2x = map_fixup(channels)
-            self.fixup_proj_4x = map_fixup(channels)
-            self.fixup_proj_8x = map_fixup(channels)
-        self.fixup_proj = map_fixup(channels)
+            self.fixup_proj_2x = MapFixup(channels)
+            self.fixup_proj_4x = MapFixup(channels)
+            self.fixup_proj_8x = MapFixup(channels)
+        self.fixup_proj = MapFixup(channels)
 
-    def stages(self) -> list[tuple[JointBilateralUpsampler, nn.Sequential | None]]:
+    def stages(self) -> list[tuple[JointBilateralUpsampler, MapFixup | None]]:
         """The doublings from low to high, each with the correction of its map."""
         if self.highest == 8:
             return [
@@ -120,10 +134,7 @@ class JBUPyramid(nn.Module):
         factors: list[torch.Tensor | None] = []
         for stage, (upsample, fixup) in enumerate(self.stages(), start=1):
             kernels.append(upsample(guide(pixels, (2**stage * shape[0], 2**stage * shape[1]))).float())
-            of_map = None
-            if fixup is not None and fixup.training and fixup[0].p > 0:
-                of_map = fixup[0](pixels.new_ones(len(pixels), fixup[1].in_channels, 1, 1)).flatten(1).float()
-            factors.append(of_map)
+            factors.append(fixup.dropout_factors(len(pixels)) if fixup is not None and fixup.training else None)
         return kernels, factors
 
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:

@@ -17,9 +17,11 @@ def keys_and_values(
     projector: HiWinProjector, features: torch.Tensor, pixels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every position of every level projected and normalised; keys and values pooled: two of (N, G², L, E)."""
-    bins, keys, values = bin_shape(features.shape[-2:]), [], []
-    for level, map_ in zip(projector.levels, maps(projector.upsampler, features, pixels), strict=True):
-        projection = projector.projections[f"{level}x"]
+    bins = bin_shape(features.shape[-2:])
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    of_levels = maps(projector.upsampler, features, pixels)
+    for projection, map_ in zip(projector.level_projections(), of_levels, strict=True):
         value = projector.ln_kv(projection.linear(map_.permute(0, 2, 3, 1)))  # N, H, W, E
         key = value + resize_positions(projector.positions, value.shape[1:3]) + projection.embedding
         for pooled, wide in ((keys, key), (values, value)):

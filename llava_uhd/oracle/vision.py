@@ -7,6 +7,7 @@ the language model.
 import torch
 from transformers import PreTrainedModel
 
+from ..model.hiwin import HiWinProjector
 from ..model.modeling_llava_uhd import LlavaUhdModel
 from ..model.vision_tower import embed_patches, patches_to_pixels
 from .hiwin import tokens
@@ -30,7 +31,9 @@ def view_tokens(model: LlavaUhdModel, patches: torch.Tensor, shape: tuple[int, i
     """The tokens of views of one shape: (N, H·W, 3·p·p) to (N, G², E)."""
     features = encode(model.vision_tower, patches, shape, model.config.vision_feature_layer)
     pixels = patches_to_pixels(patches, shape, model.config.vision_config.patch_size)
-    return tokens(model.multi_modal_projector, features, pixels.to(features.dtype))
+    projector = model.multi_modal_projector
+    assert isinstance(projector, HiWinProjector), "only this projector has a plain formula here"
+    return tokens(projector, features, pixels.to(features.dtype))
 
 
 def image_tokens(
