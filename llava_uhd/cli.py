@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 
@@ -105,6 +106,7 @@ def explain(
 
 mount_checkpoints(app)
 app.add_typer(evaluation, name="eval")
+app.add_typer(benchmark, name="bench")
 
 
 def _words(value: Any) -> str:

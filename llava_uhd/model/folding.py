@@ -191,6 +191,15 @@ class Folded:
     value_bias: torch.Tensor
     carried: list[Carried]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that is held."""
+        tensors = [self.places, self.key_bias, self.value_bias]
+        tensors += [tensor for level in self.levels for tensor in (level.root, level.scores, level.values)]
+        for of_level in self.carried:
+            tensors += [*of_level.parts, *(offset for offsets in of_level.offsets for offset in offsets)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def with_values(self, dtype: torch.dtype) -> "Folded":
         """The same, its value matrices in another type."""
         return replace(self, levels=[replace(level, values=level.values.to(dtype)) for level in self.levels])

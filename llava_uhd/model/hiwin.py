@@ -156,6 +156,11 @@ class HiWinProjector(nn.Module):
                 self._kept = ((dtype, weights), self.fold(with_gradient=False).with_values(dtype))
         return self._kept[1]
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the folded weights take beside the weights, once there has been an inference call."""
+        return 0 if self._kept is None else self._kept[1].nbytes
+
     def level_projections(self) -> list[LevelProjection]:
         projections = [self.projections[f"{level}x"] for level in self.levels]
         return [projection for projection in projections if isinstance(projection, LevelProjection)]
