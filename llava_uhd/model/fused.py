@@ -41,7 +41,7 @@ class LevelGeometry:
     places: torch.Tensor
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def geometry(
     shape: tuple[int, int], levels: tuple[int, ...], query_grid: int, box_dtype: str, device: torch.device
 ) -> list[LevelGeometry]:

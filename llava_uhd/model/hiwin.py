@@ -11,6 +11,7 @@ or offloaded layers) the layers are called instead, position by position.
 Shapes: N views, C channels of the encoder, E of the language model, G query grid, L bins of a window at one level.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,36 +72,51 @@ class HiWinProjector(nn.Module):
         self.proj = nn.Parameter(torch.empty(channels, channels))
         self._kept: tuple[tuple, Folded] | None = None
 
-    def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Tokens of views of one shape, or, given lists, of several groups of views, each of a shape of its own.
+
+        The groups share the folded weights: in a training step they are folded once, however many shapes there are.
+        """
+        if isinstance(features, torch.Tensor) and isinstance(pixels, torch.Tensor):
+            groups = [(features, pixels)]
+        else:
+            groups = list(zip(features, pixels, strict=True))
         # In training also without gradients: so that reentrant checkpointing sees the same numbers twice.
         learns = (torch.is_grad_enabled() or self.training) and (
-            features.requires_grad or any(p.requires_grad for p in self.parameters())
+            any(of_group.requires_grad for of_group, _ in groups) or any(p.requires_grad for p in self.parameters())
         )
         if not self.can_fold():
             self._kept = None
-            keys, values = self.keys_and_values(features, pixels)
-            queries = self.ln_q(self.queries) + self.positions  # S, G², E
-            attended = self.attention(queries.transpose(0, 1), keys, values)  # N, G², S, E
+            attended = torch.cat([self.attend_by_layers(*group) for group in groups])
         else:
-            attended = self.attention.out_proj(self.attend(features, pixels, learns))
-        tokens = self.join(self.ln_proj(attended).flatten(-2))
-        return self.ln_post(tokens) @ self.proj
+            attended = self.attention.out_proj(self.attend(groups, learns))
+        tokens = self.join(self.ln_proj(attended).flatten(-2))  # views of all groups, G², E
+        tokens = self.ln_post(tokens) @ self.proj
+        return tokens if isinstance(features, torch.Tensor) else list(tokens.split([len(f) for f, _ in groups]))
 
     # Left out of compiled graphs: each new shape of views would compile it anew, for matrix products as they are.
     @torch.compiler.disable
-    def attend(self, features: torch.Tensor, pixels: torch.Tensor, learns: bool) -> torch.Tensor:
-        """What the heads bring home, with folded weights: (N, C, H, W) to (N, G², S, E)."""
-        device = features.device
-        shape = (features.shape[2], features.shape[3])
+    def attend(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]], learns: bool) -> torch.Tensor:
+        """What the heads bring home, with folded weights: features and pixels of each group to (ΣN, G², S, E)."""
+        dtype = product_dtype(groups[0][0])
+        with torch.autocast(groups[0][0].device.type, enabled=False):
+            folded = self.fold(with_gradient=True) if learns else self.kept_fold(dtype)
+        return torch.cat([self.attend_group(*group, folded, dtype, learns) for group in groups])
+
+    def attend_group(
+        self, features: torch.Tensor, pixels: torch.Tensor, folded: Folded, dtype: torch.dtype, learns: bool
+    ) -> torch.Tensor:
+        """(N, C, H, W) to (N, G², S, E)."""
+        device, shape = features.device, (features.shape[2], features.shape[3])
         of_levels = geometry(shape, tuple(self.levels), self.query_grid, self.box_dtype, device)
-        dtype = product_dtype(features)
         kernels: list[torch.Tensor] | None = None
         keep: list[torch.Tensor | None] = []
         if isinstance(self.upsampler, JBUPyramid):
             kernels, keep = self.upsampler.kernels(shape, pixels)
         with torch.autocast(device.type, enabled=False):
             x = features.float().flatten(2).transpose(1, 2)  # N, H·W, C
-            folded = self.fold(with_gradient=True) if learns else self.kept_fold(dtype)
             if learns or any(of_map is not None for of_map in keep):
                 carried = [
                     carry(x, corrections, level.root, with_source=learns)
@@ -112,6 +128,12 @@ class HiWinProjector(nn.Module):
                 carried, shape, self.levels, kernels, of_levels, self.query_grid, self.join.out_features, EPS
             )
             return attend(windows, folded, of_levels, dtype).to(features.dtype)
+
+    def attend_by_layers(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """What the heads bring home and the output projection makes of it, each layer called: to (N, G², S, E)."""
+        keys, values = self.keys_and_values(features, pixels)
+        queries = self.ln_q(self.queries) + self.positions  # S, G², E
+        return self.attention(queries.transpose(0, 1), keys, values)
 
     def corrections(self, keep: list[torch.Tensor | None] | None = None) -> list[list[Correction | None]]:
         """The 1x1 corrections on the way to each level, with this step's dropout of each doubling where given."""
@@ -179,8 +201,9 @@ class HiWinProjector(nn.Module):
         weights += [self.queries, self.positions, *(projection.embedding for projection in projections)]
         if len(projections) < len(self.levels):
             return False
+        # Elsewhere (offloaded), a tensor of another kind (quantised, sharded) or empty for now (partitioned).
         return all(type(layer) in READABLE for layer in layers) and all(
-            type(p) in (nn.Parameter, torch.Tensor) and not p.is_meta for p in weights
+            type(p) in (nn.Parameter, torch.Tensor) and not p.is_meta and p.numel() > 0 for p in weights
         )
 
     def train(self, mode: bool = True) -> "HiWinProjector":

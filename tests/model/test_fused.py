@@ -232,6 +232,28 @@ def test_autocast_training():
         assert relative_error(actual[name], expected[name]) < 0.05
 
 
+def test_groups_of_views_of_different_shapes():
+    """Together they give what they give alone, values and gradients, and share one folding."""
+    projector, groups = build(), [view(shape, num_views=n) for n, shape in enumerate(SHAPES, start=1)]
+    features, pixels = ([of_group[part] for of_group in groups] for part in (0, 1))
+    with torch.no_grad():
+        for together, (f, p) in zip(projector(features, pixels), groups, strict=True):
+            torch.testing.assert_close(together, projector(f, p))
+    directions = [torch.randn(len(f), 9, 32) for f in features]
+
+    def gradient_of(outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        projector.zero_grad()
+        sum((out * direction).sum() for out, direction in zip(outputs, directions, strict=True)).backward()
+        return {name: p.grad for name, p in projector.named_parameters() if p.grad is not None}
+
+    alone = gradient_of([projector(f, p) for f, p in groups])
+    for name, gradient in gradient_of(projector(features, pixels)).items():
+        if "k_proj.bias" not in name and ".range_" not in name:
+            assert relative_error(gradient, alone[name]) < 1e-4, name
+    with pytest.raises(ValueError):
+        projector(features, pixels[1:])
+
+
 def test_outer_checkpointing():
     from torch.utils.checkpoint import checkpoint
 
