@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .serving.cli import mount as mount_serving
@@ -116,6 +117,7 @@ mount_checkpoints(app)
 mount_serving(app)
 app.add_typer(evaluation, name="eval")
 mount_training(app)
+app.add_typer(benchmark, name="bench")
 
 
 def _words(value: Any) -> str:

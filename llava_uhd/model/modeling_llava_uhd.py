@@ -121,11 +121,15 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def project_views(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The tokens of views of one shape: patches (N, H·W, 3·p·p) to (N, tokens, E)."""
+    def encode_group(self, patches: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the projector takes of views of one shape: patches (N, H·W, 3·p·p) to features and pixels."""
         features = encode_views(self.vision_tower, patches, shape, self.config.vision_feature_layer)
         pixels = patches_to_pixels(patches, shape, self.config.vision_config.patch_size)
-        return self.multi_modal_projector(features, pixels.to(features.device, features.dtype))
+        return features, pixels.to(features.device, features.dtype)
+
+    def project_views(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """The tokens of views of one shape: patches (N, H·W, 3·p·p) to (N, tokens, E)."""
+        return self.multi_modal_projector(*self.encode_group(patches, shape))
 
     def get_image_features(
         self,
@@ -150,12 +154,15 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             ValueError: the patches do not add up to the view shapes, or the views to the images.
         """
         packing = unpack(len(pixel_values), view_shapes, num_views, grids, self.token_grid, self.config.layout)
-        tokens = torch.cat(
-            [
-                self.project_views(pixel_values[group.rows.to(pixel_values.device)], group.shape).flatten(0, 1)
-                for group in packing.groups
-            ]
-        )
+        encoded = [
+            self.encode_group(pixel_values[group.rows.to(pixel_values.device)], group.shape)
+            for group in packing.groups
+        ]
+        if isinstance(self.multi_modal_projector, HiWinProjector):
+            of_groups = self.multi_modal_projector([f for f, _ in encoded], [p for _, p in encoded])
+        else:
+            of_groups = [self.multi_modal_projector(*of_group) for of_group in encoded]
+        tokens = torch.cat([of_group.flatten(0, 1) for of_group in of_groups])
         in_order = tokens[packing.order.to(tokens.device)]
         return BaseModelOutputWithPooling(pooler_output=list(in_order.split(packing.tokens_of_image)))
 

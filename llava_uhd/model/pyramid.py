@@ -7,74 +7,30 @@ sum of its 7 x 7 neighbours. The weights come from the view's own pixels: neighb
 Shapes: N views, C channels, h w source map, H W = 2h 2w, P = 49 taps in row-major order.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-RADIUS = 3
-SPAN = 2 * RADIUS + 1
-TAPS = SPAN**2
-# Side of the tiles in which maps are convolved: larger ones repeat less border but multiply more zeros.
-TILE = 8
+from .doubling import SPAN, TAPS, border_mode, double
+
 KEY_DIM = 32
 # Weight of the learned corrections, of the kernels and of the up-sampled maps, as published.
 FIXUP_SCALE = 0.1
 
 
-def pad_border(x: torch.Tensor) -> torch.Tensor:
-    """Pads (N, C, H, W) by the radius: by reflection, or by repetition where a side is too short to reflect.
-
-    The published code fails on such maps; they come from views of one patch on a side.
-    """
-    mode = "reflect" if min(x.shape[-2:]) > RADIUS else "replicate"
-    return F.pad(x, (RADIUS,) * 4, mode=mode)
-
-
-def shifts(padded: torch.Tensor, shape: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The P shifted views of a padded map (..., H+6, W+6), none of them a copy."""
-    height, width = shape
+def shifts(keys: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The P shifted views of a map (N, C, H, W), continued beyond its border; none of them is a copy."""
+    height, width = keys.shape[-2:]
+    padded = F.pad(keys, (SPAN // 2,) * 4, mode=border_mode((height, width)))
     for dy in range(SPAN):
         for dx in range(SPAN):
             yield padded[..., dy : dy + height, dx : dx + width]
 
 
-@lru_cache
-def _tap_places() -> torch.Tensor:
-    """Where in a tile's neighbourhood each tap of each of its positions lies: (TILE², P)."""
-    # Made outside of inference mode even when first asked for inside it: a later training step may use it.
-    with torch.inference_mode(False):
-        y, x, dy, dx = torch.meshgrid(*map(torch.arange, (TILE, TILE, SPAN, SPAN)), indexing="ij")
-        return ((y + dy) * (TILE + 2 * RADIUS) + x + dx).reshape(TILE**2, TAPS)
-
-
-def adaptive_convolution(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """A convolution with a kernel of its own at every position: (N, C, H, W), (N, P, H, W) to (N, C, H, W).
-
-    out[n, c, y, x] = sum_p kernels[n, p, y, x] · padded[n, c, (y, x) + p], as one matrix product per tile of the map:
-    a tile's kernels, spread over the tile with its border, times the map there. The map is copied about three times,
-    not 49 times, in both directions.
-    """
-    n, channels, height, width = source.shape
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    rest = (0, columns * TILE - width, 0, rows * TILE - height)
-    side = TILE + 2 * RADIUS
-    tiles = F.pad(pad_border(source), rest).unfold(2, side, TILE).unfold(3, side, TILE)
-    tiles = tiles.permute(0, 2, 3, 4, 5, 1).reshape(-1, side**2, channels)
-    taps = F.pad(kernels, rest).view(n, TAPS, rows, TILE, columns, TILE)
-    taps = taps.permute(0, 2, 4, 3, 5, 1).reshape(-1, TILE**2, TAPS)
-    places = _tap_places().to(taps.device).expand(len(taps), -1, -1)
-    matrices = taps.new_zeros(len(taps), TILE**2, side**2).scatter(2, places, taps)
-    with torch.autocast(source.device.type, enabled=False):
-        out = torch.bmm(matrices, tiles).view(n, rows, columns, TILE, TILE, channels)
-    out = out.permute(0, 5, 1, 3, 2, 4).reshape(n, channels, rows * TILE, columns * TILE)
-    return out[..., :height, :width]
-
-
 class JointBilateralUpsampler(nn.Module):
-    """One doubling of a map, guided by pixels."""
+    """The kernels of one doubling of a map, from the pixels at the doubled resolution."""
 
     def __init__(self):
         super().__init__()
@@ -90,8 +46,7 @@ class JointBilateralUpsampler(nn.Module):
     def range_kernel(self, guidance: torch.Tensor) -> torch.Tensor:
         """Softmax over the neighbours' likeness in colour: (N, 3, H, W) to (N, P, H, W)."""
         keys = self.range_proj(guidance)  # N, 32, H, W
-        neighbours = shifts(pad_border(keys), keys.shape[-2:])
-        likeness = torch.stack([(shifted * keys).sum(dim=1) for shifted in neighbours], dim=1)
+        likeness = torch.stack([(shifted * keys).sum(dim=1) for shifted in shifts(keys)], dim=1)
         return (self.range_temp.exp().clamp(1e-4, 1e4) * likeness).softmax(dim=1)
 
     def spatial_kernel(self) -> torch.Tensor:
@@ -100,26 +55,36 @@ class JointBilateralUpsampler(nn.Module):
         distance = axis[:, None] ** 2 + axis[None, :] ** 2
         return torch.exp(-distance / (2 * self.sigma_spatial**2)).view(1, TAPS, 1, 1)
 
-    def kernels(self, guidance: torch.Tensor) -> torch.Tensor:
+    def forward(self, guidance: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, P, H, W). The correction comes after the normalisation: they need not sum to one."""
         combined = self.range_kernel(guidance) * self.spatial_kernel()
         combined = combined / combined.sum(dim=1, keepdim=True).clamp(min=1e-7)
         fixup = self.fixup_proj(torch.cat([combined.to(guidance.dtype), guidance], dim=1))
         return combined + FIXUP_SCALE * fixup
 
-    def forward(self, source: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w), pixels (N, 3, ., .) at any resolution, to (N, C, 2h, 2w)."""
-        height, width = 2 * source.shape[-2], 2 * source.shape[-1]
-        guidance = F.adaptive_avg_pool2d(pixels, (height, width))
-        kernels = self.kernels(guidance)
-        doubled = F.interpolate(source, size=(height, width), mode="bicubic", align_corners=False)
-        # Summed in the kernels' precision: fp32 even when the features are bf16, as published.
-        return adaptive_convolution(doubled.to(kernels.dtype), kernels).to(source.dtype)
+
+def guide(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """The pixels that guide a map of this shape: (N, 3, ., .) at any resolution to (N, 3, H, W)."""
+    return F.adaptive_avg_pool2d(pixels, shape)
 
 
-def map_fixup(channels: int) -> nn.Sequential:
-    """The correction x + 0.1 · fixup(x) that ends a stack of doublings."""
-    return nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+class MapFixup(nn.Sequential):
+    """The correction of a map, of which 0.1 is added: dropout of channels, and a 1 x 1 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        _, convolution = self
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    def dropout_factors(self, num_views: int) -> torch.Tensor:
+        """What a training step's dropout multiplies channels with: (N, C), float32."""
+        dropout, convolution = self[0], self.convolution
+        assert isinstance(dropout, nn.Dropout2d)
+        return dropout(convolution.weight.new_ones(num_views, convolution.in_channels, 1, 1)).flatten(1).float()
 
 
 class JBUPyramid(nn.Module):
@@ -139,12 +104,12 @@ class JBUPyramid(nn.Module):
             self.up2 = JointBilateralUpsampler()
         if self.highest >= 8:
             self.up3 = JointBilateralUpsampler()
-            self.fixup_proj_2x = map_fixup(channels)
-            self.fixup_proj_4x = map_fixup(channels)
-            self.fixup_proj_8x = map_fixup(channels)
-        self.fixup_proj = map_fixup(channels)
+            self.fixup_proj_2x = MapFixup(channels)
+            self.fixup_proj_4x = MapFixup(channels)
+            self.fixup_proj_8x = MapFixup(channels)
+        self.fixup_proj = MapFixup(channels)
 
-    def stages(self) -> list[tuple[JointBilateralUpsampler, nn.Sequential | None]]:
+    def stages(self) -> list[tuple[JointBilateralUpsampler, MapFixup | None]]:
         """The doublings from low to high, each with the correction of its map."""
         if self.highest == 8:
             return [
@@ -156,12 +121,30 @@ class JBUPyramid(nn.Module):
             return [(self.up1, None), (self.up2, self.fixup_proj)]
         return [(self.up1, self.fixup_proj)]
 
+    def kernels(
+        self, shape: tuple[int, int], pixels: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """What the doublings of a map of `shape`, (h, w), take from the pixels, without a map.
+
+        Returns:
+            of each doubling its kernels, (N, P, 2h, 2w) and so on, float32; and the dropout's factors, (N, C), of its
+            map's correction, None where nothing is dropped. Drawn in the order in which `forward` draws them.
+        """
+        kernels: list[torch.Tensor] = []
+        factors: list[torch.Tensor | None] = []
+        for stage, (upsample, fixup) in enumerate(self.stages(), start=1):
+            kernels.append(upsample(guide(pixels, (2**stage * shape[0], 2**stage * shape[1]))).float())
+            factors.append(fixup.dropout_factors(len(pixels)) if fixup is not None and fixup.training else None)
+        return kernels, factors
+
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
         """The maps of the chosen levels, ascending: (N, C, h, w), (N, 3, ., .) to a list of (N, C, s·h, s·w)."""
         maps = {1: features}
         current = features
         for stage, (upsample, fixup) in enumerate(self.stages(), start=1):
-            current = upsample(current, pixels)
+            kernels = upsample(guide(pixels, (2 * current.shape[-2], 2 * current.shape[-1])))
+            # Summed in the kernels' precision: fp32 even when the features are bf16, as published.
+            current = double(current.to(kernels.dtype), kernels).to(features.dtype)
             if fixup is not None:
                 current = current + FIXUP_SCALE * fixup(current)
             maps[2**stage] = current

@@ -1,5 +1,8 @@
 """The HiWin projector against the published one, at every mask it knows."""
 
+from collections.abc import Callable
+from operator import call
+
 import pytest
 import torch
 
@@ -28,13 +31,16 @@ def build(golden, mask: str, box_dtype: str = "float32") -> HiWinProjector:
     return projector
 
 
-def project(golden, projector: HiWinProjector, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def project(
+    golden, projector: HiWinProjector, dtype: torch.dtype = torch.float32, through: Callable[..., torch.Tensor] = call
+) -> list[torch.Tensor]:
     """The tokens of the golden's three images, view by view."""
     tokens = []
     for view, (height, width) in enumerate(SHAPES):
         features = golden["features"][view, : height * width].T.reshape(1, 16, height, width)
         with torch.no_grad():
-            tokens.append(projector(features.to(dtype), golden[f"image_{view}"][None].to(dtype))[0].float())
+            image = golden[f"image_{view}"][None].to(dtype)
+            tokens.append(through(projector, features.to(dtype), image)[0].float())
     return [torch.stack(of_image) for of_image in (tokens[:3], tokens[3:4], tokens[4:])]
 
 

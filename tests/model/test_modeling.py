@@ -76,7 +76,8 @@ def test_save_and_load(variant, tmp_path):
     settings = [config.projector.to_dict() | {"dtype": None} for config in (loaded.config, model.config)]
     assert settings[0] == settings[1]
     with torch.no_grad():
-        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        # Not bit by bit: matrix libraries round by where in memory the weights lie, and these are multiplied first.
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-4)
 
 
 def test_fresh_model_has_finite_weights_and_a_gradient_everywhere(variant):

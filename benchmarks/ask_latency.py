@@ -1,0 +1,75 @@
+"""Seconds from an image file to an answer: the projector folded, layer by layer, and by the published formulation.
+
+    python benchmarks/ask_latency.py --model tiny --image examples/receipt.png --question "What is the total?"
+
+All three in one process, alternating; the median of the runs counts. Layer by layer is what the package does where it
+cannot read the weights; only the projector differs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.loading import load
+from llava_uhd.model.hiwin import HiWinProjector
+from llava_uhd.oracle.hiwin import tokens
+
+
+def ways(projector: HiWinProjector) -> dict[str, Callable[[], None]]:
+    """What makes the projector compute in each way."""
+
+    def restore() -> None:
+        for name in ("forward", "can_fold"):
+            projector.__dict__.pop(name, None)
+
+    def layer_by_layer() -> None:
+        restore()
+        projector.__dict__["can_fold"] = lambda: False
+
+    def published() -> None:
+        restore()
+        projector.__dict__["forward"] = lambda features, pixels: tokens(projector, features, pixels)
+
+    return {"folded": restore, "layer by layer": layer_by_layer, "published": published}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--image", default="examples/receipt.png")
+    parser.add_argument("--question", default="What is the total?")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=9)
+    options = parser.parse_args()
+    model, processor = load(options.model, "cpu")
+    projector = model.model.multi_modal_projector
+    assert isinstance(projector, HiWinProjector), "the model's projector is not HiWin"
+
+    def ask() -> str:
+        messages = [question_message([options.image], options.question)]
+        inputs = prepare(model, processor, messages, options.max_new_tokens)
+        return answer(model, processor, inputs, options.max_new_tokens, None)
+
+    times: dict[str, list[float]] = {name: [] for name in ways(projector)}
+    answers: dict[str, str] = {}
+    with torch.inference_mode():
+        for run in range(options.runs + 1):
+            for name, select in ways(projector).items():
+                select()
+                start = time.perf_counter()
+                answers[name] = ask()
+                if run > 0:
+                    times[name].append(time.perf_counter() - start)
+                elif name == "folded":
+                    # The first call also folds; what it takes beyond the median is what folding cost.
+                    print(f"first answer, folding included: {time.perf_counter() - start:.3f} s")
+    for name, of_way in times.items():
+        print(f"{name}: {statistics.median(of_way):.3f} s, answer {answers[name]!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""The rows of `llava-uhd bench`: one computation the plain way and this package's, side by side.
+
+Plain is `llava_uhd.oracle`, on the same weights and inputs, of the same type: every position projected to the language
+model's width, keys and values pooled apart, the pooled keys and values projected again for each of the four query
+sets, up-sampling by 49 shifts; all layers of the tower, an image's slices together and then its overview. Its pooling
+is the separable one of this package and its attention PyTorch's own.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..model.hiwin import HiWinProjector
+from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from ..model.vision_tower import encode_views
+from ..oracle import hiwin as oracle
+from . import flops
+from .inputs import Images, image_features, plain_image_features, prepare
+from .measure import Run, alternate, matmul_rate, peak_bytes, relative_error
+from .sizes import Sizes, build
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how it is measured.
+
+    Attributes:
+        runs: of each way; the median counts.
+        rate: FLOP per second of a matrix product on this device.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    runs: int
+    rate: float
+
+    @classmethod
+    def on(cls, device: torch.device, dtype: torch.dtype, runs: int, side: int) -> "Setting":
+        """Measures the rate with square matrices of `side`."""
+        return cls(device, dtype, runs, matmul_rate(device, dtype, side))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Times are medians of alternating runs, bytes a peak above weights (and gradients).
+
+    Attributes:
+        relative_error: L2, of this package's result against the plain one; of a training step the larger of the
+            tokens' and the gradients'.
+        gflop, plain_gflop: operations of one run, counted from the shapes.
+        share_of_matmul_rate: gflop over ours_s, as a share of the rate of a matrix product.
+        kept_bytes: folded weights, held beside the weights from one inference call to the next.
+        first_s: the first inference call, which folds.
+        encoder_s, projector_s: parts of ours, each run by itself.
+        tokens: generated.
+    """
+
+    name: str
+    plain_s: float
+    ours_s: float
+    ratio: float
+    relative_error: float
+    gflop: float
+    plain_gflop: float
+    share_of_matmul_rate: float
+    plain_share_of_matmul_rate: float
+    plain_peak_bytes: int | None
+    ours_peak_bytes: int | None
+    kept_bytes: int = 0
+    first_s: float | None = None
+    encoder_s: float | None = None
+    projector_s: float | None = None
+    tokens: int | None = None
+
+
+def compare(
+    name: str, plain: Run, ours: Run, setting: Setting, gflop: float, plain_gflop: float, parts: dict[str, Run]
+) -> tuple[Row, torch.Tensor, torch.Tensor]:
+    """Measures both ways, and `parts` of ours beside them; the row, and what the two ways returned."""
+    expected, plain_peak = peak_bytes(plain, setting.device)
+    start = time.perf_counter()
+    ours()
+    first = time.perf_counter() - start
+    actual, ours_peak = peak_bytes(ours, setting.device)
+    for run in parts.values():
+        run()
+    times = alternate({"plain": plain, "ours": ours, **parts}, setting.runs, setting.device)
+    row = Row(
+        name=name,
+        plain_s=times["plain"],
+        ours_s=times["ours"],
+        ratio=times["plain"] / times["ours"],
+        relative_error=relative_error(actual, expected),
+        gflop=gflop / 1e9,
+        plain_gflop=plain_gflop / 1e9,
+        share_of_matmul_rate=gflop / times["ours"] / setting.rate,
+        plain_share_of_matmul_rate=plain_gflop / times["plain"] / setting.rate,
+        plain_peak_bytes=plain_peak,
+        ours_peak_bytes=ours_peak,
+        first_s=first,
+        **{f"{part}_s": times[part] for part in parts},
+    )
+    return row, actual, expected
+
+
+def replaced(row: Row, **changes: object) -> Row:
+    return Row(**{**vars(row), **changes})
+
+
+def random_views(sizes: Sizes, views: int, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features as a tower gives them, (N, D, h, w) with the channels innermost, and pixels."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = sizes.grid
+    features = torch.randn(views, rows * columns, sizes.vision_hidden, generator=generator)
+    pixels = torch.randn(views, 3, 14 * rows, 14 * columns, generator=generator)
+    features, pixels = (tensor.to(setting.device, setting.dtype) for tensor in (features, pixels))
+    return features.transpose(1, 2).unflatten(2, sizes.grid), pixels
+
+
+def hiwin_of(model: LlavaUhdForConditionalGeneration) -> HiWinProjector:
+    projector = model.model.multi_modal_projector
+    assert isinstance(projector, HiWinProjector)
+    return projector
+
+
+@torch.no_grad()
+def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
+    """Pyramid and projector on random features of square views."""
+    projector = hiwin_of(build(sizes, setting.device, setting.dtype))
+    features, pixels = random_views(sizes, views, setting)
+    row, _, _ = compare(
+        f"projector, {views} view(s) of {sizes.grid[0]}x{sizes.grid[1]}",
+        lambda: oracle.tokens(projector, features, pixels),
+        lambda: projector(features, pixels),
+        setting,
+        views * flops.folded_projector(sizes, sizes.grid).total,
+        views * flops.plain_projector(sizes, sizes.grid).total,
+        {},
+    )
+    return replaced(row, kept_bytes=projector.kept_bytes)
+
+
+def vision_gflop(sizes: Sizes, shapes: list[tuple[int, int]], plain: bool) -> float:
+    """Tower, pyramid and projector of views of these shapes."""
+    projector = flops.plain_projector if plain else flops.folded_projector
+    layers = sizes.vision_layers - (0 if plain else 1)
+    return sum(flops.encoder(sizes, shape, layers) + projector(sizes, shape).total for shape in shapes)
+
+
+def encode_all(model: LlavaUhdForConditionalGeneration, images: Images) -> dict[tuple[int, int], torch.Tensor]:
+    """The tower's features of all views, by their shape."""
+    views = images.inputs["pixel_values"].split([rows * columns for rows, columns in images.shapes])
+    features = {}
+    for shape in set(images.shapes):
+        patches = torch.stack([view for view, of_view in zip(views, images.shapes, strict=True) if of_view == shape])
+        features[shape] = encode_views(model.model.vision_tower, patches, shape, model.config.vision_feature_layer)
+    return features
+
+
+@torch.no_grad()
+def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
+    """The whole vision path: pixels of an image to its tokens; the encoder and the projector also by themselves."""
+    model = build(sizes, setting.device, setting.dtype)
+    images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
+    features = encode_all(model, images)
+    pixels = {
+        shape: torch.randn(len(of_shape), 3, 14 * shape[0], 14 * shape[1]).to(setting.device, setting.dtype)
+        for shape, of_shape in features.items()
+    }
+    projector = hiwin_of(model)
+
+    def project_all() -> torch.Tensor:
+        return torch.cat([projector(features[shape], pixels[shape]).flatten(0, 1) for shape in features])
+
+    def encode() -> torch.Tensor:
+        return torch.cat([of_shape.flatten() for of_shape in encode_all(model, images).values()])
+
+    row, _, _ = compare(
+        f"vision, {image[0]}x{image[1]}, {len(images.shapes)} views",
+        lambda: plain_image_features(model, images),
+        lambda: image_features(model, images),
+        setting,
+        vision_gflop(sizes, images.shapes, plain=False),
+        vision_gflop(sizes, images.shapes, plain=True),
+        {"encoder": encode, "projector": project_all},
+    )
+    return replaced(row, kept_bytes=projector.kept_bytes)
+
+
+@torch.no_grad()
+def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
+    """Pixels to the first token's logits, prompt and language model included."""
+    model = build(sizes, setting.device, setting.dtype, with_text=True)
+    images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
+    length = images.input_ids.shape[1]
+    text = flops.language_model(sizes, length)
+
+    def plain() -> torch.Tensor:
+        features = plain_image_features(model, images)
+        return model(input_ids=images.input_ids, image_features=features, logits_to_keep=1).logits
+
+    def ours() -> torch.Tensor:
+        return model(input_ids=images.input_ids, **images.inputs, logits_to_keep=1).logits
+
+    row, _, _ = compare(
+        f"prefill, {image[0]}x{image[1]}, {length} tokens, {sizes.text_layers} text layers",
+        plain,
+        ours,
+        setting,
+        vision_gflop(sizes, images.shapes, plain=False) + text,
+        vision_gflop(sizes, images.shapes, plain=True) + text,
+        {},
+    )
+    return replaced(row, kept_bytes=hiwin_of(model).kept_bytes)
+
+
+@torch.no_grad()
+def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_tokens: int, setting: Setting) -> Row:
+    """Pixels to an answer of `new_tokens` tokens, greedily; the error is that of the first token's logits."""
+    model = build(sizes, setting.device, setting.dtype, with_text=True)
+    images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
+    length = images.input_ids.shape[1]
+    text = flops.language_model(sizes, length) + sum(
+        flops.language_model(sizes, 1, past) for past in range(length, length + new_tokens - 1)
+    )
+
+    def generate(**image_inputs: torch.Tensor) -> torch.Tensor:
+        out = model.generate(
+            input_ids=images.input_ids,
+            attention_mask=torch.ones_like(images.input_ids),
+            **image_inputs,
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return out.logits[0]
+
+    row, _, _ = compare(
+        f"generate, {image[0]}x{image[1]}, {length} + {new_tokens} tokens, {sizes.text_layers} text layers",
+        lambda: generate(image_features=plain_image_features(model, images)),
+        lambda: generate(**images.inputs),
+        setting,
+        vision_gflop(sizes, images.shapes, plain=False) + text,
+        vision_gflop(sizes, images.shapes, plain=True) + text,
+        {},
+    )
+    return replaced(row, kept_bytes=hiwin_of(model).kept_bytes, tokens=new_tokens)
+
+
+def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
+    """Forward and backward of pyramid and projector, in training mode, the tower and the up-sampler frozen.
+
+    Both ways draw the same dropout. Peaks are above the weights and their gradients.
+    """
+    projector = hiwin_of(build(sizes, setting.device, setting.dtype)).train()
+    projector.upsampler.requires_grad_(False)
+    projector.positions.requires_grad_(False)
+    features, pixels = random_views(sizes, views, setting)
+    direction = torch.randn(views, sizes.query_grid**2, sizes.hidden).to(setting.device, setting.dtype)
+    learnt = {name: p for name, p in projector.named_parameters() if p.requires_grad}
+
+    def step(tokens: Callable[[], torch.Tensor]) -> torch.Tensor:
+        projector.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        out = tokens()
+        out.backward(direction)
+        return out.detach()
+
+    def plain() -> torch.Tensor:
+        return step(lambda: oracle.tokens(projector, features, pixels))
+
+    def ours() -> torch.Tensor:
+        return step(lambda: projector(features, pixels))
+
+    plain()
+    expected = {name: p.grad.clone() for name, p in learnt.items() if p.grad is not None}
+    ours()
+    difference = sum(
+        float((learnt[name].grad.double() - grad.double()).square().sum()) for name, grad in expected.items()
+    )
+    norm = sum(float(grad.double().square().sum()) for grad in expected.values())
+    gradient_bytes = sum(grad.nbytes for grad in expected.values())
+    expected.clear()
+    projector.zero_grad(set_to_none=True)
+    row, _, _ = compare(
+        f"train-step, {views} view(s) of {sizes.grid[0]}x{sizes.grid[1]}, frozen up-sampler",
+        plain,
+        ours,
+        setting,
+        flops.training_step(sizes, sizes.grid, views, plain=False),
+        flops.training_step(sizes, sizes.grid, views, plain=True),
+        {},
+    )
+    return replaced(
+        row,
+        first_s=None,
+        relative_error=max(row.relative_error, (difference / norm) ** 0.5),
+        plain_peak_bytes=None if row.plain_peak_bytes is None else row.plain_peak_bytes - gradient_bytes,
+    )

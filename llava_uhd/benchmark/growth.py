@@ -1,0 +1,102 @@
+"""How time and memory of the vision path grow: with the views, with the image, with the batch.
+
+Needs matplotlib for the picture (`pip install llava-uhd[plot]`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .compare import Setting, hiwin_of, random_views
+from .inputs import image_features, prepare
+from .measure import Run, alternate, peak_bytes
+from .sizes import Sizes, build
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AXES = {
+    "views": "views of one shape, pyramid and projector",
+    "image": "views of one image, whole vision path",
+    "batch": "views of a batch of images, whole vision path",
+}
+
+
+@dataclass(frozen=True)
+class GrowthRow:
+    """One point of a curve.
+
+    Attributes:
+        axis: a key of `AXES`.
+        views: all that went through.
+        ours_s: median.
+        ours_peak_bytes: above the weights, folded ones included among them.
+    """
+
+    name: str
+    axis: str
+    views: int
+    ours_s: float
+    s_per_view: float
+    ours_peak_bytes: int | None
+
+
+def _row(name: str, axis: str, views: int, run: Run, setting: Setting) -> GrowthRow:
+    run()
+    _, peak = peak_bytes(run, setting.device)
+    median = alternate({"ours": run}, setting.runs, setting.device)["ours"]
+    return GrowthRow(name, axis, views, median, median / views, peak)
+
+
+@torch.no_grad()
+def growth(
+    sizes: Sizes, views: Sequence[int], sides: Sequence[int], batches: Sequence[int], max_slices: int, setting: Setting
+) -> list[GrowthRow]:
+    """Measures all three curves.
+
+    Args:
+        views: numbers of square views that go through the projector together.
+        sides: of square images, in pixels.
+        batches: numbers of images of two by two views.
+        max_slices: most slices an image is cut into.
+    """
+    model = build(sizes, setting.device, setting.dtype)
+    projector, rows = hiwin_of(model), []
+    for count in views:
+        features, pixels = random_views(sizes, count, setting)
+        rows.append(_row(f"{count} views", "views", count, lambda f=features, p=pixels: projector(f, p), setting))
+    for side in sides:
+        images = prepare(sizes, model, [(side, side)], max_slices, setting.device, setting.dtype)
+        run = lambda images=images: image_features(model, images)  # noqa: E731
+        rows.append(_row(f"image of {side}x{side}", "image", len(images.shapes), run, setting))
+    for count in batches:
+        size = (2 * sizes.view_size, 2 * sizes.view_size)
+        images = prepare(sizes, model, [size] * count, max_slices, setting.device, setting.dtype)
+        run = lambda images=images: image_features(model, images)  # noqa: E731
+        rows.append(_row(f"{count} images of {size[0]}x{size[1]}", "batch", len(images.shapes), run, setting))
+    return rows
+
+
+def growth_figure(rows: list[GrowthRow]) -> "Figure":
+    """Seconds and peak memory over the number of views, a curve for each axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    times, peaks = figure.subplots(1, 2)
+    for axis, label in AXES.items():
+        points = [row for row in rows if row.axis == axis]
+        times.plot([row.views for row in points], [row.ours_s for row in points], marker="o", label=label)
+        measured = [(row.views, row.ours_peak_bytes / 2**20) for row in points if row.ours_peak_bytes is not None]
+        if measured:
+            peaks.plot(*zip(*measured, strict=True), marker="o", label=label)
+    times.set_ylabel("seconds")
+    peaks.set_ylabel("peak memory above the weights, MiB")
+    for plot in (times, peaks):
+        plot.set_xlabel("views")
+        plot.set_xlim(left=0)
+        plot.set_ylim(bottom=0)
+        plot.grid(alpha=0.3)
+    times.legend(fontsize="small")
+    return figure

@@ -1,0 +1,45 @@
+"""The counted operations against those that PyTorch counts, and against the published sizes' figures."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava_uhd.benchmark import flops
+from llava_uhd.benchmark.compare import Setting, hiwin_of, random_views
+from llava_uhd.benchmark.sizes import Sizes, build
+from llava_uhd.oracle.hiwin import tokens
+
+SMALL = Sizes(
+    hidden=256, heads=4, vision_hidden=64, vision_layers=3, vision_intermediate=128, vision_heads=4, view_size=168
+)
+
+
+@pytest.mark.parametrize("levels", [(1, 2, 4), (1, 4), (1,)])
+def test_counts_are_those_of_the_matrix_products(levels):
+    sizes = Sizes(**{**vars(SMALL), "levels": levels, "upsampler": "none" if levels == (1,) else "jbu"})
+    projector = hiwin_of(build(sizes, torch.device("cpu"), torch.float32)).requires_grad_(False)
+    features, pixels = random_views(sizes, 2, Setting(torch.device("cpu"), torch.float32, 1, 1.0))
+    with torch.no_grad():
+        projector(features, pixels)
+        counted = {}
+        for name, run in (
+            ("plain", lambda: tokens(projector, features, pixels)),
+            ("ours", lambda: projector(features, pixels)),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                run()
+            counted[name] = counter.get_total_flops()
+    ours, plain = flops.folded_projector(sizes, sizes.grid), flops.plain_projector(sizes, sizes.grid)
+    # Shifts and likenesses are no matrix products and PyTorch does not count them; building the tiles we do not.
+    assert counted["ours"] == pytest.approx(2 * (ours.total - ours.jbu_kernels), rel=0.15)
+    assert counted["plain"] == pytest.approx(2 * (plain.total - plain.jbu_kernels - plain.up_sampling), rel=0.15)
+
+
+def test_published_sizes():
+    sizes = Sizes()
+    plain, ours = flops.plain_projector(sizes, (24, 24)), flops.folded_projector(sizes, (24, 24))
+    encoder = flops.encoder(sizes, (24, 24), 24)
+    assert plain.projections == pytest.approx(101e9, rel=0.01) and plain.attention + plain.output > 1080e9
+    assert encoder == pytest.approx(382e9, rel=0.03)
+    assert ours.total < encoder / 4
+    assert 65e9 < ours.total < 90e9

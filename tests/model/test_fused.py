@@ -1,0 +1,268 @@
+"""The folded projector against the plain one: values, gradients, and what happens to weights once they are folded."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
+from llava_uhd.model.hiwin import HiWinProjector
+from llava_uhd.oracle.hiwin import tokens
+from tests.golden import relative_error
+
+PYRAMIDS = {
+    "4x": {"levels": [1, 2, 4]},
+    "1-4": {"levels": [1, 4], "box_dtype": "bfloat16"},
+    "2x": {"levels": [1, 2]},
+    "8x": {"levels": [1, 2, 4, 8]},
+    "1-8": {"levels": [1, 8]},
+    "1x": {"levels": [1], "upsampler": "none"},
+    "bilinear": {"levels": [1, 2, 8], "upsampler": "bilinear"},
+}
+# The last two have a side too short for the windows, and for reflecting a border.
+SHAPES = [(6, 6), (9, 4), (3, 2), (1, 7)]
+# (encoder's channels, language model's): with more of the former the basis is as wide as the latter.
+WIDTHS = [(12, 32), (36, 16)]
+
+
+def build(channels: tuple[int, int] = (12, 32), seed: int = 0, **config) -> HiWinProjector:
+    """A projector whose every weight makes a difference."""
+    torch.manual_seed(seed)
+    settings = {"levels": [1, 2, 4], "query_grid": 3, "num_attention_heads": 2, **config}
+    projector = HiWinProjector(LlavaUhdProjectorConfig(**settings), *channels).eval()
+    with torch.no_grad():
+        for name, parameter in projector.named_parameters():
+            if name != "positions":
+                parameter.normal_(std=0.3 if parameter.ndim > 1 else 0.2)
+            if "ln_" in name and name.endswith("weight") or "sigma" in name:
+                parameter.add_(1)
+    return projector
+
+
+def view(shape: tuple[int, int], channels: int = 12, num_views: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and pixels."""
+    height, width = shape
+    features = 2 * torch.randn(num_views, channels, height, width) + 0.5
+    return features, torch.randn(num_views, 3, 14 * height, 14 * width)
+
+
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_equals_the_plain_formula(pyramid, widths):
+    projector = build(widths, **PYRAMIDS[pyramid])
+    for shape in SHAPES:
+        features, pixels = view(shape, widths[0])
+        with torch.no_grad():
+            expected = tokens(projector, features, pixels)
+            assert relative_error(projector(features, pixels), expected) < 3e-6
+        assert relative_error(projector(features, pixels).detach(), expected) < 3e-6
+
+
+def gradients(projector, function, features, pixels, direction) -> dict[str, torch.Tensor]:
+    projector.zero_grad()
+    features = features.clone().requires_grad_()
+    torch.manual_seed(3)
+    (function(features, pixels) * direction).sum().backward()
+    return {name: p.grad.clone() for name, p in projector.named_parameters() if p.grad is not None} | {
+        "features": features.grad
+    }
+
+
+@pytest.mark.parametrize("pyramid", ["4x", "8x", "bilinear"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("bias", ["random", "zero"])
+def test_gradients(pyramid, training, bias):
+    """With the same seed the dropout of a training step is the same too; with a zero bias the basis has a null."""
+    projector = build(**PYRAMIDS[pyramid]).train(training)
+    if bias == "zero":
+        for projection in projector.projections.values():
+            nn.init.zeros_(projection.linear.bias)
+    for name, parameter in projector.named_parameters():
+        if ".range_" in name:  # else the softmax is so sharp that its gradient is rounding error
+            parameter.data *= 0.3
+    for shape in SHAPES[::2]:
+        features, pixels = view(shape)
+        direction = torch.randn(2, 9, 32)
+        plain = gradients(projector, lambda *view: tokens(projector, *view), features, pixels, direction)
+        ours = gradients(projector, projector, features, pixels, direction)
+        assert ours.keys() == plain.keys()
+        # The key bias adds the same to all scores of a query: what it gets is rounding error either way.
+        plain.pop("attention.k_proj.bias"), ours.pop("attention.k_proj.bias")
+        scale = max(gradient.abs().max() for gradient in plain.values())
+        for name, gradient in plain.items():
+            error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-4 * scale)
+            assert error < 1e-4, f"{name}: {error}"
+
+
+def test_bf16_is_at_least_as_close_to_float32_as_the_plain_path():
+    ours, plain = [], []
+    for seed in range(6):
+        projector = build((24, 64), seed=seed, box_dtype="bfloat16").bfloat16()
+        wide = copy.deepcopy(projector).float()
+        features, pixels = (tensor.bfloat16() for tensor in view((8, 6), 24))
+        with torch.no_grad():
+            expected = tokens(wide, features.float(), pixels.float())
+            ours.append(relative_error(projector(features, pixels).float(), expected))
+            plain.append(relative_error(tokens(projector, features, pixels).float(), expected))
+    assert sum(ours) <= sum(plain)
+
+
+def test_folded_weights_follow_the_weights():
+    projector, (features, pixels) = build(), view((6, 6))
+    keys = projector.state_dict().keys()
+
+    def check() -> torch.Tensor:
+        with torch.no_grad():
+            out = projector(features, pixels)
+            assert relative_error(out, tokens(projector, features, pixels)) < 3e-6
+        return out
+
+    first = check()
+    kept = projector._kept
+    assert torch.equal(check(), first) and projector._kept is kept  # made once
+    assert projector.state_dict().keys() == keys
+    with torch.no_grad():
+        projector.attention.k_proj.weight.mul_(1.5)
+    assert not torch.allclose(check(), first)
+    projector.load_state_dict(build(seed=1).state_dict())
+    check()
+    projector.load_state_dict(build(seed=2).state_dict(), assign=True)
+    check()
+    projector.bfloat16().float()
+    check()
+    assert projector.train()._kept is None
+    projector.attention.v_proj.weight.data.mul_(2)
+    projector.eval()
+    check()
+    for copied in (copy.deepcopy(projector), pickle.loads(pickle.dumps(projector))):
+        assert copied._kept is None and projector._kept is not None
+        with torch.no_grad():
+            copied.queries.mul_(2)
+            assert relative_error(copied(features, pixels), tokens(copied, features, pixels)) < 3e-6
+    check()
+
+
+def test_frozen_weights_are_folded_once_though_gradients_are_recorded():
+    projector, (features, pixels) = build().requires_grad_(False), view((6, 6))
+    out = projector(features, pixels)
+    kept = projector._kept
+    assert kept is not None and not out.requires_grad
+    assert torch.equal(projector(features, pixels), out) and projector._kept is kept
+    # In training mode the pyramid's dropout is on, frozen or not, as published.
+    projector.train()
+    torch.manual_seed(3)
+    dropped = projector(features, pixels)
+    torch.manual_seed(3)
+    assert relative_error(dropped, tokens(projector, features, pixels)) < 3e-6
+    assert relative_error(dropped, out) > 1e-3
+    features.requires_grad_()
+    projector(features, pixels).sum().backward()
+    assert features.grad is not None
+
+
+def test_inference_mode_leaves_nothing_unusable_behind():
+    projector, (features, pixels) = build(), view((5, 4))
+    with torch.inference_mode():
+        expected = projector(features, pixels).clone()
+    with torch.no_grad():
+        assert torch.equal(projector(features, pixels), expected)
+    projector(features, pixels).sum().backward()
+    with torch.inference_mode():
+        made_inside = build()
+        assert torch.equal(made_inside(features, pixels), expected)
+
+
+def test_adapters_are_seen():
+    """The folded layers wrapped by PEFT, switched off, merged and unloaded."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    projector, (features, pixels) = build(), view((6, 6))
+    with torch.no_grad():
+        before = projector(features, pixels)
+        wrapped = inject_adapter_in_model(
+            LoraConfig(target_modules=["k_proj", "v_proj", "linear"], r=2, init_lora_weights=False), projector
+        ).eval()
+        adapted = wrapped(features, pixels)
+        assert relative_error(adapted, tokens(wrapped, features, pixels)) < 3e-6
+        assert not torch.allclose(adapted, before, rtol=1e-2)
+        for module in list(wrapped.modules()):
+            for name, child in list(module.named_children()):
+                if hasattr(child, "merge"):
+                    child.merge()
+                    setattr(module, name, child.get_base_layer())
+        assert wrapped.can_fold()
+        torch.testing.assert_close(wrapped(features, pixels), adapted, rtol=1e-3, atol=1e-4)
+
+
+def test_offloaded_weights():
+    from accelerate import cpu_offload
+
+    projector, (features, pixels) = build(), view((6, 6))
+    with torch.no_grad():
+        expected = projector(features, pixels)
+        cpu_offload(projector, execution_device=torch.device("cpu"))
+        assert projector.attention.k_proj.weight.is_meta and not projector.can_fold()
+        torch.testing.assert_close(projector(features, pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled():
+    projector, (features, pixels) = build(), view((6, 6))
+    compiled = torch.compile(projector, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(features, pixels), projector(features, pixels))
+    expected = gradients(projector, projector, features, pixels, torch.ones(2, 9, 32))
+    actual = gradients(projector, compiled, features, pixels, torch.ones(2, 9, 32))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_training():
+    projector, (features, pixels) = build(), view((6, 6))
+    direction = torch.randn(2, 9, 32)
+    expected = gradients(projector, projector, features, pixels, direction)
+
+    def mixed(features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return projector(features, pixels)
+
+    actual = gradients(projector, mixed, features, pixels, direction)
+    for name in ("features", "queries", "join.weight", "attention.v_proj.weight", "projections.4x.linear.weight"):
+        assert relative_error(actual[name], expected[name]) < 0.05
+
+
+def test_groups_of_views_of_different_shapes():
+    """Together they give what they give alone, values and gradients, and share one folding."""
+    projector, groups = build(), [view(shape, num_views=n) for n, shape in enumerate(SHAPES, start=1)]
+    features, pixels = ([of_group[part] for of_group in groups] for part in (0, 1))
+    with torch.no_grad():
+        for together, (f, p) in zip(projector(features, pixels), groups, strict=True):
+            torch.testing.assert_close(together, projector(f, p))
+    directions = [torch.randn(len(f), 9, 32) for f in features]
+
+    def gradient_of(outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        projector.zero_grad()
+        sum((out * direction).sum() for out, direction in zip(outputs, directions, strict=True)).backward()
+        return {name: p.grad for name, p in projector.named_parameters() if p.grad is not None}
+
+    alone = gradient_of([projector(f, p) for f, p in groups])
+    for name, gradient in gradient_of(projector(features, pixels)).items():
+        if "k_proj.bias" not in name and ".range_" not in name:
+            assert relative_error(gradient, alone[name]) < 1e-4, name
+    with pytest.raises(ValueError):
+        projector(features, pixels[1:])
+
+
+def test_outer_checkpointing():
+    from torch.utils.checkpoint import checkpoint
+
+    projector, (features, pixels) = build().train(), view((6, 6))
+    direction = torch.randn(2, 9, 32)
+    expected = gradients(projector, projector, features, pixels, direction)
+    for reentrant in (False, True):
+        actual = gradients(
+            projector, lambda *v, r=reentrant: checkpoint(projector, *v, use_reentrant=r), features, pixels, direction
+        )
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
