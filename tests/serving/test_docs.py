@@ -19,7 +19,9 @@ from tests.serving.conftest import png
 from tests.serving.test_engine import CONVERSATIONS, until
 from tests.serving.test_server import Running, as_openai
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text()
+README = (ROOT / "README.md").read_text()
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 
 
@@ -34,6 +36,12 @@ def test_the_three_lines_with_openai(loaded):
     url = "data:image/png;base64," + base64.b64encode(image).decode()
     with Running(loaded, EngineOptions(batch_size=1, max_new_tokens=6)) as running, redirect_stdout(StringIO()) as out:
         exec(three_lines.replace('"tiny"', '"small"'), {"URL": f"{running.url}/v1", "IMAGE": url})
+        (shown_first,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
+        assert len(shown_first.splitlines()) == 3
+        changes = {'"tiny"': '"small"', "http://127.0.0.1:8000": running.url}
+        for shown, actual in changes.items():
+            shown_first = shown_first.replace(shown, actual)
+        exec(shown_first, {"data_url": url})
     from llava_uhd.answering import question_message
     from llava_uhd.serving.engine import Engine
 
