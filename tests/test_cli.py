@@ -68,6 +68,12 @@ def test_explain(run, folder, tmp_path):
         "layout": "stitched",
     }
     assert (tmp_path / "fig.png").read_bytes().startswith(b"\x89PNG")
+    windows = ("--picture", "windows", "--save", tmp_path / "windows.png")
+    assert run("explain", folder / "picture.png", "--model", folder, *windows)[0] == 0
+    assert (tmp_path / "windows.png").read_bytes() != (tmp_path / "fig.png").read_bytes()
+    selfie = ("--picture", "selfie", "--save", tmp_path / "selfie.png")
+    code, _, err = run("explain", folder / "picture.png", "--model", folder, *selfie)
+    assert code == 1 and "there is no picture 'selfie'" in err
     code, out, _ = run("explain", folder / "picture.png", "--model", folder)
     assert code == 0 and "3 x 2" in out
 

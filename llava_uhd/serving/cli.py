@@ -135,7 +135,7 @@ def web(
     import tempfile
     from pathlib import Path
 
-    from ..web.page import build_page, launch_page
+    from ..web.page import build_page, launch_page, run_until_stopped
     from .engine import EngineOptions
 
     options = EngineOptions(batch_size, max_waiting, deadline, max_new_tokens, cache_mb * 2**20, max_pixels)
@@ -147,7 +147,7 @@ def web(
             sys.stdout.flush()
         else:
             typer.echo(f"the page is at {url} (stop with Ctrl-C)", err=True)
-        page.block_thread()
+        run_until_stopped(page)
 
 
 def mount(app: typer.Typer) -> None:

@@ -349,7 +349,12 @@ class Engine:
 
     def _take(self, row: Row, logits: torch.Tensor) -> bool:
         """Let a row draw its token and tell what there is to tell; whether its answer goes on."""
-        *pieces, last = row.take(logits) or [""]
+        try:
+            *pieces, last = row.take(logits) or [""]
+        except Exception as error:  # logits that are no numbers, for one: this request alone is lost
+            log.exception("a row failed")
+            self._end(row.generation, error)
+            return False
         for piece in [*pieces, last]:
             if isinstance(piece, str) and piece:
                 self._emit(row.generation, piece)

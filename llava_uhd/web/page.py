@@ -4,7 +4,9 @@ Needs gradio and matplotlib (`pip install llava-uhd[web]`).
 """
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,15 @@ def launch_page(page: gr.Blocks, host: str, port: int, max_file_bytes: int) -> s
         footer_links=[],
     )
     return url
+
+
+def run_until_stopped(page: gr.Blocks) -> None:
+    """Wait for SIGINT or SIGTERM, and take the page down."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+    page.close(verbose=False)
 
 
 def _free_port(host: str) -> int:

@@ -157,6 +157,27 @@ def test_serve_finishes_running_requests_before_it_ends(serving):
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
+def test_web_starts_and_says_where(folder):
+    import httpx
+
+    command = [sys.executable, "-m", "llava_uhd.cli", "web", "--model", str(folder), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        ready = json.loads(process.stdout.readline())
+        assert ready["model"] == folder.name
+        page = httpx.get(ready["url"])
+        assert page.status_code == 200 and "LLaVA-UHD" in page.text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == "" and "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
@@ -165,6 +186,8 @@ def test_serve_finishes_running_requests_before_it_ends(serving):
         (["serve", "--batch-size", "0"], 2, "equal to"),
         (["chat", "--temperature", "3"], 2, "equal to"),
         (["chat", "--model", "nowhere"], 1, "nowhere"),
+        (["web", "--model", "nowhere"], 1, "nowhere"),
+        (["web", "--max-upload-mb", "0"], 2, "equal to"),
     ],
 )
 def test_bad_use(monkeypatch, capsys, arguments, code, said):

@@ -233,6 +233,32 @@ def test_a_failure_of_the_model_fails_what_it_hits_and_no_more(engine):
     assert engine.submit(CONVERSATIONS[1]).result().text
 
 
+def test_logits_that_are_no_numbers_fail_the_requests_that_draw_from_them(engine):
+    head = engine.model.lm_head
+    broken = torch.nn.Linear(head.in_features, head.out_features)
+    torch.nn.init.constant_(broken.bias, float("nan"))
+    engine.run(lambda: setattr(engine.model, "lm_head", broken))
+    try:
+        generations = [engine.submit(CONVERSATIONS[1], Sampling(temperature=1.0)) for _ in range(3)]
+        for generation in generations:
+            with pytest.raises(RuntimeError):
+                generation.result()
+    finally:
+        engine.run(lambda: setattr(engine.model, "lm_head", head))
+    assert engine.submit(CONVERSATIONS[1]).result().text
+    until(lambda: engine.stats().running == 0)
+
+
+def test_a_listener_that_fails_is_not_told_on_and_harms_nobody(engine):
+    def emit(event) -> None:
+        raise RuntimeError("gone")
+
+    before = engine.stats().cancelled
+    engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=1500), emit=emit)
+    assert engine.submit(CONVERSATIONS[0]).result().text
+    until(lambda: engine.stats().running == 0 and engine.stats().cancelled == before + 1)
+
+
 def test_a_draw_repeats_with_its_seed_whoever_is_beside_it(engine):
     drawn = Sampling(max_new_tokens=8, temperature=1.0, seed=4)
     alone = engine.submit(CONVERSATIONS[0], drawn).result()

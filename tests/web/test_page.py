@@ -10,11 +10,11 @@ import pytest
 from llava_uhd import LlavaUhdProcessor
 from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.serving.engine import Engine, EngineOptions
-from llava_uhd.serving.generation import Sampling
 from llava_uhd.web.examples import write_examples
 from llava_uhd.web.page import Handlers, build_page, launch_page
 from llava_uhd.web.session import Session
 from tests.conftest import build_model, picture, small_config
+from tests.serving.test_engine import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 in_a_browser = [
@@ -90,13 +90,13 @@ def test_errors_in_words_leave_the_conversation_as_it_was(engine, file, tmp_path
 
 
 def test_stopping_cancels_the_answer(engine, file):
-    steps = Handlers(engine).respond({"text": "What?", "files": [file]}, [], Session(), 0, 0.0)
-    next(steps)
-    next(steps)
-    before = engine.stats().cancelled
-    steps.close()
-    engine.submit([{"role": "user", "content": "?"}], Sampling(max_new_tokens=1)).result()
-    assert engine.stats().running == 0 and engine.stats().cancelled >= before
+    options = EngineOptions(batch_size=1, max_new_tokens=1500)
+    with Engine(engine.model, engine.processor, options) as long_winded:
+        steps = Handlers(long_winded).respond({"text": "What?", "files": [file]}, [], Session(), 0, 0.0)
+        next(steps)
+        next(steps)
+        steps.close()
+        until(lambda: long_winded.stats().cancelled == 1)
 
 
 def test_examples_have_a_question_each(tmp_path):
