@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, SiglipVisionModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    SiglipVisionModel,
+)
 
 from ..loading import load_processor, resolve
 from ..model.chat_templates import CHAT_TEMPLATES
@@ -47,12 +54,20 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
     assert model.language_model is not None and model.vision_tower is not None
     text = text_config_of(model.language_model)
     projector = {name: getattr(model.projector, name) for name in type(model.projector).__dataclass_fields__}
+    largest = max(model.slice_separator_id, model.row_separator_id)
+    if largest >= text["vocab_size"]:
+        raise ValueError(
+            f"model: a separator's id is {largest}, but {model.language_model} has {text['vocab_size']} tokens: "
+            "name slice_separator_id and row_separator_id"
+        )
     return LlavaUhdConfig(
         architectures=["LlavaUhdForConditionalGeneration"],
         vision_config=vision_config_of(model.vision_tower),
         text_config=text,
         projector=projector,
         layout=model.layout,
+        slice_separator_id=model.slice_separator_id,
+        row_separator_id=model.row_separator_id,
         image_token_id=text["vocab_size"],
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
@@ -91,6 +106,7 @@ def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration
     config = planned_config(recipe)
     tokenizer = AutoTokenizer.from_pretrained(recipe.language_model)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
     config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     processor = LlavaUhdProcessor.from_config(config, tokenizer, recipe.template)
     with torch.device("meta"):
@@ -102,6 +118,13 @@ def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration
     model.model.vision_tower = tower.from_pretrained(recipe.vision_tower, dtype=torch.float32)
     model.model.multi_modal_projector.to_empty(device="cpu")
     _initialize(model, model.model.multi_modal_projector)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>") if recipe.template == "qwen" else tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return model, processor
 
 

@@ -178,7 +178,8 @@ def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], de
     activations = _activations(recipe, config)
     state = trainable * (4 + 4 + ADAM_BYTES)
     strategies: dict[str, float] = {"ddp": state + frozen_bytes}
-    if devices > 1:
+    # Weights in four bits are not shared among devices here.
+    if devices > 1 and not (recipe.lora and recipe.lora.quantize == "nf4"):
         strategies["fsdp2"] = (state + frozen * 4) / devices + (outside + 2 * layer) * number
         strategies["zero2"] = (trainable + frozen) * 2 + trainable * (4 + 4 + ADAM_BYTES) / devices
     return {name: round((held + activations) / GIB, 1) for name, held in strategies.items()}

@@ -47,7 +47,8 @@ class ModelRecipe:
         upsampler: up-sampler from stage 0: folder of its run, or the published `clip-large-jbu.ckpt`.
         renew: parts of `start` to begin anew: `projector`, `upsampler`.
         projector: of a model that is put together.
-        layout: of a model that is put together, see `LlavaUhdConfig`.
+        layout: of a model that is put together, see `LlavaUhdConfig`; likewise the separators' ids, which are those
+            of Vicuna's "," and newline as published, for Qwen2 too.
         template: chat template that the trained model is saved with: `vicuna` or `qwen`; None keeps that of `start`.
     """
 
@@ -58,6 +59,8 @@ class ModelRecipe:
     renew: tuple[Literal["projector", "upsampler"], ...] = ()
     projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
     layout: Literal["stitched", "sequential"] = "stitched"
+    slice_separator_id: int = 29892
+    row_separator_id: int = 13
     template: Literal["vicuna", "qwen"] | None = None
 
 

@@ -130,6 +130,14 @@ class StageTrainer(Trainer):
         last = last_checkpoint(self.out)
         return "there is no checkpoint yet" if last is None else f"the last whole checkpoint is {last}"
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            raise RunStopped(
+                f"{resume_from_checkpoint} cannot be read ({error}): remove it to go on from the one before"
+            ) from error
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the base class; then, when all ranks are done, a mark that it is whole."""
         folder = self.out / f"checkpoint-{self.state.global_step}"

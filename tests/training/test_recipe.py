@@ -1,6 +1,7 @@
 """Recipes: the shipped ones load and carry the published values; what is wrong in one is said."""
 
 import copy
+import re
 
 import pytest
 import yaml
@@ -95,3 +96,10 @@ def test_unknown_and_broken_files(tmp_path):
     del missing["optimization"]["global_batch"]
     with pytest.raises(ValueError, match="optimization.global_batch is missing"):
         build_recipe(missing)
+
+
+def test_the_guide_names_recipes_that_exist():
+    """Every recipe in docs/training.md is shipped, and every shipped one is in it."""
+    guide = (FOLDER.parents[2] / "docs" / "training.md").read_text()
+    named = set(re.findall(r"\b[a-z0-9-]+-(?:upsampler|align|instruct(?:-q?lora)?)\b", guide))
+    assert named == set(shipped_recipes())

@@ -175,6 +175,59 @@ def test_a_folder_keeps_its_recipe(recipe_values):
         train_stage(build_recipe(recipe_values))
 
 
+def test_a_model_put_together_from_its_parts(recipe_values, qwen_tokenizer, tmp_path):
+    """As the published stage 1 begins: language model, tower and up-sampler from three places, a new projector."""
+    from transformers import CLIPVisionModel, LlamaForCausalLM
+
+    from llava_uhd import load
+    from llava_uhd.model.attention import sincos_position_embedding
+    from llava_uhd.training.assembly import build_model
+    from tests.conftest import picture
+
+    config = small_config()
+    torch.manual_seed(1)
+    language_model, tower = LlamaForCausalLM(config.text_config), CLIPVisionModel(config.vision_config)
+    language_model.save_pretrained(tmp_path / "language")
+    qwen_tokenizer.save_pretrained(tmp_path / "language")
+    tower.save_pretrained(tmp_path / "tower")
+    recipe_values |= {"stage": "align"}
+    recipe_values["model"] = {
+        "language_model": str(tmp_path / "language"),
+        "vision_tower": str(tmp_path / "tower"),
+        "projector": {"levels": [1, 2], "query_grid": 3, "num_attention_heads": 2},
+        "layout": "sequential",
+        "slice_separator_id": 14,
+        "template": "qwen",
+    }
+    recipe_values["optimization"] |= {"learning_rates": {"projector": 1e-3, "positions": 1e-3}, "max_steps": 1}
+    too_large = build_recipe(recipe_values | {"model": recipe_values["model"] | {"slice_separator_id": 29892}})
+    with pytest.raises(ValueError, match="separator's id is 29892, but .* has 423 tokens"):
+        build_model(too_large)
+    model, processor = build_model(build_recipe(recipe_values))
+    state = model.state_dict()
+    for part, prefix in ((language_model.model, "model.language_model."), (tower, "model.vision_tower.")):
+        assert all(torch.equal(value, state[prefix + name]) for name, value in part.state_dict().items())
+    assert torch.equal(state["lm_head.weight"], language_model.lm_head.weight)
+    projector = model.model.multi_modal_projector
+    assert 0.01 < projector.queries.std() < 0.03 and torch.equal(projector.ln_q.weight, torch.ones(32))
+    torch.testing.assert_close(projector.positions, sincos_position_embedding(32, 3))
+    trained = train_stage(build_recipe(recipe_values))
+    loaded, processor = load(trained.model)
+    inputs = processor(text="<image>Hi", images=picture(120, 80), return_tensors="pt")
+    assert loaded.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_out_of_memory_says_what_to_lower(recipe_values, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(trainer_module.Trainer, "training_step", exhausted)
+    with pytest.raises(
+        RunStopped, match=r"out of memory at step 1 on a batch of \(2, .*lower optimization.micro_batch"
+    ):
+        train_stage(build_recipe(recipe_values))
+
+
 class Killed(BaseException):
     """What no handler catches, as no handler catches a kill."""
 
@@ -202,6 +255,12 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeyp
     assert resumed.resumed_from == str(out / "checkpoint-6") and resumed.steps == whole.steps == 10
     before, after = weights(whole.model), weights(resumed.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    # A checkpoint that was damaged afterwards is named.
+    shutil.rmtree(out / "model")
+    newest = last_checkpoint(out) / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(RunStopped, match="checkpoint-10 cannot be read"):
+        train_stage(build_recipe(recipe_values))
 
 
 def test_a_full_disk_says_what_is_kept(recipe_values, monkeypatch):
