@@ -5,6 +5,7 @@ Needs matplotlib for the picture (`pip install llava-uhd[plot]`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,15 +67,15 @@ def growth(
     projector, rows = hiwin_of(model), []
     for count in views:
         features, pixels = random_views(sizes, count, setting)
-        rows.append(_row(f"{count} views", "views", count, lambda f=features, p=pixels: projector(f, p), setting))
+        rows.append(_row(f"{count} views", "views", count, partial(projector, features, pixels), setting))
     for side in sides:
         images = prepare(sizes, model, [(side, side)], max_slices, setting.device, setting.dtype)
-        run = lambda images=images: image_features(model, images)  # noqa: E731
+        run = partial(image_features, model, images)
         rows.append(_row(f"image of {side}x{side}", "image", len(images.shapes), run, setting))
     for count in batches:
         size = (2 * sizes.view_size, 2 * sizes.view_size)
         images = prepare(sizes, model, [size] * count, max_slices, setting.device, setting.dtype)
-        run = lambda images=images: image_features(model, images)  # noqa: E731
+        run = partial(image_features, model, images)
         rows.append(_row(f"{count} images of {size[0]}x{size[1]}", "batch", len(images.shapes), run, setting))
     return rows
 

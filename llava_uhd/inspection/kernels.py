@@ -88,7 +88,7 @@ def point_kernels(
                 guidance=((shown - low) / (high - low).clamp(min=1e-6)).cpu().numpy(),
                 range=at_point(upsampler.range_kernel(guidance)),
                 spatial=at_point(upsampler.spatial_kernel(), 0, 0),
-                kernel=at_point(upsampler.kernels(guidance)),
+                kernel=at_point(upsampler(guidance)),
             )
         )
     return kernels

@@ -163,10 +163,14 @@ def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
                 heat_text = gr.Markdown(elem_id="heat-text")
                 heat_image = gr.Image(label="Heat map", alt_text="The image, warm where the word came from", **PICTURE)
 
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         views = [slices_image, slices_text, pyramid_image, pyramid_text]
         whole_panel = [image, word, *views, heat_image, heat_text]
-        heat = {"fn": handlers.heat, "inputs": [session, image, word, method], "outputs": [heat_image, heat_text]}
+        heat: dict[str, Any] = {
+            "fn": handlers.heat,
+            "inputs": [session, image, word, method],
+            "outputs": [heat_image, heat_text],
+        }
         inputs = [box, chat, session, slices, temperature]
         answered = box.submit(handlers.respond, inputs, [box, chat, session], concurrency_limit=None, **quiet)
         looked = answered.then(handlers.look, session, whole_panel, **quiet)
