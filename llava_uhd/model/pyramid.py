@@ -68,6 +68,13 @@ def guide(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return F.adaptive_avg_pool2d(pixels, shape)
 
 
+def upsample(upsampler: JointBilateralUpsampler, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """One doubling, not corrected: (N, C, h, w), (N, 3, ., .) to (N, C, 2h, 2w)."""
+    kernels = upsampler(guide(pixels, (2 * features.shape[-2], 2 * features.shape[-1])))
+    # Summed in the kernels' precision: fp32 even when the features are bf16, as published.
+    return double(features.to(kernels.dtype), kernels).to(features.dtype)
+
+
 class MapFixup(nn.Sequential):
     """The correction of a map, of which 0.1 is added: dropout of channels, and a 1 x 1 convolution."""
 
@@ -132,8 +139,8 @@ class JBUPyramid(nn.Module):
         """
         kernels: list[torch.Tensor] = []
         factors: list[torch.Tensor | None] = []
-        for stage, (upsample, fixup) in enumerate(self.stages(), start=1):
-            kernels.append(upsample(guide(pixels, (2**stage * shape[0], 2**stage * shape[1]))).float())
+        for stage, (upsampler, fixup) in enumerate(self.stages(), start=1):
+            kernels.append(upsampler(guide(pixels, (2**stage * shape[0], 2**stage * shape[1]))).float())
             factors.append(fixup.dropout_factors(len(pixels)) if fixup is not None and fixup.training else None)
         return kernels, factors
 
@@ -141,10 +148,8 @@ class JBUPyramid(nn.Module):
         """The maps of the chosen levels, ascending: (N, C, h, w), (N, 3, ., .) to a list of (N, C, s·h, s·w)."""
         maps = {1: features}
         current = features
-        for stage, (upsample, fixup) in enumerate(self.stages(), start=1):
-            kernels = upsample(guide(pixels, (2 * current.shape[-2], 2 * current.shape[-1])))
-            # Summed in the kernels' precision: fp32 even when the features are bf16, as published.
-            current = double(current.to(kernels.dtype), kernels).to(features.dtype)
+        for stage, (upsampler, fixup) in enumerate(self.stages(), start=1):
+            current = upsample(upsampler, current, pixels)
             if fixup is not None:
                 current = current + FIXUP_SCALE * fixup(current)
             maps[2**stage] = current

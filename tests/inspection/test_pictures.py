@@ -25,7 +25,7 @@ from llava_uhd.inspection.pictures import picture as draw
 from llava_uhd.inspection.slices import slice_boxes, slice_figure
 from llava_uhd.inspection.view import encode_view
 from llava_uhd.inspection.window_attention import window_attention, window_figure
-from llava_uhd.model.pyramid import RADIUS, pad_border
+from llava_uhd.model.doubling import RADIUS, SPAN
 from tests.conftest import build_model, picture, small_config
 
 IMAGE = picture(300, 200)
@@ -82,8 +82,8 @@ def test_a_point_s_kernels_make_the_maps_there(small):
         row, column = kernel.position
         source = maps[kernel.level // 2][None]
         doubled = F.interpolate(source, scale_factor=2, mode="bicubic", align_corners=False)
-        span = slice(row, row + 2 * RADIUS + 1), slice(column, column + 2 * RADIUS + 1)
-        neighbours = pad_border(doubled)[0, :, span[0], span[1]]
+        bordered = F.pad(doubled, (RADIUS,) * 4, mode="reflect")
+        neighbours = bordered[0, :, row : row + SPAN, column : column + SPAN]
         made = (neighbours * torch.from_numpy(kernel.kernel)).sum(dim=(1, 2))
         torch.testing.assert_close(made, maps[kernel.level][:, row, column], rtol=1e-4, atol=1e-4)
     for kernel in kernels:

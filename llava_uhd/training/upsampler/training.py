@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...model.pyramid import FIXUP_SCALE, JBUPyramid
+from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
 from ..assembly import UPSAMPLER_FILE
 from ..folder import check_folder, claim_folder
 from ..recipe import UpsamplerRecipe
@@ -36,8 +36,8 @@ STATE_FILE = "state.pt"
 def stage_maps(pyramid: JBUPyramid, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
     """The maps above 1x, ascending; each level learns for itself, the map below it taken as given."""
     maps = []
-    for upsample, fixup in pyramid.stages():
-        current = upsample(features, pixels)
+    for upsampler, fixup in pyramid.stages():
+        current = upsample(upsampler, features, pixels)
         if fixup is not None:
             current = current + FIXUP_SCALE * fixup(current)
         maps.append(current)
