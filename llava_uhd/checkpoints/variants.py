@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from ..model.configuration_llava_uhd import LEVELS, LlavaUhdConfig
+from ..model.configuration_llava_uhd import CLIP_LARGE_336, LEVELS, LlavaUhdConfig
 
 # mm_projector_type: our type, and the side of its query grid.
 PROJECTOR_TYPES = {
@@ -26,18 +26,7 @@ PROJECTOR_TYPES = {
 }
 LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llava_qwen": "qwen2"}
 # Path-like names of a tower in `mm_vision_tower` end so: most released configs name a private folder.
-KNOWN_TOWERS = {
-    "clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-    }
-}
+KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_LARGE_336}
 DEFAULT_MASK = 7  # where the config does not say, as in the published code
 # Keys of any config.json that describe the file rather than the language model.
 NOT_THE_MODEL = {

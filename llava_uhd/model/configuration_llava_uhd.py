@@ -10,6 +10,17 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 LEVELS = (1, 2, 4, 8)
+# CLIP ViT-L/14-336, the tower of every released checkpoint.
+CLIP_LARGE_336: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
 
 
 @strict
@@ -90,14 +101,7 @@ class LlavaUhdConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
-            self.vision_config = {
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 336,
-                "patch_size": 14,
-            }
+            self.vision_config = dict(CLIP_LARGE_336)
         if isinstance(self.vision_config, dict):
             self.vision_config = _sub_config(self.vision_config, "clip_vision_model")
         if self.text_config is None or isinstance(self.text_config, dict):

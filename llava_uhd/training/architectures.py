@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..model.configuration_llava_uhd import CLIP_LARGE_336
+
 LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "lmsys/vicuna-7b-v1.5": {
@@ -32,15 +34,4 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
     },
 }
-VISION_TOWERS: dict[str, dict[str, Any]] = {
-    "openai/clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-    }
-}
+VISION_TOWERS: dict[str, dict[str, Any]] = {"openai/clip-vit-large-patch14-336": CLIP_LARGE_336}
