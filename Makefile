@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint docs format clean
+.PHONY: demo test test-slow lint docs pictures format clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/llava-uhd ask examples/receipt.png "What is the total?"
@@ -20,7 +20,19 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.dev
-	$(VENV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# Everything that README and documentation show, drawn anew.
+pictures: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+pictures: $(VENV)/.dev
+	mkdir -p docs/pictures
+	llava-uhd explain examples/receipt.png --save docs/explain.png
+	llava-uhd explain examples/receipt.png --picture slices --save docs/pictures/slices.png
+	llava-uhd explain examples/receipt.png --picture pyramid --save docs/pictures/pyramid.png
+	llava-uhd explain examples/receipt.png --picture kernels --point 0.5 0.15 --save docs/pictures/kernels.png
+	llava-uhd explain examples/receipt.png --picture windows --save docs/pictures/windows.png
+	llava-uhd explain examples/receipt.png --picture answer --question "What is the total?" --method rollout --save docs/pictures/answer.png
+	LLAVA_UHD_SCREENSHOT=docs/web.png python -m pytest -q -m slow tests/web -k screenshot
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .

@@ -3,10 +3,11 @@
     python benchmarks/serving_load.py --model tiny --clients 32 --seconds 300
 
 Clients ask about documents of mixed sizes through the real `openai` client, half of them streaming; some requests are
-malformed, some clients hang up. Every answer is compared with the one given alone (greedy). Before the load, the same
-questions are asked one at a time for a while: that server answers each request alone with `generate`, as a server
-without an engine would, and gives the throughput to compare with. Prints one JSON object; exits 1 if anything was
-lost, mixed up or failed.
+malformed, some clients hang up. Every answer is compared with the one that `generate` gives alone (greedy). There are
+two throughputs of one at a time to compare with: `alone`, `generate` in a process of its own, image encoded each time,
+as a server without an engine would; and `one_client`, this very server asked by one client, every image's features
+kept from an earlier question. Prints one JSON object; exits 1 if an answer was lost or mixed up, if a status came that
+is not documented, or if memory grew (told from two minutes on) by more than a twentieth after the first sixth.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import asyncio
 import base64
 import io
 import json
+import os
+import platform
 import random
 import subprocess
 import sys
@@ -21,10 +24,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 import openai
+import torch
 
 from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.loading import load
@@ -33,6 +38,8 @@ from llava_uhd.synthetic.documents import make_document
 from llava_uhd.synthetic.render import render
 
 DOCUMENTED = (429, 503)
+WARM_UP = 1 / 6  # of the time: caches and pools are filled
+FLAT = 1.05
 MALFORMED: list[tuple[bytes, int]] = [
     (b"{", 400),
     (b'{"model": "MODEL"}', 400),
@@ -75,7 +82,7 @@ def make_questions(count: int, seed: int) -> list[Question]:
     return questions[:count]
 
 
-def one_at_a_time(model: Any, processor: Any, questions: list[Question], max_tokens: int) -> float:
+def answer_alone(model: Any, processor: Any, questions: list[Question], max_tokens: int) -> float:
     """Answers every question alone and notes the answer; questions per second."""
     started = time.perf_counter()
     for question in questions:
@@ -109,6 +116,17 @@ class Load:
         watching.cancel()
         return time.monotonic() - started
 
+    async def one_client_alone(self) -> float:
+        """Every question twice, one after the other: questions per second of the second round."""
+        for _ in range(2):
+            started = time.perf_counter()
+            for question in self.questions:
+                await self.ask(question, stream=False)
+        seconds = time.perf_counter() - started
+        self.record.statuses.clear()
+        self.record.seconds.clear()
+        return len(self.questions) / seconds
+
     async def watch_memory(self, process: int, started: float) -> None:
         while True:
             self.record.memory.append((round(time.monotonic() - started, 1), resident_bytes(process)))
@@ -123,7 +141,7 @@ class Load:
             elif kind < self.options.malformed + self.options.hang_ups:
                 await self.hang_up(chance)
             else:
-                await self.ask(chance)
+                await self.ask(chance.choice(self.questions), stream=chance.random() < 0.5)
 
     def request(self, question: Question) -> dict[str, Any]:
         url = "data:image/png;base64," + base64.b64encode(question.image).decode()
@@ -131,26 +149,31 @@ class Load:
         messages = [{"role": "user", "content": content}]
         return {"model": self.model, "messages": messages, "max_tokens": self.options.max_tokens}
 
-    async def ask(self, chance: random.Random) -> None:
-        question, started = chance.choice(self.questions), time.monotonic()
+    async def ask(self, question: Question, stream: bool) -> None:
+        started = time.monotonic()
         try:
-            if chance.random() < 0.5:
-                stream = await self.client.chat.completions.create(**self.request(question), stream=True)
-                text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+            if stream:
+                text, is_finished = "", False
+                async for chunk in await self.client.chat.completions.create(**self.request(question), stream=True):
+                    text += chunk.choices[0].delta.content or ""
+                    is_finished = chunk.choices[0].finish_reason is not None
             else:
-                whole = await self.client.chat.completions.create(**self.request(question))
-                text = whole.choices[0].message.content
+                (choice,) = (await self.client.chat.completions.create(**self.request(question))).choices
+                text, is_finished = choice.message.content or "", choice.finish_reason is not None
         except openai.APIStatusError as error:
             self.record.statuses[error.status_code] += 1
             if error.status_code == 429:
                 await asyncio.sleep(float(error.response.headers["retry-after"]))
             return
         except openai.APIError as error:
-            self.record.wrong.append(f"{type(error).__name__}: {error}")
+            if error.code == "deadline_exceeded":  # in a stream that had begun
+                self.record.statuses[503] += 1
+            else:
+                self.record.wrong.append(f"{type(error).__name__}: {error}")
             return
         self.record.statuses[200] += 1
         self.record.seconds.append(time.monotonic() - started)
-        if text != question.alone:
+        if not is_finished or text != question.alone:
             self.record.wrong.append(f"{question.text!r}: {text!r} instead of {question.alone!r}")
 
     async def malformed(self, chance: random.Random) -> None:
@@ -165,13 +188,14 @@ class Load:
     async def hang_up(self, chance: random.Random) -> None:
         """Ask, and close the connection after a moment, whatever has come."""
         body = {**self.request(chance.choice(self.questions)), "stream": True}
+        moment = chance.uniform(0.01, 1)
         try:
-            async with self.raw.stream(
-                "POST", f"{self.url}/chat/completions", json=body, timeout=chance.uniform(0.01, 1)
-            ):
+            async with self.raw.stream("POST", f"{self.url}/chat/completions", json=body, timeout=moment):
                 await asyncio.sleep(chance.uniform(0, 0.2))
         except httpx.TimeoutException:
             pass
+        except httpx.HTTPError as error:
+            self.record.wrong.append(f"{type(error).__name__}: {error}")
         self.record.hung_up += 1
 
 
@@ -195,26 +219,33 @@ def main() -> None:
 
     questions = make_questions(options.questions, options.seed)
     model, processor = load(options.model)
-    alone_rate = one_at_a_time(model, processor, questions, options.max_tokens)
+    alone = answer_alone(model, processor, questions, options.max_tokens)
     del model
     command = [sys.executable, "-m", "llava_uhd.cli", "serve", "--model", options.model, "--port", "0", "--json"]
     command += ["--batch-size", str(options.batch_size), "--deadline", str(options.deadline), "--name", "load"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
-        load_ = Load(url, "load", questions, options)
-        lasted = asyncio.run(load_.run(options.seconds, server.pid))
+
+        async def measure() -> tuple[Load, float, float]:
+            clients = Load(url, "load", questions, options)
+            return clients, await clients.one_client_alone(), await clients.run(options.seconds, server.pid)
+
+        clients, one_client, lasted = asyncio.run(measure())
         metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
         server.terminate()
         exit_code = server.wait(options.deadline + 10)
-    record = load_.record
-    # The first sixth fills caches and pools.
-    settled = [size for moment, size in record.memory if moment > options.seconds / 6] or [record.memory[-1][1]]
+    record = clients.record
+    settled = [size / 2**20 for moment, size in record.memory if moment > options.seconds * WARM_UP]
+    quarter = max(len(settled) // 4, 1)
+    memory = {"warm": median(settled[:quarter]), "end": median(settled[-quarter:]), "peak": max(settled)}
+    has_grown = options.seconds >= 120 and memory["end"] > FLAT * memory["warm"]
     failed = {status: count for status, count in record.statuses.items() if status >= 500 and status not in DOCUMENTED}
     rate = record.statuses[200] / lasted
     print(
         json.dumps(
             {
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
                 "clients": options.clients,
                 "seconds": round(lasted, 1),
                 "answers": record.statuses[200],
@@ -225,9 +256,11 @@ def main() -> None:
                 "p50_seconds": percentile(record.seconds, 0.5),
                 "p99_seconds": percentile(record.seconds, 0.99),
                 "answers_per_second": round(rate, 2),
-                "one_at_a_time_per_second": round(alone_rate, 2),
-                "speed_up": round(rate / alone_rate, 2),
-                "memory_mib": [round(size / 2**20) for size in (settled[0], max(settled), settled[-1])],
+                "alone_per_second": round(alone, 2),
+                "one_client_per_second": round(one_client, 2),
+                "times_alone": round(rate / alone, 2),
+                "times_one_client": round(rate / one_client, 2),
+                "memory_mib": {name: round(size) for name, size in memory.items()},
                 "exit_code": exit_code,
                 "engine": {
                     line.split()[0].removeprefix("llava_uhd_"): float(line.split()[1])
@@ -238,7 +271,7 @@ def main() -> None:
             indent=1,
         )
     )
-    sys.exit(1 if record.wrong or failed or exit_code else 0)
+    sys.exit(1 if record.wrong or failed or has_grown or exit_code else 0)
 
 
 if __name__ == "__main__":

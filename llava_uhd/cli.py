@@ -91,6 +91,7 @@ def explain(
     point: Annotated[tuple[float, float], typer.Option(help="x y in 0..1, for --picture kernels.")] = (0.5, 0.5),
     question: Annotated[str | None, typer.Option(help="For --picture answer.")] = None,
     word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all.")] = None,
+    method: Annotated[str, typer.Option(help="rollout or gradient, for --picture answer.")] = "rollout",
     as_json: AsJson = False,
 ) -> None:
     """Show how an image is seen: its grid of slices, the views' sizes, the number of tokens."""
@@ -105,7 +106,7 @@ def explain(
             from .inspection.pictures import picture as draw
             from .loading import load
 
-            draw(picture, load(model)[0], processor, image, max_slices, point, question, word).savefig(save)
+            draw(picture, load(model)[0], processor, image, max_slices, point, question, word, method).savefig(save)
     if as_json:
         _print_json(explanation)
     else:

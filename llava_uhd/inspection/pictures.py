@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..answering import prepare, question_message
 from ..model.image_processing_llava_uhd import decode_image
-from .attribution import Method, answer_words, attribute, attribution_figure, image_heats
+from .attribution import answer_words, attribute, attribution_figure, image_heats
 from .figure import explanation_figure, principal_colours, pyramid_figure, view_pyramid
 from .kernels import kernel_figure, point_kernels
 from .slices import slice_figure
@@ -28,7 +28,7 @@ def picture(
     point: tuple[float, float] = (0.5, 0.5),
     question: str | None = None,
     word: str | None = None,
-    method: Method = "rollout",
+    method: str = "rollout",
 ) -> "Figure":
     """One of `PICTURES`.
 
@@ -68,7 +68,7 @@ def answer_figure(
     max_slices: int | None = None,
     question: str | None = None,
     word: str | None = None,
-    method: Method = "rollout",
+    method: str = "rollout",
     max_new_tokens: int = 64,
 ) -> "Figure":
     """Ask a question, and show which windows the answer, or one word of it, came from; see `picture`."""
@@ -86,4 +86,5 @@ def answer_figure(
         raise ValueError(f"the answer is {answer!r}, and has no word like {word!r}")
     tokens = sorted({token for each in chosen for token in each.tokens})
     heats = image_heats(processor, inputs, attribute(model, inputs, answer_ids, tokens, method))
-    return attribution_figure([decoded], heats, f"{question} {answer}" + (f"  [{chosen[0].text}]" if word else ""))
+    looked_at = f"“{chosen[0].text}”" if word else "the answer"
+    return attribution_figure([decoded], heats, f"{question} {answer}\nwhere {looked_at} came from, by {method}")

@@ -30,18 +30,14 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_three_lines_with_openai(loaded):
-    three_lines, _ = blocks("python")
-    assert len(three_lines.splitlines()) == 3
+    code, _ = blocks("python")
+    import_, *three_lines = [line for line in code.splitlines() if line]
+    assert import_ == "from openai import OpenAI" and len(three_lines) == 3 and f"```py\n{code}```" in README
     image = png(300, 200)
     url = "data:image/png;base64," + base64.b64encode(image).decode()
     with Running(loaded, EngineOptions(batch_size=1, max_new_tokens=6)) as running, redirect_stdout(StringIO()) as out:
-        exec(three_lines.replace('"tiny"', '"small"'), {"URL": f"{running.url}/v1", "IMAGE": url})
-        (shown_first,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
-        assert len(shown_first.splitlines()) == 3
-        changes = {'"tiny"': '"small"', "http://127.0.0.1:8000": running.url}
-        for shown, actual in changes.items():
-            shown_first = shown_first.replace(shown, actual)
-        exec(shown_first, {"data_url": url})
+        code = code.replace('"tiny"', '"small"').replace("http://127.0.0.1:8000", running.url)
+        exec(code, {"data_url": url})
     from llava_uhd.answering import question_message
     from llava_uhd.serving.engine import Engine
 
