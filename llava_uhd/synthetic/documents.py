@@ -68,11 +68,18 @@ def _holds_its_text(page: Page) -> bool:
     return all(0 <= x < width and 0 <= y < height for _, x, y in page.characters())
 
 
-def make_scribble(seed: int | str, index: int, *, scales: tuple[float, float] = SCALES) -> Document:
-    """A page covered with random characters, for learning to read: without questions."""
+def make_scribble(
+    seed: int | str, index: int, *, scales: tuple[float, float] = SCALES, size: tuple[int, int] | None = None
+) -> Document:
+    """A page covered with random characters, for learning to read: without questions.
+
+    Args:
+        scales: see `make_document`.
+        size: (width, height) in pixels; drawn if not given.
+    """
     rng = random.Random(f"scribble:{seed}:{index}")
     num_slices = 6 if rng.random() < 0.9 else rng.randint(1, 5)
-    canvas = Canvas(rng, _page_size(rng, rng.choice(KINDS), num_slices, scales))
+    canvas = Canvas(rng, size or _page_size(rng, rng.choice(KINDS), num_slices, scales))
     lay_out_scribble(canvas)
     _wear(rng, canvas.page)
     return Document("scribble", canvas.page, ())
