@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..answering import Message
 from .errors import ApiError
-from .generation import Result, Sampling
+from .generation import DeadlineExceeded, Result, Sampling
 from .remote import ImageSource
 
 # Sent by clients, of no account for the answer.
@@ -141,11 +141,18 @@ def check_model(name: str, served_model: str) -> None:
         raise ApiError(404, f"there is no model {name!r} here; there is {served_model!r}", "model_not_found", "model")
 
 
-def read_messages(request: ChatRequest, images: ImageSource, max_images: int) -> list[Message]:
+def read_messages(request: ChatRequest, images: ImageSource, max_images: int, deadline: float) -> list[Message]:
     """The conversation for the engine, its images as encoded bytes.
+
+    Args:
+        request: the body.
+        images: reads the images' URLs.
+        max_images: of the request.
+        deadline: on the clock of `time.monotonic`; no image is begun after it.
 
     Raises:
         ApiError: 400, too many images, or one outside of a user's message, or one that may not be read.
+        DeadlineExceeded: fetching them took too long.
     """
     parts = [part for message in request.messages if not isinstance(message.content, str) for part in message.content]
     count = sum(isinstance(part, ImagePart) for part in parts)
@@ -159,13 +166,15 @@ def read_messages(request: ChatRequest, images: ImageSource, max_images: int) ->
             continue
         if role != "user" and any(isinstance(part, ImagePart) for part in message.content):
             raise ApiError(400, f"images belong into the user's messages, not into the {role}'s", "invalid_value")
-        messages.append({"role": role, "content": [_read_part(part, images) for part in message.content]})
+        messages.append({"role": role, "content": [_read_part(part, images, deadline) for part in message.content]})
     return messages
 
 
-def _read_part(part: TextPart | ImagePart, images: ImageSource) -> Message:
+def _read_part(part: TextPart | ImagePart, images: ImageSource, deadline: float) -> Message:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
+    if time.monotonic() > deadline:
+        raise DeadlineExceeded("the images were not there in time")
     try:
         content = images.read(part.image_url.url)
     except ValueError as error:

@@ -135,10 +135,12 @@ class Generation:
         """Why the request must not go on, if so."""
         if self.cancelled:
             return Cancelled("the request was cancelled")
-        if (late := time.monotonic() - self.deadline) > 0:
-            allowed = self.deadline - self.arrived
-            return DeadlineExceeded(f"the answer was not ready within {allowed:.0f} s ({late:.1f} s over)")
-        return None
+        return self.late() if time.monotonic() > self.deadline else None
+
+    def late(self) -> DeadlineExceeded:
+        """What to say once the deadline is over."""
+        allowed, over = self.deadline - self.arrived, time.monotonic() - self.deadline
+        return DeadlineExceeded(f"the answer was not ready within {allowed:.0f} s ({over:.1f} s over)")
 
     def events(self) -> Iterator[str | Result]:
         """Pieces of text as they come, then the result.

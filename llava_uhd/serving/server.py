@@ -31,6 +31,7 @@ from .remote import ImageSource
 
 log = logging.getLogger(__name__)
 
+GRACE = 1.0  # seconds over the deadline after which a client is told even if the engine has not come to it
 CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
 OPEN_ROUTES = ("/health", "/metrics")
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -78,16 +79,18 @@ class Listener:
 
         Raises:
             Cancelled: the client hung up.
+            DeadlineExceeded: it is over, whatever keeps the engine.
             Exception: why there is no answer.
         """
         gone = asyncio.create_task(self._gone())
         try:
             while True:
                 event = asyncio.create_task(self.queue.get())
-                await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
+                left = max(generation.deadline + GRACE - time.monotonic(), 0)
+                await asyncio.wait({event, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if not event.done():
                     event.cancel()
-                    raise Cancelled("the client hung up")
+                    raise Cancelled("the client hung up") if gone.done() else generation.late()
                 value = event.result()
                 if isinstance(value, Exception):
                     raise value
@@ -195,19 +198,26 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         event = sse({"status": "ready", "model": name, "cached": True})
         return Response(event, media_type="text/event-stream", headers=SSE_HEADERS)
 
-    def prepare(body: bytes) -> tuple[ChatRequest, list[Message]]:
+    def prepare(body: bytes, deadline: float) -> tuple[ChatRequest, list[Message]]:
         asked = parse_request(body, options.model_name)
-        return asked, read_messages(asked, options.images, options.max_images)
+        return asked, read_messages(asked, options.images, options.max_images, deadline)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         completion = Completion(uuid.uuid4().hex, options.model_name)
+        deadline = time.monotonic() + engine.options.deadline
         try:
             engine.check_room()  # before a body is read that would be refused
             body = await read_body(request, options.max_body_bytes, options.body_timeout)
-            asked, messages = await run_in_threadpool(prepare, body)
+            asked, messages = await run_in_threadpool(prepare, body, deadline)
             listener = Listener(request)
-            generation = engine.submit(messages, asked.sampling(), max_slices=asked.max_slices, emit=listener.emit)
+            generation = engine.submit(
+                messages,
+                asked.sampling(),
+                max_slices=asked.max_slices,
+                deadline=deadline - time.monotonic(),
+                emit=listener.emit,
+            )
             events = listener.events(generation)
             # The status is not sent before there is something to say: most errors are known by then.
             first = await anext(events)

@@ -25,7 +25,13 @@ log = logging.getLogger(__name__)
 IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"]
 KEPT_FOR = (3600, 24 * 3600)  # uploads are looked through every hour and deleted after a day
 CSS = "footer {display: none}"
-PICTURE: dict[str, Any] = {"type": "pil", "interactive": False, "buttons": ["fullscreen"], "height": 260}
+PICTURE: dict[str, Any] = {
+    "type": "pil",
+    "interactive": False,
+    "buttons": ["fullscreen"],
+    "height": 260,
+    "show_label": False,  # it would lie over the picture, whose sentence stands above it
+}
 INTRODUCTION = """\
 # LLaVA-UHD
 Add one or several images, ask, and see beside the answer how the images were cut, and which part a word came from."""

@@ -2,10 +2,12 @@
 
 import base64
 import http.client
+import io
 import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import openai
 import pytest
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import Sampling
-from llava_uhd.serving.server import ServerOptions, create_app
+from llava_uhd.serving.remote import ImageSource
+from llava_uhd.serving.server import GRACE, ServerOptions, create_app
+from tests.conftest import picture
 from tests.serving.conftest import png
 from tests.serving.test_engine import CONVERSATIONS, Held, until
 
@@ -298,6 +302,25 @@ def test_the_deadline_is_503(running):
     assert late.value.status_code == 503 and late.value.code == "deadline_exceeded"
 
 
+def test_the_deadline_holds_even_while_the_engine_is_kept(loaded):
+    with Running(loaded, EngineOptions(batch_size=1, deadline=0.3)) as running, Held(running.engine):
+        started = time.monotonic()
+        status, error, headers = ask_raw(running, valid())
+        assert status == 503 and error["code"] == "deadline_exceeded" and headers["retry-after"]
+        assert time.monotonic() - started < 0.3 + GRACE + 2
+
+
+def test_slow_images_do_not_outlast_the_deadline(loaded):
+    class Slow(ImageSource):
+        def read(self, url: str) -> bytes:
+            time.sleep(0.4)
+            return super().read(url)
+
+    with Running(loaded, EngineOptions(batch_size=1, deadline=0.3), images=Slow()) as running:
+        status, error, _ = ask_raw(running, with_parts(*[image_part(png(30, 30))] * 2))
+        assert status == 503 and "not there in time" in error["message"]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_is_not_answered_on(running, stream):
     before = running.engine.stats().cancelled
@@ -371,19 +394,33 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["model", "messages", "stream", "max_tokens", "temperature", "top_p", "stop", "seed", "n", "max_slices"]
-SMALL_PNG = png(40, 30)
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
-def damaged(positions: list[tuple[int, int]], end: int) -> bytes:
-    content = bytearray(SMALL_PNG[:end] if end else SMALL_PNG)
+@cache
+def small_file(kind: str) -> bytes:
+    file = io.BytesIO()
+    picture(40, 30).save(file, kind)
+    return file.getvalue()
+
+
+def damaged(kind: str, positions: list[tuple[int, int]], end: int) -> bytes:
+    content = bytearray(small_file(kind)[: end or None])
     for position, value in positions:
         if content:
             content[position % len(content)] = value
     return bytes(content)
 
 
-IMAGES = st.binary(max_size=200) | st.builds(
-    damaged, st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4), st.integers(0, 400)
+IMAGES = (
+    st.binary(max_size=200)
+    | st.builds(
+        damaged,
+        st.sampled_from(FORMATS),
+        st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),
+        st.integers(0, 400),
+    )
+    | st.builds(png, st.sampled_from([1, 2, 13, 700]), st.sampled_from([1, 2, 15, 600]))
 )
 
 

@@ -206,7 +206,7 @@ class TestInBrowser:
         with Engine(*load("tiny"), EngineOptions(batch_size=2)) as engine:
             page_ = build_page(engine, tmp_path)
             address = launch_page(page_, "127.0.0.1", 0, 2**24)
-            page = browser.new_page(viewport={"width": 1280, "height": 1350})
+            page = browser.new_page(viewport={"width": 1280, "height": 1480})
             page.goto(address)
             page.locator(".gallery-item, .gallery button").first.click()
             page.locator("#question .thumbnail-item, #question .thumbnail-image").first.wait_for()
