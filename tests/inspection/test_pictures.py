@@ -243,6 +243,7 @@ def test_unknown_pictures_and_words(small):
     for arguments, said in [
         ({"name": "selfie"}, "selfie"),
         ({"name": "answer"}, "question"),
+        ({"name": "answer", "question": "?", "method": "magic"}, "magic"),
         ({"name": "answer", "question": "?", "word": "nowhere in it"}, "nowhere in it"),
     ]:
         with pytest.raises(ValueError, match=said):
