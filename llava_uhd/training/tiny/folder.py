@@ -1,6 +1,8 @@
 """Writes the trained model as a folder that `from_pretrained` reads."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -12,13 +14,27 @@ from .tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
 
 
 def save_folder(weights: Path, folder: Path) -> None:
-    """Model, tokenizer, processor and chat template, in float32."""
+    """Model, tokenizer, processor and chat template, in float32.
+
+    Without the code that other checkpoints carry for machines that lack the package: this one lies inside it.
+    """
     config = build_config()
     model = LlavaUhdForConditionalGeneration(config)
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=64, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
-    model.save_pretrained(folder)
     processor = LlavaUhdProcessor.from_config(config, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    for code in folder.glob("*.py"):
+        code.unlink()
+    for file in folder.glob("*config.json"):
+        file.write_text(json.dumps(_without_code(json.loads(file.read_text())), indent=2) + "\n")
+
+
+def _without_code(config: Any) -> Any:
+    """A configuration, and those inside it, without naming code beside it."""
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_code(value) for name, value in config.items() if name != "auto_map"}
