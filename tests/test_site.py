@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
-
-from llava_uhd.loading import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -44,7 +41,6 @@ def test_make_pictures_draws_every_picture_by_the_command_shown_beside_it():
         assert command in recipe and command.endswith(f"--save docs/{file}") and (DOCS / file).is_file()
 
 
-@pytest.mark.skipif(not BUILT_IN["tiny"].exists(), reason="the built-in model is not there")
 def test_the_notebook_runs_from_top_to_bottom():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is kept without its outputs"

@@ -75,6 +75,8 @@ def test_save_and_load(variant, tmp_path):
         assert getattr(loaded.config, name) == getattr(model.config, name)
     settings = [config.projector.to_dict() | {"dtype": None} for config in (loaded.config, model.config)]
     assert settings[0] == settings[1]
+    state = model.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.state_dict().items())
     with torch.no_grad():
         # Not bit by bit: matrix libraries round by where in memory the weights lie, and these are multiplied first.
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-4)

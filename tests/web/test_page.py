@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_uhd import LlavaUhdProcessor
-from llava_uhd.loading import BUILT_IN, load
+from llava_uhd.loading import load
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.web.examples import write_examples
 from llava_uhd.web.page import Handlers, build_page, launch_page
@@ -200,7 +200,6 @@ class TestInBrowser:
         )
         assert nameless == []
 
-    @pytest.mark.skipif(not BUILT_IN["tiny"].exists(), reason="the built-in model is not there")
     def test_screenshot_with_tiny(self, browser, tmp_path):
         """LLAVA_UHD_SCREENSHOT=docs/web.png keeps the picture."""
         with Engine(*load("tiny"), EngineOptions(batch_size=2)) as engine:

@@ -60,10 +60,10 @@ def test_measure_counts_characters_at_their_places(pages):
 
 
 def test_a_run_learns_and_repeats(pages):
-    runs = [read("mlp", VARIANTS["mlp"], seed, 20, 2, pages, pages, None) for seed in (0, 0, 1)]
+    runs = [read("mlp", VARIANTS["mlp"], seed, 40, 2, pages, pages, None) for seed in (0, 0, 1)]
     assert runs[0].loss == runs[1].loss != runs[2].loss and runs[0].tokens == 96
     untrained = measure(Reader(VARIANTS["mlp"], None), pages.slices, 2)[1]
-    assert runs[0].loss < 0.8 * untrained
+    assert runs[0].loss < 0.7 * untrained
     overview = read("overview", VARIANTS["overview"], 0, 1, 2, pages, pages, None)
     assert overview.tokens == 16
 

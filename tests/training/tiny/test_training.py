@@ -8,10 +8,11 @@ from torch import nn
 
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
-from llava_uhd.loading import load
+from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.training.tiny import decoder, join, vision
 from llava_uhd.training.tiny.__main__ import main
 from llava_uhd.training.tiny.decoder import SymbolReader
+from llava_uhd.training.tiny.folder import save_folder
 from llava_uhd.training.tiny.join import assemble
 from llava_uhd.training.tiny.optimization import answer_loss
 from llava_uhd.training.tiny.samples import IGNORED
@@ -39,6 +40,20 @@ def test_joining_folds_the_codes_matrix_into_the_projector():
     assert torch.allclose(joined.model.project_views(patches, (8, 8)), expected, atol=1e-5)
 
 
+def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path):
+    torch.save(build_model(0).state_dict(), tmp_path / "weights.pt")
+    save_folder(tmp_path / "weights.pt", tmp_path / "model")
+    names = {file.name for file in (tmp_path / "model").iterdir()}
+    assert names == {
+        file.name for file in BUILT_IN["tiny"].iterdir() if not file.name.startswith(("synthdoc", "train"))
+    }
+    for name in names - {"model.safetensors"}:
+        text = (tmp_path / "model" / name).read_text()
+        assert text == (BUILT_IN["tiny"] / name).read_text() and "auto_map" not in text
+    model, _ = load(str(tmp_path / "model"), device="cpu")
+    assert torch.equal(model.lm_head.weight, build_model(0).lm_head.weight)
+
+
 @pytest.mark.slow
 def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIEWS", 8)
@@ -52,6 +67,7 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
         "decoder-large",
         "tower",
         "projector",
+        "projector-fine",
         "adapt",
         "join",
     }
