@@ -62,6 +62,25 @@ def test_kill_9_and_resume_is_bitwise(start, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_lost_rank_ends_the_run_and_costs_no_more_than_a_checkpoint(start, tmp_path, without_dropout):
+    finish(start("whole", *TWO_RANKS, epochs=2))
+    process = start("lost", *TWO_RANKS, epochs=2)
+    until = time.monotonic() + 180
+    while not (tmp_path / "lost" / "checkpoint-2" / "complete").is_file():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"llava_uhd.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "exitcode: -9" in " ".join(err.split()).replace(" :", ":")
+    assert not (tmp_path / "lost" / "model").is_dir()
+    finish(start("lost", *TWO_RANKS, epochs=2))
+    whole, resumed = trained(tmp_path, "whole"), trained(tmp_path, "lost")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 @pytest.fixture
 def without_dropout(recipe_values, tmp_path, qwen_tokenizer):
     """A model that draws nothing while it trains: the up-sampler's dropout would differ between ranks."""
@@ -74,7 +93,13 @@ def without_dropout(recipe_values, tmp_path, qwen_tokenizer):
 
 
 def difference(first, second):
-    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+    """The largest, key biases of the vision half apart.
+
+    They add the same to every score of a query, so their gradient is zero, and Adam moves them by its rounding alone.
+    """
+    names = [n for n in first if not (n.endswith("k_proj.bias") and "language_model" not in n)]
+    assert len(first) - len(names) == 4
+    return max((first[name].float() - second[name].float()).abs().max().item() for name in names)
 
 
 def test_two_ranks_agree_with_one(start, tmp_path, without_dropout):
