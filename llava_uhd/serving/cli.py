@@ -22,6 +22,9 @@ MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests that may wait; on
 Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take, waiting included.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens, where a request names none.")]
 CacheMegabytes = Annotated[int, typer.Option(min=0, help="Image features kept for follow-up questions, in MiB.")]
+PrefixMegabytes = Annotated[
+    int, typer.Option(min=0, help="Keys and values kept of how conversations began, up to the last image, in MiB.")
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels of an image.")]
 
 LARGEST_IMAGE = 2**26  # 8192 x 8192
@@ -40,6 +43,7 @@ def serve(
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
+    prefix_cache_mb: PrefixMegabytes = 512,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 20,
     max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 16,
     max_pixels: MaxPixels = LARGEST_IMAGE,
@@ -52,7 +56,6 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
-    from .engine import EngineOptions
     from .remote import ImageSource
     from .running import run_server
     from .server import ServerOptions, create_app
@@ -68,7 +71,13 @@ def serve(
         model,
         device,
         dtype,
-        EngineOptions(batch_size, max_waiting, deadline, max_new_tokens, cache_mb * 2**20, max_pixels),
+        batch_size=batch_size,
+        max_waiting=max_waiting,
+        deadline=deadline,
+        max_new_tokens=max_new_tokens,
+        cache_bytes=cache_mb * 2**20,
+        prefix_bytes=prefix_cache_mb * 2**20,
+        max_pixels=max_pixels,
     )
 
     def announce(url: str) -> None:
@@ -98,10 +107,9 @@ def chat(
     from rich.console import Console
 
     from .chat import HELP, Chat, input_lines
-    from .engine import EngineOptions
     from .generation import Sampling
 
-    engine = _engine(model, device, dtype, EngineOptions(batch_size=1, preparers=1, deadline=3600))
+    engine = _engine(model, device, dtype, batch_size=1, preparers=1, deadline=3600)
     with engine, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere) if as_json else Console()
         conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console)
@@ -125,6 +133,7 @@ def web(
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
+    prefix_cache_mb: PrefixMegabytes = 512,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest image file, in MiB.")] = 20,
     max_pixels: MaxPixels = LARGEST_IMAGE,
     device: Device = None,
@@ -136,10 +145,20 @@ def web(
     from pathlib import Path
 
     from ..web.page import build_page, launch_page, run_until_stopped
-    from .engine import EngineOptions
 
-    options = EngineOptions(batch_size, max_waiting, deadline, max_new_tokens, cache_mb * 2**20, max_pixels)
-    with _engine(model, device, dtype, options) as engine, tempfile.TemporaryDirectory() as folder:
+    engine = _engine(
+        model,
+        device,
+        dtype,
+        batch_size=batch_size,
+        max_waiting=max_waiting,
+        deadline=deadline,
+        max_new_tokens=max_new_tokens,
+        cache_bytes=cache_mb * 2**20,
+        prefix_bytes=prefix_cache_mb * 2**20,
+        max_pixels=max_pixels,
+    )
+    with engine, tempfile.TemporaryDirectory() as folder:
         page = build_page(engine, Path(folder))
         url = launch_page(page, host, port, max_upload_mb * 2**20)
         if as_json:
@@ -164,13 +183,14 @@ def _model_name(model: str) -> str:
     return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
 
 
-def _engine(model: str, device: str | None, dtype: str, options: Any) -> Any:
-    """The engine with its model loaded, a spinner on stderr meanwhile."""
+def _engine(model: str, device: str | None, dtype: str, **options: Any) -> Any:
+    """The engine with its model loaded, a spinner on stderr meanwhile; see `EngineOptions` for the options."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"loading {model}"):
         from ..loading import load
-        from .engine import Engine
+        from .engine import Engine, EngineOptions
 
+        checked = EngineOptions(**options)
         loaded, processor = load(model, device, dtype)
-    return Engine(loaded, processor, options)
+    return Engine(loaded, processor, checked)

@@ -6,7 +6,8 @@ is what makes batching fast; attention goes row by row over that row's cache, so
 
 A matrix product may round differently for another number of rows. So a step always has the same number, empty places
 filled with rows nobody reads: a row's logits then depend on that row alone, and the answer to a question does not
-depend on who else is asking. Prompts are read, and images encoded, one at a time for the same reason.
+depend on who else is asking. Prompts are read, and images encoded, one at a time for the same reason, and a prompt
+with images always in the same two parts, whether the first was read before or not.
 
 Shapes: B rows of a step, of which R are in use, h heads of d channels, L tokens of one row's cache.
 """
@@ -86,9 +87,17 @@ class Decoder:
         on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         return self.model.get_image_features(**on_device).pooler_output[0]
 
-    def prefill(self, input_ids: torch.Tensor, features: torch.Tensor | None) -> tuple[torch.Tensor, DynamicCache]:
-        """Reads a prompt (1, length): the (vocabulary,) logits of its next token, and the row's cache."""
-        cache = DynamicCache(config=self.language_config)
+    def read(
+        self, input_ids: torch.Tensor, features: torch.Tensor | None = None, cache: DynamicCache | None = None
+    ) -> tuple[torch.Tensor, DynamicCache]:
+        """Reads a prompt, or a part of one: the (vocabulary,) logits of its next token, and the row's cache.
+
+        Args:
+            input_ids: (1, length).
+            features: (T, E) of its image tokens.
+            cache: of what came before, grown by this call; None at the beginning.
+        """
+        cache = DynamicCache(config=self.language_config) if cache is None else cache
         outputs = self.model(
             input_ids=input_ids.to(self.model.device),
             image_features=features,

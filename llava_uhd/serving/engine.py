@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from transformers import DynamicCache
 
 from ..answering import Message
 from .decoding import Decoder
-from .features import FeatureCache
+from .features import feature_cache
 from .generation import (
     DeadlineExceeded,
     EngineBusy,
@@ -34,6 +35,7 @@ from .generation import (
     Sampling,
     Timings,
 )
+from .prefixes import can_fork, fork, prefix_cache, prefix_key
 from .prompts import Prompt, PromptBuilder
 from .row import Row
 
@@ -55,6 +57,7 @@ class EngineOptions:
         deadline: seconds from arrival to the last token.
         max_new_tokens: longest answer where a request names no length.
         cache_bytes: image features kept.
+        prefix_bytes: keys and values kept of how conversations began, up to their last image.
         max_pixels: of an image; None as the processor says.
         preparers: threads that prepare requests.
     """
@@ -64,6 +67,7 @@ class EngineOptions:
     deadline: float = 120.0
     max_new_tokens: int = 512
     cache_bytes: int = 256 * 2**20
+    prefix_bytes: int = 512 * 2**20
     max_pixels: int | None = None
     preparers: int = 2
 
@@ -71,10 +75,11 @@ class EngineOptions:
         for name in ("batch_size", "max_waiting", "max_new_tokens", "preparers"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.deadline <= 0 or self.cache_bytes < 0:
-            raise ValueError(
-                f"deadline must be above 0 and cache_bytes not negative, got {self.deadline} and {self.cache_bytes}"
-            )
+        for name in ("cache_bytes", "prefix_bytes"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if self.deadline <= 0:
+            raise ValueError(f"deadline must be above 0, got {self.deadline}")
 
 
 @dataclass
@@ -93,6 +98,10 @@ class Stats:
     cache_bytes: int
     cache_hits: int
     cache_misses: int
+    cached_prefixes: int
+    prefix_bytes: int
+    prefix_hits: int
+    prefix_misses: int
 
 
 @dataclass
@@ -115,7 +124,8 @@ class Engine:
         self.model = model
         self.processor = processor
         self.options = options or EngineOptions()
-        self.features = FeatureCache(self.options.cache_bytes)
+        self.features = feature_cache(self.options.cache_bytes)
+        self.prefixes = prefix_cache(self.options.prefix_bytes)
         self.prompts = PromptBuilder(processor, self.features, self.options.max_pixels)
         self.decoder = Decoder(model, self.options.batch_size)
         self.context: int = model.config.text_config.max_position_embeddings
@@ -204,6 +214,10 @@ class Engine:
                 cache_bytes=self.features.num_bytes,
                 cache_hits=self.features.hits,
                 cache_misses=self.features.misses,
+                cached_prefixes=len(self.prefixes),
+                prefix_bytes=self.prefixes.num_bytes,
+                prefix_hits=self.prefixes.hits,
+                prefix_misses=self.prefixes.misses,
                 **self._counts,
             )
 
@@ -303,11 +317,7 @@ class Engine:
         started = time.monotonic()
         timings.wait = started - generation.arrived - timings.prepare
         try:
-            features = self.encode(prompt)
-            encoded = time.monotonic()
-            timings.encode = encoded - started
-            logits, cache = self.decoder.prefill(prompt.input_ids, features)
-            timings.prefill = time.monotonic() - encoded
+            logits, cache = self._read(prompt, timings)
             tokenizer = self.processor.tokenizer
             row = Row(generation, prompt, cache, item.max_new_tokens, tokenizer, self.decoder.end_ids, timings)
             if self._take(row, logits):
@@ -316,12 +326,36 @@ class Engine:
             log.exception("a prompt failed")
             self._end(generation, error)
 
+    def _read(self, prompt: Prompt, timings: Timings) -> tuple[torch.Tensor, DynamicCache]:
+        """The logits after a prompt, and its keys and values: those up to the last image may be known."""
+        started = time.monotonic()
+        key = prefix_key(prompt)
+        prefix = self.prefixes.get(key)
+        if prompt.num_prefix_tokens:
+            self.prefixes.count(hits=prefix is not None, misses=prefix is None)
+        if prefix is not None:
+            prompt.num_cached_images = len(prompt.images)
+            self.features.count(hits=len(prompt.images))
+            logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=fork(prefix))
+        else:
+            features = self.encode(prompt)
+            timings.encode = time.monotonic() - started
+            if prompt.num_prefix_tokens:
+                _, cache = self.decoder.read(prompt.input_ids[:, : prompt.num_prefix_tokens], features)
+                if can_fork(cache):
+                    self.prefixes.put(key, fork(cache))
+                logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=cache)
+            else:
+                logits, cache = self.decoder.read(prompt.input_ids, features)
+        timings.prefill = time.monotonic() - started - timings.encode
+        return logits, cache
+
     def encode(self, prompt: Prompt) -> torch.Tensor | None:
         """The (T, E) features of a prompt's images, from the cache where they are known; on the engine's thread."""
         features = []
         for key, image in prompt.images:
             known = image if image.features is not None else self.features.get(key)
-            self.features.count(hit=known is not None)
+            self.features.count(hits=known is not None, misses=known is None)
             if known is None:
                 image.features = self.decoder.encode(image.inputs)
                 del image.inputs["pixel_values"]

@@ -4,13 +4,13 @@ An image is known by its content: the hash of its bytes (or pixels) and the numb
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
+
+from .bounded import BoundedCache
 
 Key = tuple[str, int | None]
 
@@ -37,46 +37,9 @@ def content_hash(source: Any) -> str:
     return hashlib.sha256(source).hexdigest()
 
 
-class FeatureCache:
-    """Encoded images by content, the least recently used dropped first; safe to use from several threads."""
-
-    def __init__(self, max_bytes: int):
-        """Keep features of at most `max_bytes`; 0 keeps none."""
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._images: OrderedDict[Key, EncodedImage] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def get(self, key: Key) -> EncodedImage | None:
-        with self._lock:
-            image = self._images.get(key)
-            if image is not None:
-                self._images.move_to_end(key)
-            return image
-
-    def count(self, hit: bool) -> None:
-        """Note whether an image of a request was known."""
-        with self._lock:
-            self.hits += hit
-            self.misses += not hit
-
-    def put(self, key: Key, image: EncodedImage) -> None:
-        """Keep an encoded image, if it fits at all."""
-        size = _num_bytes(image)
-        if size > self.max_bytes:
-            return
-        with self._lock:
-            if (known := self._images.pop(key, None)) is not None:
-                self.num_bytes -= _num_bytes(known)
-            self._images[key] = image
-            self.num_bytes += size
-            while self.num_bytes > self.max_bytes:
-                self.num_bytes -= _num_bytes(self._images.popitem(last=False)[1])
+def feature_cache(max_bytes: int) -> BoundedCache[Key, EncodedImage]:
+    """Encoded images by content, features of at most `max_bytes`."""
+    return BoundedCache(max_bytes, _num_bytes)
 
 
 def _num_bytes(image: EncodedImage) -> int:

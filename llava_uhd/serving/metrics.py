@@ -15,6 +15,8 @@ GAUGES = {
     "running": "Answers being written.",
     "cached_images": "Images whose features are kept.",
     "cache_bytes": "Bytes of image features kept.",
+    "cached_prefixes": "Beginnings of conversations, up to the last image, whose keys and values are kept.",
+    "prefix_bytes": "Bytes of those keys and values.",
 }
 COUNTERS = {
     "finished": "Requests answered.",
@@ -25,6 +27,8 @@ COUNTERS = {
     "generated_tokens": "Tokens of all answers.",
     "cache_hits": "Images whose features were known.",
     "cache_misses": "Images that were encoded.",
+    "prefix_hits": "Prompts with images of which only the text after the last image was read.",
+    "prefix_misses": "Prompts with images that were read from the beginning.",
 }
 
 

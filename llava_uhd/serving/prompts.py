@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 
 from ..answering import Message
 from ..model.image_processing_llava_uhd import decode_image
-from .features import EncodedImage, FeatureCache, Key, content_hash
+from .bounded import BoundedCache
+from .features import EncodedImage, Key, content_hash
 
 if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
@@ -27,19 +28,23 @@ class Prompt:
         input_ids: (1, length), an image token wherever a feature will stand.
         images: in the order of their tokens, with the key of each.
         num_image_tokens: image tokens in `input_ids`.
+        num_prefix_tokens: tokens up to the last image's last one; 0 without images, or if nothing comes after.
         num_cached_images: how many of the images were known when the model came to them.
     """
 
     input_ids: torch.Tensor
     images: list[tuple[Key, EncodedImage]]
     num_image_tokens: int
+    num_prefix_tokens: int
     num_cached_images: int = 0
 
 
 class PromptBuilder:
     """Builds prompts, on any thread; tokenizers allow one at a time."""
 
-    def __init__(self, processor: "LlavaUhdProcessor", features: FeatureCache, max_pixels: int | None):
+    def __init__(
+        self, processor: "LlavaUhdProcessor", features: BoundedCache[Key, EncodedImage], max_pixels: int | None
+    ):
         self.processor = processor
         self.features = features
         self.max_pixels = processor.image_processor.max_pixels if max_pixels is None else max_pixels
@@ -72,7 +77,9 @@ class PromptBuilder:
             except TemplateError as error:
                 raise ValueError(f"the model's chat template refuses the messages: {error}") from error
             ids = self.processor.encode_prompt(text, shapes)
-        return Prompt(torch.tensor([ids]), images, ids.count(self.processor.image_token_id))
+        places = [place for place, token in enumerate(ids) if token == self.processor.image_token_id]
+        num_prefix_tokens = places[-1] + 1 if places and places[-1] + 1 < len(ids) else 0
+        return Prompt(torch.tensor([ids]), images, len(places), num_prefix_tokens)
 
     def image(self, source: Any, max_slices: int | None, name: str) -> tuple[Key, EncodedImage]:
         """An image and its key; cut into views unless it is known."""

@@ -93,7 +93,7 @@ def test_logits_of_a_row_are_the_same_to_the_last_bit_whoever_is_beside_it(engin
 
     @torch.inference_mode()
     def step(ids: list[torch.Tensor]) -> torch.Tensor:
-        caches = [decoder.prefill(prompt, None)[1] for prompt in ids]
+        caches = [decoder.read(prompt)[1] for prompt in ids]
         return decoder.step([7] * len(ids), [cache.get_seq_length() for cache in caches], caches)
 
     shorter = [prompt[:, index:] for index, prompt in enumerate(prompts)]
@@ -150,9 +150,52 @@ def test_an_image_is_encoded_once(loaded):
         assert stats.cache_bytes == (first.num_image_tokens + fewer_slices.num_image_tokens) * 32 * 4
 
 
+def test_a_known_beginning_is_not_read_again_and_changes_no_bit(loaded):
+    """Logits after prompts whose images were seen before, in the same conversation and in another."""
+    follow_up = CONVERSATIONS[4]
+    both = [CONVERSATIONS[0], follow_up, CONVERSATIONS[2], CONVERSATIONS[0]]
+    logits = []
+    for bound in (0, 2**20):
+        with Engine(*loaded, EngineOptions(batch_size=2, prefix_bytes=bound)) as engine:
+            read, seen = engine.decoder.read, []
+
+            def noted(ids, *args, read=read, seen=seen, **kwargs):
+                result = read(ids, *args, **kwargs)
+                seen.append((ids.shape[1], result[0]))
+                return result
+
+            engine.decoder.read = noted
+            results = [engine.submit(messages, Sampling(max_new_tokens=4)).result() for messages in both]
+            stats = engine.stats()
+            assert [result.num_cached_images for result in results] == [0, 1, 0, 1]
+            assert (stats.prefix_hits, stats.prefix_misses) == ((2, 2) if bound else (0, 4))
+            assert (stats.cached_prefixes > 0) == (stats.prefix_bytes > 0) == bool(bound)
+            assert (stats.cache_hits, stats.cache_misses) == (2, 3)
+            assert len(seen) == (6 if bound else 8)
+            logits.append([given for size, given in seen if size < results[0].num_image_tokens])
+            assert len(logits[-1]) == len(both)
+    assert all(torch.equal(kept, anew) for kept, anew in zip(*logits, strict=True))
+
+
+def test_what_a_prefix_keeps_is_bounded_and_never_written_to(loaded):
+    with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
+        first = engine.submit(CONVERSATIONS[3], Sampling(max_new_tokens=6)).result()
+        size = engine.stats().prefix_bytes
+        (prefix,) = engine.prefixes._values.values()
+        before = [layer.keys.clone() for layer in prefix.layers]
+        assert engine.submit(CONVERSATIONS[3], Sampling(max_new_tokens=6)).result().token_ids == first.token_ids
+        assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, before, strict=True))
+    with Engine(*loaded, EngineOptions(batch_size=2, prefix_bytes=size + 100)) as engine:
+        for seed in (5, 6, 5):
+            message = question_message([png(300, 200, seed)], "What is the total of all of these?")
+            engine.submit([message], Sampling(max_new_tokens=1)).result()
+            assert engine.stats().cached_prefixes == 1 and engine.stats().prefix_bytes == size
+        assert engine.stats().prefix_hits == 0
+
+
 def test_the_cache_is_bounded(loaded):
     bound = 63 * 32 * 4 + 100  # one image of 7 views
-    with Engine(*loaded, EngineOptions(batch_size=2, cache_bytes=bound)) as engine:
+    with Engine(*loaded, EngineOptions(batch_size=2, cache_bytes=bound, prefix_bytes=0)) as engine:
         for seed in (0, 1, 0):
             message = question_message([png(300, 200, seed)], "?")
             assert engine.submit([message], Sampling(max_new_tokens=1)).result().num_cached_images == 0
