@@ -7,10 +7,12 @@ checked, and nothing is redirected.
 
 import base64
 import binascii
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
@@ -30,16 +32,36 @@ def is_public(address: str) -> bool:
 
 
 class _CheckedConnection(http.client.HTTPConnection):
-    """A connection to an address that was checked, whatever the host's name would resolve to now."""
+    """A connection to an address that was checked, whatever the host's name would resolve to now; ends at a deadline.
 
-    def __init__(self, host: str, port: int, address: str, context: ssl.SSLContext | None, timeout: float):
-        super().__init__(host, port, timeout=timeout)
-        self.address, self.context = address, context
+    A socket's own time limit starts anew with every byte, and a server may send them one by one.
+    """
+
+    def __init__(self, host: str, port: int, address: str, context: ssl.SSLContext | None, deadline: float):
+        super().__init__(host, port, timeout=deadline - time.monotonic())
+        self.address, self.context, self.deadline = address, context, deadline
+        self.watchdog: threading.Timer | None = None
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.address, self.port), self.timeout)
         if self.context is not None:
-            self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
+            self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.watchdog = threading.Timer(max(self.deadline - time.monotonic(), 0), self._abort, [self.sock])
+        self.watchdog.start()
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.do_handshake()
+
+    def stop(self) -> None:
+        """Close it for good."""
+        if self.watchdog is not None:
+            self.watchdog.cancel()
+        self.close()
+
+    @staticmethod
+    def _abort(sock: socket.socket) -> None:
+        """End whatever waits for the other side."""
+        with contextlib.suppress(OSError):  # it is closed already
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 class ImageSource:
@@ -104,11 +126,14 @@ class ImageSource:
     def _fetch(self, parts: SplitResult, port: int) -> bytes:
         host, deadline = parts.hostname, time.monotonic() + self.timeout
         assert host is not None
+        late = f"the image at {host} did not arrive within {self.timeout:g} s"
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         if not addresses or not all(map(self.is_allowed_address, addresses)):
             raise ValueError(f"images of {host} are not fetched: it has an address that is not public")
+        if time.monotonic() >= deadline:  # the name took so long to resolve
+            raise ValueError(late)
         context = ssl.create_default_context() if parts.scheme == "https" else None
-        connection = _CheckedConnection(host, port, sorted(addresses)[0], context, self.timeout)
+        connection = _CheckedConnection(host, port, sorted(addresses)[0], context, deadline)
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "image/*"})
@@ -122,8 +147,11 @@ class ImageSource:
                 received += chunk
                 if len(received) > self.max_bytes:
                     raise ValueError(f"the image at {host} has more than the {self.max_bytes} bytes allowed")
-                if time.monotonic() > deadline:
-                    raise ValueError(f"the image at {host} did not arrive within {self.timeout:.0f} s")
-            return bytes(received)
+        except (OSError, http.client.HTTPException):
+            if time.monotonic() < deadline:
+                raise
         finally:
-            connection.close()
+            connection.stop()
+        if time.monotonic() >= deadline:
+            raise ValueError(late)
+        return bytes(received)

@@ -1,6 +1,7 @@
 """Images by URL: what is fetched, and above all what is not."""
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -102,8 +103,36 @@ def test_a_server_that_does_not_answer(port):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         number = silent.getsockname()[1]
         images = ImageSource(frozenset({f"127.0.0.1:{number}"}), timeout=0.3, is_allowed_address=lambda address: True)
-        with pytest.raises(ValueError, match="could not be fetched: TimeoutError"):
+        with pytest.raises(ValueError, match="did not arrive within 0.3 s"):
             images.read(f"http://127.0.0.1:{number}/image")
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_sends_byte_by_byte(head):
+    """In the headers (the first case) and in the body; each byte comes well within a socket's time limit."""
+    import socket
+
+    def trickle(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(head)
+            try:
+                for byte in b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 100:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.1)
+            except OSError:
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=trickle, args=(server,))
+        thread.start()
+        name = f"127.0.0.1:{server.getsockname()[1]}"
+        images = ImageSource(frozenset({name}), timeout=0.5, is_allowed_address=lambda address: True)
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="did not arrive within 0.5 s"):
+            images.read(f"http://{name}/image")
+        assert time.monotonic() - started < 5
+        thread.join()
 
 
 @pytest.mark.parametrize(
