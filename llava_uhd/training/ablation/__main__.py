@@ -34,11 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny", help="whose vision tower reads: tiny, or a folder like it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of every run")
+    parser.add_argument("--steps", type=int, default=300, help="of every run")
     parser.add_argument("--batch", type=int, default=8, help="pages of a step")
     parser.add_argument("--pages", type=int, default=640, help="to train on")
     parser.add_argument("--held-out", type=int, default=60, help="pages to measure on")
-    parser.add_argument("--upsampler-steps", type=int, default=300, help="of stage 0")
+    parser.add_argument("--upsampler-steps", type=int, default=100, help="of stage 0")
     options = parser.parse_args(arguments)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,15 @@
     python -m llava_uhd.training.tiny --out runs/tiny --seed 0
 
 Stages run in this order, each reading what those before it wrote into the folder, so that a run can be taken up at
-any of them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
+any of them: `--stages projector join bootstrap`. The decoder and the tower do not need each other and may run side by
+side. First a bootstrap, which stands in for the pre-trained parts of the published models; then the published stages.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 STAGES = (
     "decoder-small",
@@ -22,6 +24,12 @@ STAGES = (
     "projector-fine",
     "adapt",
     "join",
+    "join-long",
+    "bootstrap",
+    "documents",
+    "upsampler",
+    "align",
+    "instruct",
     "save",
 )
 
@@ -36,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
     parser.add_argument("--shorten", type=int, default=1, help="divide all steps by this, to try things out")
     options = parser.parse_args(arguments)
-    from . import decoder, folder, join, vision
+    from . import decoder, folder, join, published, vision
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out, seed, shorten = options.out, options.seed, options.shorten
@@ -52,8 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     for part in join.PARTS:
         if part in options.stages:
             join.train_join(out, seed, device, part, shorten)
+    if "bootstrap" in options.stages:
+        folder.save_folder(torch.load(out / "joined.pt", weights_only=True, map_location="cpu"), out / "bootstrap")
+    if "documents" in options.stages:
+        published.write_data(out, seed, shorten)
+    for stage in published.STEPS:
+        if stage in options.stages:
+            published.train_published(out, seed, stage, shorten)
     if "save" in options.stages:
-        folder.save_folder(out / "joined.pt", out / "model")
+        folder.save_folder(load_file(out / "instruct/model/model.safetensors"), out / "model")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ class Part:
     vision_rate: float
 
 
-PARTS = {"adapt": Part(100, 16, 2e-3, 0.0), "join": Part(520, 8, 1e-3, 5e-4)}
+PARTS = {
+    "adapt": Part(100, 16, 2e-3, 0.0),
+    "join": Part(520, 8, 1e-3, 5e-4),
+    "join-long": Part(500, 8, 6e-4, 3e-4),
+}
 MAX_QUESTIONS = 10
 SCALES = (1.5, 2.6)
 # Weights, beside the loss of the answers, of reading and of looking at what is answered.

@@ -41,8 +41,7 @@ def test_joining_folds_the_codes_matrix_into_the_projector():
 
 
 def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path):
-    torch.save(build_model(0).state_dict(), tmp_path / "weights.pt")
-    save_folder(tmp_path / "weights.pt", tmp_path / "model")
+    save_folder(build_model(0).state_dict(), tmp_path / "model")
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert names == {
         file.name for file in BUILT_IN["tiny"].iterdir() if not file.name.startswith(("synthdoc", "train"))
@@ -70,6 +69,9 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
         "projector-fine",
         "adapt",
         "join",
+        "upsampler",
+        "align",
+        "instruct",
     }
     model, processor = load(str(tmp_path / "model"), device="cpu")
     options = RunOptions(limit=2)

@@ -1,0 +1,59 @@
+"""The published stages 0 to 2, by the recipes and the code of every other model, on what the bootstrap made.
+
+The bootstrap stands in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: from
+overviews, in which hardly anything can be read, a new one would not learn to.
+"""
+
+import json
+from pathlib import Path
+
+from ..data.synthetic import write_documents
+from ..recipe import UpsamplerRecipe, load_recipe
+from ..tuning import train_stage
+from ..upsampler.training import train_upsampler
+
+DOCUMENTS, HELD_OUT = 3200, 100
+STEPS = {"upsampler": 150, "align": 60, "instruct": DOCUMENTS // 16}
+# What differs from the recipes. Rates are lower than there, since everything has learned already.
+OVERRIDES = {
+    "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
+    "align": (
+        "model.start={out}/bootstrap",
+        "model.renew=[]",
+        "model.upsampler={out}/upsampler",
+        "data.train.0.path={out}/documents/train/captions.jsonl",
+        "data.train.0.images={out}/documents/train/images",
+        "data.held_out.0.path={out}/documents/held-out/captions.jsonl",
+        "data.held_out.0.images={out}/documents/held-out/images",
+        "optimization.learning_rates={{projector: 1e-4, positions: 1e-4}}",
+    ),
+    "instruct": (
+        "model.start={out}/align/model",
+        "data.train.0.path={out}/documents/train/questions.jsonl",
+        "data.train.0.images={out}/documents/train/images",
+        "data.held_out.0.path={out}/documents/held-out/questions.jsonl",
+        "data.held_out.0.images={out}/documents/held-out/images",
+        "optimization.learning_rates="
+        "{{language_model: 3e-4, projector: 3e-4, vision_tower: 3e-4, upsampler_fixup: 3e-4}}",
+    ),
+}
+
+
+def write_data(out: Path, seed: int, shorten: int = 1) -> None:
+    """What `llava-uhd data synthetic` writes, into `documents`."""
+    write_documents(out / "documents/train", max(DOCUMENTS // shorten, 96), seed)
+    write_documents(out / "documents/held-out", max(HELD_OUT // shorten, 2), seed + 1)
+
+
+def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
+    """A stage: reads `bootstrap`, `documents` and the stages before, writes a folder of its name, adds to the log."""
+    folder = out / stage
+    steps = "max_steps" if stage == "upsampler" else "optimization.max_steps"
+    overrides = [f"out={folder}", f"seed={seed}", f"{steps}={max(STEPS[stage] // shorten, 1)}"]
+    recipe = load_recipe(f"tiny-{stage}", [*overrides, *(text.format(out=out) for text in OVERRIDES[stage])])
+    if isinstance(recipe, UpsamplerRecipe):
+        train_upsampler(recipe)
+    else:
+        train_stage(recipe)
+    with (folder / "log.jsonl").open() as lines, (out / "log.jsonl").open("a") as log:
+        log.writelines(json.dumps({"stage": stage, **json.loads(line)}) + "\n" for line in lines)
