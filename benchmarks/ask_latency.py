@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 
 from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.benchmark.compare import published_forward
 from llava_uhd.loading import load
 from llava_uhd.model.hiwin import HiWinProjector
-from llava_uhd.oracle.hiwin import tokens
 
 
 def ways(projector: HiWinProjector) -> dict[str, Callable[[], None]]:
@@ -32,7 +32,7 @@ def ways(projector: HiWinProjector) -> dict[str, Callable[[], None]]:
 
     def published() -> None:
         restore()
-        projector.__dict__["forward"] = lambda features, pixels: tokens(projector, features, pixels)
+        projector.__dict__["forward"] = published_forward(projector)
 
     return {"folded": restore, "layer by layer": layer_by_layer, "published": published}
 

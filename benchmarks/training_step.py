@@ -4,7 +4,8 @@
     python benchmarks/training_step.py --stage align --layers 32 --samples 32 --device cuda --dtype bf16
 
 Ours packs the samples into one sequence and never makes whole logits (`training/loss.py`, `data/collation.py`). The
-plain loop takes sample after sample, adds up their gradients, and asks the model for its own loss over whole logits.
+plain loop takes sample after sample, adds up their gradients, asks the model for its own loss over whole logits, and
+computes pyramid and projector by the published formulas (`llava_uhd/oracle/`).
 Both make the same step with AdamW on the same samples; the losses printed must agree.
 """
 
@@ -17,6 +18,8 @@ import torch
 from PIL import Image
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration, LlavaUhdImageProcessor
+from llava_uhd.benchmark.compare import published_forward
+from llava_uhd.model.hiwin import HiWinProjector
 from llava_uhd.model.layout import Mark, plan_layout
 from llava_uhd.model.modeling_llava_uhd import token_grid
 from llava_uhd.training.data.collation import Collator
@@ -125,6 +128,10 @@ def main() -> None:
         return step
 
     def plain(model: LlavaUhdForConditionalGeneration) -> Callable:
+        projector = model.model.multi_modal_projector
+        assert isinstance(projector, HiWinProjector)
+        projector.__dict__["forward"] = published_forward(projector)
+
         def step(samples: list[Encoded]) -> float:
             learned = sum(int(sample.labels.ne(IGNORE).sum()) for sample in samples)
             total = 0.0

@@ -7,7 +7,7 @@ is the separable one of this package and its attention PyTorch's own.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,17 @@ def hiwin_of(model: LlavaUhdForConditionalGeneration) -> HiWinProjector:
 
 
 @torch.no_grad()
+def published_forward(projector: HiWinProjector) -> Callable:
+    """In place of `HiWinProjector.forward`: the same tokens by the published formulas, group after group."""
+
+    def forward(features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]):
+        if isinstance(features, torch.Tensor):
+            return oracle.tokens(projector, features, pixels)
+        return [oracle.tokens(projector, *group) for group in zip(features, pixels, strict=True)]
+
+    return forward
+
+
 def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     """Pyramid and projector on random features of square views."""
     projector = hiwin_of(build(sizes, setting.device, setting.dtype))

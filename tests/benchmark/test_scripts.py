@@ -1,0 +1,50 @@
+"""The scripts in `benchmarks/` that no other test runs, in miniature."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_uhd.benchmark.compare import published_forward
+from tests.conftest import build_model, small_config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def output(script: str, *arguments: str) -> list[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@torch.no_grad()
+def test_the_published_formulas_take_the_projectors_place():
+    projector = build_model(small_config()).model.multi_modal_projector
+    channels, patch = projector.projections["1x"].linear.in_features, 14
+    shapes = [(3, 4), (2, 2)]
+    features = [torch.randn(2, channels, *shape) for shape in shapes]
+    pixels = [torch.randn(2, 3, patch * rows, patch * columns) for rows, columns in shapes]
+    published = published_forward(projector)
+    groups = [(features, pixels), ([features[0]], [pixels[0]])]
+    for group in groups:
+        for ours, theirs in zip(projector(*group), published(*group), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(projector(features[0], pixels[0]), published(features[0], pixels[0]), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_a_training_step_gives_both_loops_the_same_loss(stage):
+    sizes = ["--width", "256", "--vision-width", "64", "--layers", "1", "--samples", "2", "--repeats", "1"]
+    ours, plain = output("training_step.py", "--stage", stage, *sizes)[-2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (ours, plain)]
+    assert [row[0] for row in cells] == ["ours", "plain"]
+    assert float(cells[0][-1]) == pytest.approx(float(cells[1][-1]), abs=2e-4)
+
+
+@pytest.mark.slow
+def test_the_ways_to_ask_give_one_answer():
+    lines = output("ask_latency.py", "--runs", "1")
+    assert [line.split(":")[0] for line in lines[1:]] == ["folded", "layer by layer", "published"]
+    assert {line.split("answer ")[1] for line in lines[1:]} == {"'$42.69'"}
