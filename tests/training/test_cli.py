@@ -89,11 +89,11 @@ def test_all_stages_in_one_go(run, model_folder, tmp_path):
     """Align, instruct, evaluate, on the recipes of the built-in model with a smaller one in its place."""
     assert run("data", "synthetic", "--out", tmp_path / "data", "--count", "4", "--held-out", "1")[0] == 0
     overrides = []
-    for stage, name in (("align", "captions"), ("instruct", "questions")):
+    for stage, name, pages in (("align", "captions", "overviews"), ("instruct", "questions", "images")):
         for part, key in (("train", "train"), ("held-out", "held_out")):
             overrides += [
                 f"{stage}.data.{key}.0.path={tmp_path / 'data' / part / name}.jsonl",
-                f"{stage}.data.{key}.0.images={tmp_path / 'data' / part / 'images'}",
+                f"{stage}.data.{key}.0.images={tmp_path / 'data' / part / pages}",
             ]
         overrides += [
             f"{stage}.out={tmp_path / stage}",

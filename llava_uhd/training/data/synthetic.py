@@ -1,12 +1,12 @@
 """`llava-uhd data synthetic`: rendered documents as LLaVA data, for the recipes of the built-in model.
 
-A document gives a caption, what its page says from top to bottom (`captions.jsonl`), and a conversation of questions
-about it (`questions.jsonl`).
+Documents give conversations, the questions about each (`questions.jsonl`, pages in `images`). Stage 1 sees overviews
+alone, so its captions are of pages so small that they can be read there (`captions.jsonl`, pages in `overviews`): what
+the page says from top to bottom.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ...synthetic import Document, make_document, render
 
@@ -14,16 +14,19 @@ CAPTION_LENGTH = 160  # characters
 
 
 def write_documents(folder: Path, count: int, seed: int) -> None:
-    """Writes `count` pages and the two files about them."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    """Writes `count` pages of each sort and the two files about them."""
+    for sort in ("images", "overviews"):
+        (folder / sort).mkdir(parents=True, exist_ok=True)
     with (folder / "captions.jsonl").open("w") as captions, (folder / "questions.jsonl").open("w") as questions:
         for index in range(count):
-            document = make_document(seed, index)
             name = f"{index:06}.png"
+            document = make_document(seed, index)
             render(document.page).save(folder / "images" / name)
             asked = [turn for question in document.questions for turn in (question.text, question.answer)]
-            for file, said in ((captions, ["Read the text.", _caption(document)]), (questions, asked)):
-                file.write(json.dumps(_record(f"{seed}-{index}", name, said), ensure_ascii=False) + "\n")
+            questions.write(_record(f"{seed}-{index}", name, asked))
+            small = make_document(f"{seed}:overview", index, num_slices=1)
+            render(small.page).save(folder / "overviews" / name)
+            captions.write(_record(f"{seed}-overview-{index}", name, ["Read the text.", _caption(small)]))
 
 
 def _caption(document: Document) -> str:
@@ -31,7 +34,7 @@ def _caption(document: Document) -> str:
     return " ".join(text.text for text in texts)[:CAPTION_LENGTH]
 
 
-def _record(name: str, image: str, said: list[str]) -> dict[str, Any]:
+def _record(name: str, image: str, said: list[str]) -> str:
     said = [f"<image>{said[0]}", *said[1:]]
     turns = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(said)]
-    return {"id": name, "image": image, "conversations": turns}
+    return json.dumps({"id": name, "image": image, "conversations": turns}, ensure_ascii=False) + "\n"

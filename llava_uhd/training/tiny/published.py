@@ -1,7 +1,7 @@
 """The published stages 0 to 2, by the recipes and the code of every other model, on what the bootstrap made.
 
-The bootstrap stands in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: from
-overviews, in which hardly anything can be read, a new one would not learn to.
+The bootstrap stands in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: the few
+steps of stage 1 would not teach a new one to read.
 """
 
 import json
@@ -22,13 +22,14 @@ OVERRIDES = {
         "model.renew=[]",
         "model.upsampler={out}/upsampler",
         "data.train.0.path={out}/documents/train/captions.jsonl",
-        "data.train.0.images={out}/documents/train/images",
+        "data.train.0.images={out}/documents/train/overviews",
         "data.held_out.0.path={out}/documents/held-out/captions.jsonl",
-        "data.held_out.0.images={out}/documents/held-out/images",
-        "optimization.learning_rates={{projector: 1e-4, positions: 1e-4}}",
+        "data.held_out.0.images={out}/documents/held-out/overviews",
+        "optimization.learning_rates={{projector: 2e-5, positions: 2e-5}}",
     ),
     "instruct": (
         "model.start={out}/align/model",
+        "watch.save_every=25",
         "data.train.0.path={out}/documents/train/questions.jsonl",
         "data.train.0.images={out}/documents/train/images",
         "data.held_out.0.path={out}/documents/held-out/questions.jsonl",

@@ -264,6 +264,6 @@ def test_check(processor, data_folder, tmp_path, mixture):
 
 def test_synthetic_documents_are_llava_data(tmp_path, processor):
     write_documents(tmp_path, 3, seed=5)
-    for name in ("captions", "questions"):
-        report = check_source(Source(str(tmp_path / f"{name}.jsonl"), str(tmp_path / "images")), processor)
+    for name, pages in (("captions", "overviews"), ("questions", "images")):
+        report = check_source(Source(str(tmp_path / f"{name}.jsonl"), str(tmp_path / pages)), processor)
         assert (report.samples, report.broken, report.images) == (3, 0, 3)
