@@ -127,7 +127,6 @@ def hiwin_of(model: LlavaUhdForConditionalGeneration) -> HiWinProjector:
     return projector
 
 
-@torch.no_grad()
 def published_forward(projector: HiWinProjector) -> Callable:
     """In place of `HiWinProjector.forward`: the same tokens by the published formulas, group after group."""
 
@@ -139,6 +138,7 @@ def published_forward(projector: HiWinProjector) -> Callable:
     return forward
 
 
+@torch.no_grad()
 def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     """Pyramid and projector on random features of square views."""
     projector = hiwin_of(build(sizes, setting.device, setting.dtype))

@@ -33,6 +33,21 @@ def test_the_published_formulas_take_the_projectors_place():
     assert torch.allclose(projector(features[0], pixels[0]), published(features[0], pixels[0]), atol=1e-4)
 
 
+def test_the_published_formulas_learn_as_the_projector_does():
+    projector = build_model(small_config()).model.multi_modal_projector.eval()
+    channels = projector.projections["1x"].linear.in_features
+    features, pixels = [torch.randn(2, channels, 3, 4)], [torch.randn(2, 3, 42, 56)]
+    gradients = []
+    for forward in (projector, published_forward(projector)):
+        projector.zero_grad()
+        (forward(features, pixels)[0] * torch.linspace(-1, 1, projector.proj.shape[1])).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in projector.named_parameters() if p.grad is not None})
+    ours, published = gradients
+    assert ours.keys() == published.keys() and "queries" in ours
+    for name, gradient in ours.items():
+        assert torch.allclose(gradient, published[name], rtol=1e-3, atol=1e-4), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_a_training_step_gives_both_loops_the_same_loss(stage):

@@ -3,15 +3,16 @@
     python -m llava_uhd.training.tiny --out runs/tiny --seed 0
 
 Stages run in this order, each reading what those before it wrote into the folder, so that a run can be taken up at
-any of them: `--stages projector join bootstrap`. The decoder and the tower do not need each other and may run side by
-side. First a bootstrap, which stands in for the pre-trained parts of the published models; then the published stages.
+any of them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
+
+The published stages go on from the saved model, `--stages documents upsampler align instruct`: see `published`. They
+are not part of the shipped weights, which they did not make better (docs/training.md).
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 STAGES = (
     "decoder-small",
@@ -25,13 +26,9 @@ STAGES = (
     "adapt",
     "join",
     "join-long",
-    "bootstrap",
-    "documents",
-    "upsampler",
-    "align",
-    "instruct",
     "save",
 )
+PUBLISHED = ("documents", "upsampler", "align", "instruct")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and the finished model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=STAGES + PUBLISHED, default=list(STAGES))
     parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
     parser.add_argument("--shorten", type=int, default=1, help="divide all steps by this, to try things out")
     options = parser.parse_args(arguments)
@@ -60,15 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     for part in join.PARTS:
         if part in options.stages:
             join.train_join(out, seed, device, part, shorten)
-    if "bootstrap" in options.stages:
-        folder.save_folder(torch.load(out / "joined.pt", weights_only=True, map_location="cpu"), out / "bootstrap")
+    if "save" in options.stages:
+        folder.save_folder(torch.load(out / "joined.pt", weights_only=True, map_location="cpu"), out / "model")
     if "documents" in options.stages:
         published.write_data(out, seed, shorten)
     for stage in published.STEPS:
         if stage in options.stages:
             published.train_published(out, seed, stage, shorten)
-    if "save" in options.stages:
-        folder.save_folder(load_file(out / "instruct/model/model.safetensors"), out / "model")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The published stages 0 to 2, by the recipes and the code of every other model, on what the bootstrap made.
+"""The published stages 0 to 2, by the recipes and the code of every other model, on the model that was saved.
 
-The bootstrap stands in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: the few
-steps of stage 1 would not teach a new one to read.
+Its tower and decoder stand in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: the
+few steps of stage 1 would not teach a new one to read.
 """
 
 import json
@@ -16,9 +16,9 @@ DOCUMENTS, HELD_OUT = 3200, 100
 STEPS = {"upsampler": 150, "align": 60, "instruct": DOCUMENTS // 16}
 # What differs from the recipes. Rates are lower than there, since everything has learned already.
 OVERRIDES = {
-    "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
+    "upsampler": ("vision_tower={out}/model", "images={out}/documents/train/images"),
     "align": (
-        "model.start={out}/bootstrap",
+        "model.start={out}/model",
         "model.renew=[]",
         "model.upsampler={out}/upsampler",
         "data.train.0.path={out}/documents/train/captions.jsonl",
@@ -47,7 +47,7 @@ def write_data(out: Path, seed: int, shorten: int = 1) -> None:
 
 
 def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
-    """A stage: reads `bootstrap`, `documents` and the stages before, writes a folder of its name, adds to the log."""
+    """A stage: reads `model`, `documents` and the stages before, writes a folder of its name, adds to the log."""
     folder = out / stage
     steps = "max_steps" if stage == "upsampler" else "optimization.max_steps"
     overrides = [f"out={folder}", f"seed={seed}", f"{steps}={max(STEPS[stage] // shorten, 1)}"]

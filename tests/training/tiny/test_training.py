@@ -10,7 +10,7 @@ from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.training.tiny import decoder, join, vision
-from llava_uhd.training.tiny.__main__ import main
+from llava_uhd.training.tiny.__main__ import PUBLISHED, main
 from llava_uhd.training.tiny.decoder import SymbolReader
 from llava_uhd.training.tiny.folder import save_folder
 from llava_uhd.training.tiny.join import assemble
@@ -59,7 +59,9 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
     monkeypatch.setattr(decoder, "PHASES", phases)
     monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
-    main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"])
+    arguments = ["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"]
+    main(arguments)
+    main([*arguments, "--stages", *PUBLISHED])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
     assert stages == {
         "decoder-small",
@@ -73,7 +75,8 @@ def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
         "align",
         "instruct",
     }
-    model, processor = load(str(tmp_path / "model"), device="cpu")
-    options = RunOptions(limit=2)
-    result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, tmp_path / "synthdoc", options, "model")
-    assert [row["category"] for row in result["rows"]] == ["receipt", "form"]
+    for folder in ("model", "instruct/model"):
+        model, processor = load(str(tmp_path / folder), device="cpu")
+        results = tmp_path / folder / "synthdoc"
+        result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, results, RunOptions(limit=2), "model")
+        assert [row["category"] for row in result["rows"]] == ["receipt", "form"]
