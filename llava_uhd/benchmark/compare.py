@@ -131,7 +131,7 @@ def published_forward(projector: HiWinProjector) -> Callable:
     """In place of `HiWinProjector.forward`: the same tokens by the published formulas, group after group."""
 
     def forward(features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]):
-        if isinstance(features, torch.Tensor):
+        if isinstance(features, torch.Tensor) and isinstance(pixels, torch.Tensor):
             return oracle.tokens(projector, features, pixels)
         return [oracle.tokens(projector, *group) for group in zip(features, pixels, strict=True)]
 
