@@ -86,8 +86,7 @@ def test_table():
 
 @pytest.fixture
 def model(tmp_path):
-    torch.save(build_model(0).state_dict(), tmp_path / "random.pt")
-    save_folder(tmp_path / "random.pt", tmp_path / "random")
+    save_folder(build_model(0).state_dict(), tmp_path / "random")
     return str(tmp_path / "random")
 
 
