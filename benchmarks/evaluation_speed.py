@@ -10,9 +10,13 @@ import random
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
+from llava_uhd.evaluation.generation import Answerer, Batch, GenerationOptions, plan_batches
 from llava_uhd.evaluation.samples import Sample
 from llava_uhd.evaluation.scorers import anls
 from llava_uhd.loading import load
@@ -36,7 +40,7 @@ def batched(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
     return answers
 
 
-def timed(run, *arguments) -> tuple[float, dict[int, str]]:
+def timed(run, *arguments) -> tuple[float, Any]:
     start = time.perf_counter()
     answers = run(*arguments)
     return time.perf_counter() - start, answers
@@ -62,6 +66,39 @@ def measure_answers(model_name: str, questions: int, batch_size: int, repeats: i
         f"eval run, batches of {batch_size}: {questions / batched_s:.2f} questions/s, {alone_s / batched_s:.2f} times"
     )
     print(f"identical answers: {same} of {questions}")
+    print("milliseconds a question, part by part, nothing beside it:")
+    for name, size in (("one at a time", 1), (f"batches of {batch_size}", batch_size)):
+        parts = measure_parts(Answerer(model, processor, replace(options, batch_size=size)), samples, repeats)
+        print(f"  {name}: " + ", ".join(f"{part} {milliseconds:.0f}" for part, milliseconds in parts.items()))
+
+
+def measure_parts(answerer: Answerer, samples: list[Sample], repeats: int) -> dict[str, float]:
+    """Median milliseconds a question of preparing, encoding the images, reading the prompt, writing the answer."""
+    plan = plan_batches(samples, answerer.processor, answerer.options)
+    first_token = Answerer(answerer.model, answerer.processor, replace(answerer.options, max_new_tokens=1))
+    taken: dict[str, list[float]] = {}
+    for _ in range(repeats + 1):
+        with ThreadPoolExecutor(1) as pool:
+            prepare_s, batches = timed(lambda pool=pool: [answerer.prepare(samples, batch, pool) for batch in plan])
+        images_s, _ = timed(lambda batches=batches: [encode(answerer, batch) for batch in batches])
+        first_s, _ = timed(lambda batches=batches: [first_token.answer(batch) for batch in batches])
+        whole_s, _ = timed(lambda batches=batches: [answerer.answer(batch) for batch in batches])
+        parts = {
+            "preparing": prepare_s,
+            "images": images_s,
+            "prompt": first_s - images_s,
+            "answer after its first token": whole_s - first_s,
+        }
+        for part, seconds in parts.items():
+            taken.setdefault(part, []).append(1000 * seconds / len(samples))
+    return {part: statistics.median(times[1:]) for part, times in taken.items()}  # the first round warms up
+
+
+@torch.inference_mode()
+def encode(answerer: Answerer, batch: Batch) -> None:
+    assert batch.inputs is not None
+    names = ("pixel_values", "view_shapes", "num_views", "grids")
+    answerer.model.get_image_features(**{name: batch.inputs[name] for name in names})
 
 
 def measure_anls(rows: int) -> None:

@@ -67,18 +67,8 @@ def serve(
         max_images=max_images,
         images=ImageSource(frozenset(image_host or ()), max_body_mb * 2**20),
     )
-    engine = _engine(
-        model,
-        device,
-        dtype,
-        batch_size=batch_size,
-        max_waiting=max_waiting,
-        deadline=deadline,
-        max_new_tokens=max_new_tokens,
-        cache_bytes=cache_mb * 2**20,
-        prefix_bytes=prefix_cache_mb * 2**20,
-        max_pixels=max_pixels,
-    )
+    bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
+    engine = _engine(model, device, dtype, **bounds)
 
     def announce(url: str) -> None:
         if as_json:
@@ -146,18 +136,8 @@ def web(
 
     from ..web.page import build_page, launch_page, run_until_stopped
 
-    engine = _engine(
-        model,
-        device,
-        dtype,
-        batch_size=batch_size,
-        max_waiting=max_waiting,
-        deadline=deadline,
-        max_new_tokens=max_new_tokens,
-        cache_bytes=cache_mb * 2**20,
-        prefix_bytes=prefix_cache_mb * 2**20,
-        max_pixels=max_pixels,
-    )
+    bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
+    engine = _engine(model, device, dtype, **bounds)
     with engine, tempfile.TemporaryDirectory() as folder:
         page = build_page(engine, Path(folder))
         url = launch_page(page, host, port, max_upload_mb * 2**20)
@@ -181,6 +161,27 @@ def _model_name(model: str) -> str:
     from pathlib import Path
 
     return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def _bounds(
+    batch_size: int,
+    max_waiting: int,
+    deadline: float,
+    max_new_tokens: int,
+    cache_mb: int,
+    prefix_cache_mb: int,
+    max_pixels: int,
+) -> dict[str, Any]:
+    """What `serve` and `web` are told, as options of the engine: bytes instead of MiB."""
+    return {
+        "batch_size": batch_size,
+        "max_waiting": max_waiting,
+        "deadline": deadline,
+        "max_new_tokens": max_new_tokens,
+        "cache_bytes": cache_mb * 2**20,
+        "prefix_bytes": prefix_cache_mb * 2**20,
+        "max_pixels": max_pixels,
+    }
 
 
 def _engine(model: str, device: str | None, dtype: str, **options: Any) -> Any:

@@ -327,28 +327,36 @@ class Engine:
             self._end(generation, error)
 
     def _read(self, prompt: Prompt, timings: Timings) -> tuple[torch.Tensor, DynamicCache]:
-        """The logits after a prompt, and its keys and values: those up to the last image may be known."""
+        """The (vocabulary,) logits after a prompt, and its keys and values, which become the row's cache."""
         started = time.monotonic()
-        key = prefix_key(prompt)
-        prefix = self.prefixes.get(key)
         if prompt.num_prefix_tokens:
-            self.prefixes.count(hits=prefix is not None, misses=prefix is None)
-        if prefix is not None:
-            prompt.num_cached_images = len(prompt.images)
-            self.features.count(hits=len(prompt.images))
-            logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=fork(prefix))
+            cache = self._read_prefix(prompt, timings)
+            logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=cache)
         else:
-            features = self.encode(prompt)
-            timings.encode = time.monotonic() - started
-            if prompt.num_prefix_tokens:
-                _, cache = self.decoder.read(prompt.input_ids[:, : prompt.num_prefix_tokens], features)
-                if can_fork(cache):
-                    self.prefixes.put(key, fork(cache))
-                logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=cache)
-            else:
-                logits, cache = self.decoder.read(prompt.input_ids, features)
+            logits, cache = self.decoder.read(prompt.input_ids, self._encode(prompt, timings))
         timings.prefill = time.monotonic() - started - timings.encode
         return logits, cache
+
+    def _read_prefix(self, prompt: Prompt, timings: Timings) -> DynamicCache:
+        """Keys and values of a prompt up to its last image: those that are kept, if there are any."""
+        key = prefix_key(prompt)
+        known = self.prefixes.get(key)
+        self.prefixes.count(hits=known is not None, misses=known is None)
+        if known is not None:
+            prompt.num_cached_images = len(prompt.images)
+            self.features.count(hits=len(prompt.images))
+            return fork(known)
+        prefix = prompt.input_ids[:, : prompt.num_prefix_tokens]
+        _, cache = self.decoder.read(prefix, self._encode(prompt, timings))
+        if can_fork(cache):
+            self.prefixes.put(key, fork(cache))
+        return cache
+
+    def _encode(self, prompt: Prompt, timings: Timings) -> torch.Tensor | None:
+        started = time.monotonic()
+        features = self.encode(prompt)
+        timings.encode = time.monotonic() - started
+        return features
 
     def encode(self, prompt: Prompt) -> torch.Tensor | None:
         """The (T, E) features of a prompt's images, from the cache where they are known; on the engine's thread."""

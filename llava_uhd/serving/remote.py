@@ -38,7 +38,7 @@ class _CheckedConnection(http.client.HTTPConnection):
     """
 
     def __init__(self, host: str, port: int, address: str, context: ssl.SSLContext | None, deadline: float):
-        super().__init__(host, port, timeout=deadline - time.monotonic())
+        super().__init__(host, port, timeout=max(deadline - time.monotonic(), 0.001))
         self.address, self.context, self.deadline = address, context, deadline
         self.watchdog: threading.Timer | None = None
 
@@ -130,9 +130,9 @@ class ImageSource:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         if not addresses or not all(map(self.is_allowed_address, addresses)):
             raise ValueError(f"images of {host} are not fetched: it has an address that is not public")
+        context = ssl.create_default_context() if parts.scheme == "https" else None
         if time.monotonic() >= deadline:  # the name took so long to resolve
             raise ValueError(late)
-        context = ssl.create_default_context() if parts.scheme == "https" else None
         connection = _CheckedConnection(host, port, sorted(addresses)[0], context, deadline)
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

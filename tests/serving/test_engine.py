@@ -17,7 +17,9 @@ from llava_uhd.serving.generation import (
     EngineClosed,
     Result,
     Sampling,
+    Timings,
 )
+from llava_uhd.serving.prompts import Prompt
 from llava_uhd.serving.row import visible_text
 from tests.conftest import build_model, small_config
 from tests.serving.conftest import png
@@ -175,6 +177,23 @@ def test_a_known_beginning_is_not_read_again_and_changes_no_bit(loaded):
             logits.append([given for size, given in seen if size < results[0].num_image_tokens])
             assert len(logits[-1]) == len(both)
     assert all(torch.equal(kept, anew) for kept, anew in zip(*logits, strict=True))
+
+
+def test_a_prompt_that_ends_in_an_image_is_read_in_one_part(engine):
+    prompt = engine.prompts.build(CONVERSATIONS[0], None)
+    ids = prompt.input_ids[:, : prompt.num_prefix_tokens]
+    assert 0 < prompt.num_prefix_tokens < prompt.input_ids.shape[1]
+
+    @torch.inference_mode()
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        whole = engine._read(Prompt(ids, prompt.images, prompt.num_image_tokens, 0), Timings())
+        return whole[0], engine.decoder.read(ids, engine.encode(prompt))[0]
+
+    before = engine.stats()
+    logits, expected = engine.run(read)
+    after = engine.stats()
+    assert torch.equal(logits, expected)
+    assert (after.prefix_hits, after.prefix_misses) == (before.prefix_hits, before.prefix_misses)
 
 
 def test_what_a_prefix_keeps_is_bounded_and_never_written_to(loaded):

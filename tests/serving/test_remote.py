@@ -1,12 +1,17 @@
 """Images by URL: what is fetched, and above all what is not."""
 
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from llava_uhd.serving.remote import ImageSource, is_public
+
+# A key and a certificate for `localhost` that signs itself, good for nothing but these tests.
+CERTIFICATE = Path(__file__).parent / "localhost.pem"
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -58,6 +63,27 @@ def test_an_allowed_host_is_asked_for_the_image(port):
         images.read(f"http://127.0.0.1:{port}/a b")
 
 
+@pytest.fixture
+def secure_port():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_an_image_by_https(secure_port, monkeypatch):
+    images = source(secure_port, is_allowed_address=lambda address: True)
+    with pytest.raises(ValueError, match="could not be fetched: SSLCertVerificationError"):
+        images.read(f"https://localhost:{secure_port}/image")
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    assert images.read(f"https://localhost:{secure_port}/image") == b"x" * 10
+    with pytest.raises(ValueError, match="could not be fetched: SSLCertVerificationError"):
+        images.read(f"https://127.0.0.1:{secure_port}/image")
+
+
 def test_an_allowed_host_with_a_private_address_is_not_asked(port):
     Pages.asked.clear()
     for host in ("localhost", "127.0.0.1"):
@@ -97,14 +123,15 @@ def test_nothing_is_fetched_by_default(port):
         ImageSource().read(f"http://127.0.0.1:{port}/image")
 
 
-def test_a_server_that_does_not_answer(port):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_does_not_answer(scheme):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         number = silent.getsockname()[1]
         images = ImageSource(frozenset({f"127.0.0.1:{number}"}), timeout=0.3, is_allowed_address=lambda address: True)
         with pytest.raises(ValueError, match="did not arrive within 0.3 s"):
-            images.read(f"http://127.0.0.1:{number}/image")
+            images.read(f"{scheme}://127.0.0.1:{number}/image")
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])

@@ -13,6 +13,7 @@ from ..tuning import train_stage
 from ..upsampler.training import train_upsampler
 
 DOCUMENTS, HELD_OUT = 3200, 100
+# One epoch of the recipe's batches in the last stage, parts of one before it.
 STEPS = {"upsampler": 150, "align": 60, "instruct": DOCUMENTS // 16}
 # What differs from the recipes. Rates are lower than there, since everything has learned already.
 OVERRIDES = {
