@@ -35,8 +35,8 @@ def batched(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
     """As `eval run` does."""
     answers: dict[int, str] = {}
     batches = plan_batches(samples, answerer.processor, answerer.options)
-    for batch in answerer.prepare_ahead(samples, batches):
-        answers |= answerer.answer(batch)
+    for _, texts in answerer.answer_all(samples, batches):
+        answers |= texts
     return answers
 
 

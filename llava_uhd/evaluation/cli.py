@@ -25,6 +25,10 @@ AllowMissing = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N questions.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Batches at a time; default: one a core for a small model on a CPU, else one."),
+]
 MaxSlices = Annotated[int | None, typer.Option(min=1, help="Most slices per image. Default: as trained.")]
 MaxSide = Annotated[
     int | None, typer.Option(min=0, help="Scale images to this long side; 0 leaves them. Default: the benchmark's.")
@@ -90,6 +94,7 @@ def run(
     device: Device = None,
     dtype: Dtype = "auto",
     allow_missing: AllowMissing = False,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer and score benchmarks. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share."""
@@ -106,7 +111,7 @@ def run(
 
     torch.manual_seed(seed)
     loaded, processor = load(model, device or _own_device(), dtype)
-    options = RunOptions(batch_size, max_slices, max_side, beams, max_new_tokens, limit, seed, allow_missing)
+    options = RunOptions(batch_size, max_slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
     results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     _print_results([result for result in results if result is not None], out, as_json)
 
@@ -126,6 +131,7 @@ def run_suite(
     device: Device = None,
     dtype: Dtype = "auto",
     allow_missing: AllowMissing = False,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole suite in one go."""
@@ -145,6 +151,7 @@ def run_suite(
         device=device,
         dtype=dtype,
         allow_missing=allow_missing,
+        workers=workers,
         as_json=as_json,
     )
 

@@ -51,6 +51,7 @@ class RunOptions:
     Attributes:
         max_side: 0 leaves images as they are.
         limit: only the first questions.
+        workers: batches at a time; None decides by the model.
         allow_missing: score questions without a readable image 0 instead of failing.
     """
 
@@ -62,6 +63,7 @@ class RunOptions:
     limit: int | None = None
     seed: int = 0
     allow_missing: bool = False
+    workers: int | None = None
 
     def generation(self, benchmark: Benchmark) -> GenerationOptions:
         max_side = benchmark.max_side if self.max_side is None else (self.max_side or None)
@@ -71,6 +73,7 @@ class RunOptions:
             num_beams=self.num_beams or benchmark.num_beams,
             max_new_tokens=self.max_new_tokens or benchmark.max_new_tokens,
             batch_size=self.batch_size,
+            workers=self.workers,
         )
 
 
@@ -150,8 +153,7 @@ def _answer_share(samples: Sequence[Sample], answerer: Answerer, out: Path, rank
     pending = [positions for positions in batches if not answered.issuperset(positions)]
     total, left = sum(map(len, batches)), sum(map(len, pending))
     with _progress(out.name, total, total - left) as advance:
-        for positions, batch in zip(pending, answerer.prepare_ahead(samples, pending), strict=True):
-            texts = answerer.answer(batch)
+        for positions, (batch, texts) in zip(pending, answerer.answer_all(samples, pending), strict=True):
             rows = [
                 _row(index, samples[index], texts.get(index, ""), model_name)
                 | ({"error": batch.errors[index]} if index in batch.errors else {})

@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from llava_uhd.evaluation import generation
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
+from llava_uhd.evaluation.generation import Answerer, GenerationOptions, default_workers, plan_batches
 from llava_uhd.evaluation.images import load_image, scaled_size
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.evaluation.samples import Sample
@@ -135,16 +137,18 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
             assert (tmp_path / "shared" / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
 
 
-def test_answers_do_not_depend_on_the_batch(loaded, tmp_path):
+def test_answers_do_not_depend_on_the_batch_nor_on_how_many_are_answered_at_a_time(loaded, tmp_path):
     model, processor = loaded
     benchmark = BENCHMARKS["scienceqa_img"]
     data = minidata.build(tmp_path / "data", "scienceqa_img")
     texts = []
-    for batch_size in (1, 5):
-        options = RunOptions(batch_size=batch_size, max_new_tokens=6)
+    threads = torch.get_num_threads()
+    for batch_size, workers in ((1, 1), (5, 1), (2, 3)):
+        options = RunOptions(batch_size=batch_size, max_new_tokens=6, workers=workers)
         result = run_benchmark(benchmark, model, processor, data, tmp_path / str(batch_size), options, "small")
         texts.append([row["text"] for row in result["rows"]])
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
+    assert torch.get_num_threads() == threads
     assert len(set(texts[0])) > 1, "the answers must depend on the question for this to say anything"
 
 
@@ -200,13 +204,30 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
     model, processor = loaded
     samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
     answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
-    (first, *_) = answerer.prepare_ahead(samples, [[0]])
+    ((first, _),) = answerer.answer_all(samples, [[0]])
     length = first.inputs["input_ids"].shape[1]
     answerer.context = length + 1
     assert len(processor.tokenizer(answerer.answer(first)[0])["input_ids"]) <= 1
     answerer.context = length
     with pytest.raises(ValueError, match=f"has {length} tokens and the model's context is {length}"):
         answerer.answer(first)
+
+
+def test_a_small_model_takes_a_batch_on_each_core_and_a_large_one_all_cores(loaded, monkeypatch):
+    model, _ = loaded
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert default_workers(model) == 3
+    monkeypatch.setattr(generation, "_CACHED", 1000)
+    assert default_workers(model) == 1
+
+
+def test_an_error_among_batches_answered_side_by_side_is_raised(loaded, tmp_path):
+    model, processor = loaded
+    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1, workers=2))
+    answerer.context = 1
+    with pytest.raises(ValueError, match="the model's context is 1"):
+        list(answerer.answer_all(samples, [[0], [1]]))
 
 
 def test_batches_hold_questions_of_like_size(loaded, tmp_path):
