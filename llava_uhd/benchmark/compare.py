@@ -19,7 +19,7 @@ from ..model.vision_tower import encode_views
 from ..oracle import hiwin as oracle
 from . import flops
 from .inputs import Images, image_features, plain_image_features, prepare
-from .measure import Run, alternate, matmul_rate, peak_bytes, relative_error
+from .measure import Run, alternate, matmul_rate, relative_error
 from .sizes import Sizes, build
 
 
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Times are medians of alternating runs, bytes a peak above weights (and gradients).
+    """One line of the table: medians of alternating runs. Bytes are a peak above weights (and gradients).
 
     Attributes:
         relative_error: L2, of this package's result against the plain one; of a training step the larger of the
@@ -80,27 +80,27 @@ def compare(
     name: str, plain: Run, ours: Run, setting: Setting, gflop: float, plain_gflop: float, parts: dict[str, Run]
 ) -> tuple[Row, torch.Tensor, torch.Tensor]:
     """Measures both ways, and `parts` of ours beside them; the row, and what the two ways returned."""
-    expected, plain_peak = peak_bytes(plain, setting.device)
+    expected = plain()
     start = time.perf_counter()
     ours()
     first = time.perf_counter() - start
-    actual, ours_peak = peak_bytes(ours, setting.device)
+    actual = ours()
     for run in parts.values():
         run()
-    times = alternate({"plain": plain, "ours": ours, **parts}, setting.runs, setting.device)
-    seconds: dict[str, Any] = {f"{part}_s": times[part] for part in parts}
+    taken = alternate({"plain": plain, "ours": ours, **parts}, setting.runs, setting.device)
+    seconds: dict[str, Any] = {f"{part}_s": taken[part].seconds for part in parts}
     row = Row(
         name=name,
-        plain_s=times["plain"],
-        ours_s=times["ours"],
-        ratio=times["plain"] / times["ours"],
+        plain_s=taken["plain"].seconds,
+        ours_s=taken["ours"].seconds,
+        ratio=taken["plain"].seconds / taken["ours"].seconds,
         relative_error=relative_error(actual, expected),
         gflop=gflop / 1e9,
         plain_gflop=plain_gflop / 1e9,
-        share_of_matmul_rate=gflop / times["ours"] / setting.rate,
-        plain_share_of_matmul_rate=plain_gflop / times["plain"] / setting.rate,
-        plain_peak_bytes=plain_peak,
-        ours_peak_bytes=ours_peak,
+        share_of_matmul_rate=gflop / taken["ours"].seconds / setting.rate,
+        plain_share_of_matmul_rate=plain_gflop / taken["plain"].seconds / setting.rate,
+        plain_peak_bytes=taken["plain"].peak_bytes,
+        ours_peak_bytes=taken["ours"].peak_bytes,
         first_s=first,
         **seconds,
     )
@@ -268,7 +268,7 @@ def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_toke
 def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     """Forward and backward of pyramid and projector, in training mode, the tower and the up-sampler frozen.
 
-    Both ways draw the same dropout. Peaks are above the weights and their gradients.
+    Both ways draw the same dropout. Peaks are above the weights and their gradients, which each run finds and drops.
     """
     projector = hiwin_of(build(sizes, setting.device, setting.dtype)).train()
     projector.upsampler.requires_grad_(False)
@@ -298,9 +298,7 @@ def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
         float((actual.pop(name).double() - grad.double()).square().sum()) for name, grad in expected.items()
     )
     norm = sum(float(grad.double().square().sum()) for grad in expected.values())
-    gradient_bytes = sum(grad.nbytes for grad in expected.values())
     expected.clear()
-    projector.zero_grad(set_to_none=True)
     row, _, _ = compare(
         f"train-step, {views} view(s) of {sizes.grid[0]}x{sizes.grid[1]}, frozen up-sampler",
         plain,
@@ -310,9 +308,4 @@ def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
         flops.training_step(sizes, sizes.grid, views, plain=True),
         {},
     )
-    return replaced(
-        row,
-        first_s=None,
-        relative_error=max(row.relative_error, (difference / norm) ** 0.5),
-        plain_peak_bytes=None if row.plain_peak_bytes is None else row.plain_peak_bytes - gradient_bytes,
-    )
+    return replaced(row, first_s=None, relative_error=max(row.relative_error, (difference / norm) ** 0.5))

@@ -12,7 +12,7 @@ import torch
 
 from .compare import Setting, hiwin_of, random_views
 from .inputs import image_features, prepare
-from .measure import Run, alternate, peak_bytes
+from .measure import Run, alternate
 from .sizes import Sizes, build
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class GrowthRow:
         axis: a key of `AXES`.
         views: all that went through.
         ours_s: median.
-        ours_peak_bytes: above the weights, folded ones included among them.
+        ours_peak_bytes: median, above the weights, folded ones included among them.
     """
 
     name: str
@@ -46,9 +46,8 @@ class GrowthRow:
 
 def _row(name: str, axis: str, views: int, run: Run, setting: Setting) -> GrowthRow:
     run()
-    _, peak = peak_bytes(run, setting.device)
-    median = alternate({"ours": run}, setting.runs, setting.device)["ours"]
-    return GrowthRow(name, axis, views, median, median / views, peak)
+    taken = alternate({"ours": run}, setting.runs, setting.device)["ours"]
+    return GrowthRow(name, axis, views, taken.seconds, taken.seconds / views, taken.peak_bytes)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +29,48 @@ def seconds(run: Run, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def alternate(ways: dict[str, Run], runs: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way, all taken in turn `runs` times. They must have run once before."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, run in ways.items():
-            times[name].append(seconds(run, device))
-    return {name: statistics.median(of_way) for name, of_way in times.items()}
+@dataclass(frozen=True)
+class Taken:
+    """What a run takes: its time, and memory at its peak beyond what was held before; None where not measurable."""
+
+    seconds: float
+    peak_bytes: int | None
 
 
-def peak_bytes(run: Run, device: torch.device) -> tuple[torch.Tensor, int | None]:
-    """What a run returns, and how much memory it took at its peak beyond what was held before.
+def measure(run: Run, device: torch.device) -> Taken:
+    """One run.
 
-    On a CPU this is resident memory: freed pages are first given back (`malloc_trim`), then the kernel's high-water
-    mark is reset (`/proc/self/clear_refs`) and read afterwards. None where that is not Linux's.
+    On a CPU the memory is the resident one: freed pages are first given back (`malloc_trim`), then the kernel's
+    high-water mark is reset (`/proc/self/clear_refs`) and read afterwards. None where that is not Linux's.
     """
     gc.collect()
     if device.type != "cpu":
         torch.accelerator.synchronize()
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
-        out = run()
-        torch.accelerator.synchronize()
-        return out, torch.cuda.max_memory_allocated(device) - held
+        taken = seconds(run, device)
+        return Taken(taken, torch.cuda.max_memory_allocated(device) - held)
     if platform.system() != "Linux":
-        return run(), None
+        return Taken(seconds(run, device), None)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     held = _status("VmRSS")
-    out = run()
-    return out, _status("VmHWM") - held
+    taken = seconds(run, device)
+    return Taken(taken, _status("VmHWM") - held)
+
+
+def alternate(ways: dict[str, Run], runs: int, device: torch.device) -> dict[str, Taken]:
+    """Medians of each way, all taken in turn `runs` times. They must have run once before."""
+    taken: dict[str, list[Taken]] = {name: [] for name in ways}
+    for _ in range(runs):
+        for name, run in ways.items():
+            taken[name].append(measure(run, device))
+    return {name: _median(of_way) for name, of_way in taken.items()}
+
+
+def _median(taken: list[Taken]) -> Taken:
+    peaks = [one.peak_bytes for one in taken if one.peak_bytes is not None]
+    return Taken(statistics.median(one.seconds for one in taken), round(statistics.median(peaks)) if peaks else None)
 
 
 def _status(field: str) -> int:
