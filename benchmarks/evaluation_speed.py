@@ -1,6 +1,6 @@
 """Questions per second of `eval run` against one at a time, answers compared; and rows per second of ANLS.
 
-    python benchmarks/evaluation_speed.py --model tiny --questions 64
+    python benchmarks/evaluation_speed.py --model tiny --questions 128
 
 Both ways run in one process, alternating; the median of the runs counts.
 """
@@ -19,6 +19,7 @@ from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.generation import Answerer, Batch, GenerationOptions, plan_batches
 from llava_uhd.evaluation.samples import Sample
 from llava_uhd.evaluation.scorers import anls
+from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
 
 
@@ -31,12 +32,11 @@ def one_at_a_time(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
     return answers
 
 
-def batched(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
-    """As `eval run` does."""
+def batched(workers: Workers, batches: list[list[int]]) -> dict[int, str]:
+    """As `eval run` does where processes pay, these having begun."""
     answers: dict[int, str] = {}
-    batches = plan_batches(samples, answerer.processor, answerer.options)
-    for _, texts in answerer.answer_all(samples, batches):
-        answers |= texts
+    for of_batch in workers.answer_all(batches):
+        answers |= of_batch.texts
     return answers
 
 
@@ -52,19 +52,21 @@ def measure_answers(model_name: str, questions: int, batch_size: int, repeats: i
     samples = benchmark.load(None)[:questions]
     options = GenerationOptions(None, None, 1, benchmark.max_new_tokens, batch_size)
     answerer = Answerer(model, processor, options)
-    batched(answerer, samples[:2])
+    batches = plan_batches(samples, processor, options)
+    count = default_workers(model, len(batches))
     alone_times, batched_times = [], []
-    for _ in range(repeats):
-        alone_s, alone_answers = timed(one_at_a_time, answerer, samples)
-        batched_s, batched_answers = timed(batched, answerer, samples)
-        alone_times.append(alone_s)
-        batched_times.append(batched_s)
+    with Workers(answerer, samples, count) as workers:
+        begin_s, _ = timed(batched, workers, batches[-count:])
+        for _ in range(repeats):
+            alone_s, alone_answers = timed(one_at_a_time, answerer, samples)
+            batched_s, batched_answers = timed(batched, workers, batches)
+            alone_times.append(alone_s)
+            batched_times.append(batched_s)
     alone_s, batched_s = statistics.median(alone_times), statistics.median(batched_times)
     same = sum(alone_answers[position] == batched_answers[position] for position in alone_answers)
     print(f"one at a time: {questions / alone_s:.2f} questions/s")
-    print(
-        f"eval run, batches of {batch_size}: {questions / batched_s:.2f} questions/s, {alone_s / batched_s:.2f} times"
-    )
+    print(f"eval run, batches of {batch_size}, {count} processes: {questions / batched_s:.2f} questions/s")
+    print(f"ratio: {alone_s / batched_s:.2f}; the processes took {begin_s:.0f} s to begin, not counted")
     print(f"identical answers: {same} of {questions}")
     print("milliseconds a question, part by part, nothing beside it:")
     for name, size in (("one at a time", 1), (f"batches of {batch_size}", batch_size)):
@@ -114,7 +116,7 @@ def measure_anls(rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of ANLS")

@@ -27,7 +27,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N questio
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Batches at a time; default: one a core for a small model on a CPU, else one."),
+    typer.Option(min=1, help="Processes side by side; default: one a core if that pays (a small model on a CPU)."),
 ]
 MaxSlices = Annotated[int | None, typer.Option(min=1, help="Most slices per image. Default: as trained.")]
 MaxSide = Annotated[

@@ -1,7 +1,4 @@
-"""Batched generation: questions of like length together, and the device kept busy.
-
-An accelerator, or a large model on a CPU, answers one batch at a time while the next is prepared. A small model on a
-CPU leaves the cores waiting for each other in its many small products: there each core takes a batch of its own.
+"""Batched generation: questions of like length together, the next batch prepared while the device answers this one.
 
 Which questions form a batch depends on the data alone, not on the number of ranks or on what an earlier run left
 undone, so an answer never depends on how the work was spread.
@@ -9,10 +6,8 @@ undone, so an answer never depends on how the work was spread.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -29,11 +24,8 @@ if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
 
 Done = TypeVar("Done")
-
 _LOOK_AHEAD = 2  # batches prepared in advance
 _IMAGE_THREADS = 4
-# Bytes of weights that stay in a processor's cache, so that cores at different layers do not wait for the memory.
-_CACHED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,6 @@ class GenerationOptions:
         num_beams: 1 is greedy.
         max_new_tokens: longest answer; shortened where the context leaves less.
         batch_size: questions at a time.
-        workers: batches at a time, each on its share of the cores; 1 gives every batch the whole device. None decides
-            by the model: see `default_workers`.
     """
 
     max_side: int | None
@@ -55,7 +45,6 @@ class GenerationOptions:
     num_beams: int
     max_new_tokens: int
     batch_size: int
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,14 @@ class Batch:
     readable: list[int]
     errors: dict[int, str]
     inputs: "BatchFeature | None"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one batch, by the questions' positions: the answers, and why the others have none."""
+
+    texts: dict[int, str]
+    errors: dict[int, str]
 
 
 def plan_batches(
@@ -95,25 +92,8 @@ def plan_batches(
     return [order[start : start + options.batch_size] for start in range(0, len(order), options.batch_size)]
 
 
-def default_workers(model: "LlavaUhdForConditionalGeneration") -> int:
-    """Batches to answer at a time: one a core for a model on a CPU whose weights fit its cache, otherwise one."""
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return torch.get_num_threads() if model.device.type == "cpu" and size <= _CACHED else 1
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Products made here and in threads begun here use so many cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Sequence[int]], Done], batches: Iterable[Sequence[int]], ahead: int
+def run_ahead(
+    pool: Executor, work: Callable[[Sequence[int]], Done], batches: Iterable[Sequence[int]], ahead: int
 ) -> Iterator[Done]:
     """What the pool makes of the batches, in their order, at most so many batches ahead of what is asked for."""
     pending: deque[Future[Done]] = deque()
@@ -141,9 +121,7 @@ class Answerer:
         self.model = model
         self.processor = processor
         self.options = options
-        self.workers = options.workers or default_workers(model)
         self.context = model.config.text_config.max_position_embeddings
-        self._tokenizing = Lock()
 
     def prompt(self, sample: Sample) -> str:
         """The text of a whole conversation, an image placeholder in it."""
@@ -170,38 +148,24 @@ class Answerer:
             return Batch([], errors, None)
         images = [image for position in readable if isinstance(image := loaded[position], Image.Image)]
         slices = {} if self.options.max_slices is None else {"max_slices": self.options.max_slices}
-        with self._tokenizing:  # a tokenizer serves one thread at a time
-            inputs = self.processor(
-                images=images or None,
-                text=[self.prompt(samples[position]) for position in readable],
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-                **slices,
-            )
+        inputs = self.processor(
+            images=images or None,
+            text=[self.prompt(samples[position]) for position in readable],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            **slices,
+        )
         return Batch(readable, errors, inputs)
 
-    def answer_all(
-        self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]
-    ) -> Iterator[tuple[Batch, dict[int, str]]]:
-        """Prepare and answer batches: each with its answers by position, in the order of the batches."""
-        with ThreadPoolExecutor(_IMAGE_THREADS) as decoding:
-            if self.workers == 1:
-                with ThreadPoolExecutor(1) as preparing:
-                    for batch in _ahead(preparing, lambda p: self.prepare(samples, p, decoding), batches, _LOOK_AHEAD):
-                        yield batch, self.answer(batch)
-                return
+    def answer_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
+        """Answers of batches in their order, each prepared in the background before its turn.
 
-            def work(positions: Sequence[int]) -> tuple[Batch, dict[int, str]]:
-                batch = self.prepare(samples, positions, decoding)
-                return batch, self.answer(batch)
-
-            threads = max(torch.get_num_threads() // self.workers, 1)
-            with (
-                _threads(threads),
-                ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(threads,)) as working,
-            ):
-                yield from _ahead(working, work, batches, self.workers)
+        One thread prepares, as tokenizers allow, and several decode images.
+        """
+        with ThreadPoolExecutor(1) as preparing, ThreadPoolExecutor(_IMAGE_THREADS) as decoding:
+            for batch in run_ahead(preparing, lambda p: self.prepare(samples, p, decoding), batches, _LOOK_AHEAD):
+                yield Answers(self.answer(batch), batch.errors)
 
     @torch.inference_mode()
     def answer(self, batch: Batch) -> dict[int, str]:

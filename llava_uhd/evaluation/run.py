@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from .predictions import Problems, Row, append_rows, drop_partial_line, read_row
 from .protocol import Protocol, changes, describe_protocol
 from .results import Result, check_problems
 from .samples import Sample
+from .workers import Workers, default_workers
 
 if TYPE_CHECKING:
     from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
@@ -51,7 +52,8 @@ class RunOptions:
     Attributes:
         max_side: 0 leaves images as they are.
         limit: only the first questions.
-        workers: batches at a time; None decides by the model.
+        workers: processes that answer side by side; None decides by the model and the work. More than one only where
+            the main module can be imported again, which each process does.
         allow_missing: score questions without a readable image 0 instead of failing.
     """
 
@@ -63,7 +65,7 @@ class RunOptions:
     limit: int | None = None
     seed: int = 0
     allow_missing: bool = False
-    workers: int | None = None
+    workers: int | None = 1
 
     def generation(self, benchmark: Benchmark) -> GenerationOptions:
         max_side = benchmark.max_side if self.max_side is None else (self.max_side or None)
@@ -73,7 +75,6 @@ class RunOptions:
             num_beams=self.num_beams or benchmark.num_beams,
             max_new_tokens=self.max_new_tokens or benchmark.max_new_tokens,
             batch_size=self.batch_size,
-            workers=self.workers,
         )
 
 
@@ -106,7 +107,7 @@ def run_benchmark(
     protocol = describe_protocol(benchmark, samples, answerer, model_name, options.seed, options.limit)
     (out / "shards").mkdir(parents=True, exist_ok=True)
     _check_protocol(out / "protocol.json", protocol, rank)
-    _answer_share(samples, answerer, out, rank, model_name)
+    _answer_share(samples, answerer, options.workers, out, rank, model_name)
     if rank.index > 0:
         return None
     rows = _wait_for_all(samples, out, rank)
@@ -144,7 +145,9 @@ def _known_rows(out: Path) -> dict[int, Row]:
     return rows
 
 
-def _answer_share(samples: Sequence[Sample], answerer: Answerer, out: Path, rank: Rank, model_name: str) -> None:
+def _answer_share(
+    samples: Sequence[Sample], answerer: Answerer, workers: int | None, out: Path, rank: Rank, model_name: str
+) -> None:
     """Answer this rank's batches. A batch that is not whole is answered anew, and only what is new is written."""
     shard = out / "shards" / f"rank{rank.index}.jsonl"
     drop_partial_line(shard)
@@ -152,11 +155,17 @@ def _answer_share(samples: Sequence[Sample], answerer: Answerer, out: Path, rank
     batches = plan_batches(samples, answerer.processor, answerer.options)[rank.index :: rank.count]
     pending = [positions for positions in batches if not answered.issuperset(positions)]
     total, left = sum(map(len, batches)), sum(map(len, pending))
-    with _progress(out.name, total, total - left) as advance:
-        for positions, (batch, texts) in zip(pending, answerer.answer_all(samples, pending), strict=True):
+    workers = workers or default_workers(answerer.model, len(pending))
+    with ExitStack() as stack:
+        if workers > 1 and pending:
+            answers = stack.enter_context(Workers(answerer, samples, workers)).answer_all(pending)
+        else:
+            answers = answerer.answer_all(samples, pending)
+        advance = stack.enter_context(_progress(out.name, total, total - left))
+        for positions, of_batch in zip(pending, answers, strict=True):
             rows = [
-                _row(index, samples[index], texts.get(index, ""), model_name)
-                | ({"error": batch.errors[index]} if index in batch.errors else {})
+                _row(index, samples[index], of_batch.texts.get(index, ""), model_name)
+                | ({"error": of_batch.errors[index]} if index in of_batch.errors else {})
                 for index in positions
                 if index not in answered
             ]

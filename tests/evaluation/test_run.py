@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from llava_uhd.evaluation import generation
+from llava_uhd.evaluation import workers
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions, default_workers, plan_batches
+from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
 from llava_uhd.evaluation.images import load_image, scaled_size
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.evaluation.samples import Sample
+from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
 from tests.evaluation import minidata
 
@@ -106,12 +108,13 @@ def test_result_is_the_same_killed_and_resumed_with_any_number_of_ranks(loaded, 
 
 
 def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
-    """The same with real processes: SIGKILL one that works alone, then let two of torchrun's environment finish."""
+    """The same with real processes: SIGKILL one that works with two of its own, which end with it, then let two of
+    torchrun's environment finish."""
     data = minidata.build(tmp_path / "data", "gqa", "docvqa_val")
 
-    def start(out: Path, rank: int = 0, count: int = 1) -> subprocess.Popen:
+    def start(out: Path, rank: int = 0, count: int = 1, processes: int = 1) -> subprocess.Popen:
         arguments = ["run", "docvqa_val", "gqa", "--model", model_folder, "--data", data, "--out", out]
-        arguments += ["--max-new-tokens", "60", "--batch-size", "1"]
+        arguments += ["--max-new-tokens", "60", "--batch-size", "1", "--workers", processes]
         return subprocess.Popen(
             [sys.executable, "-c", "from llava_uhd.evaluation.cli import app; app()", *map(str, arguments)],
             env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
@@ -121,13 +124,19 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.wait(timeout=120) == 0
 
-    killed = start(tmp_path / "shared")
+    killed = start(tmp_path / "shared", processes=2)
     shard = tmp_path / "shared/docvqa_val/shards/rank0.jsonl"
     while not (shard.exists() and shard.stat().st_size):
         assert killed.poll() is None
         time.sleep(0.005)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    assert len(children) >= 2
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert not (tmp_path / "shared/gqa/result.json").exists()
 
     ranks = [start(tmp_path / "shared", rank, 2) for rank in (0, 1)]
@@ -137,18 +146,16 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
             assert (tmp_path / "shared" / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
 
 
-def test_answers_do_not_depend_on_the_batch_nor_on_how_many_are_answered_at_a_time(loaded, tmp_path):
+def test_answers_do_not_depend_on_the_batch_nor_on_the_number_of_processes(loaded, tmp_path):
     model, processor = loaded
     benchmark = BENCHMARKS["scienceqa_img"]
     data = minidata.build(tmp_path / "data", "scienceqa_img")
     texts = []
-    threads = torch.get_num_threads()
-    for batch_size, workers in ((1, 1), (5, 1), (2, 3)):
-        options = RunOptions(batch_size=batch_size, max_new_tokens=6, workers=workers)
+    for batch_size, processes in ((1, 1), (5, 1), (2, 2)):
+        options = RunOptions(batch_size=batch_size, max_new_tokens=6, workers=processes)
         result = run_benchmark(benchmark, model, processor, data, tmp_path / str(batch_size), options, "small")
         texts.append([row["text"] for row in result["rows"]])
     assert texts[0] == texts[1] == texts[2]
-    assert torch.get_num_threads() == threads
     assert len(set(texts[0])) > 1, "the answers must depend on the question for this to say anything"
 
 
@@ -204,7 +211,8 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
     model, processor = loaded
     samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
     answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
-    ((first, _),) = answerer.answer_all(samples, [[0]])
+    with ThreadPoolExecutor(1) as pool:
+        first = answerer.prepare(samples, [0], pool)
     length = first.inputs["input_ids"].shape[1]
     answerer.context = length + 1
     assert len(processor.tokenizer(answerer.answer(first)[0])["input_ids"]) <= 1
@@ -213,21 +221,24 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
         answerer.answer(first)
 
 
-def test_a_small_model_takes_a_batch_on_each_core_and_a_large_one_all_cores(loaded, monkeypatch):
+def test_processes_pay_for_many_batches_of_a_small_model(loaded, monkeypatch):
     model, _ = loaded
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert default_workers(model) == 3
-    monkeypatch.setattr(generation, "_CACHED", 1000)
-    assert default_workers(model) == 1
+    assert default_workers(model, 1000) == 3
+    assert default_workers(model, 2) == 1
+    monkeypatch.setattr(workers, "_SMALL", 1000)
+    assert default_workers(model, 1000) == 1
 
 
-def test_an_error_among_batches_answered_side_by_side_is_raised(loaded, tmp_path):
+def test_an_error_in_a_process_is_raised(loaded, tmp_path):
     model, processor = loaded
     samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
-    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1, workers=2))
+    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
     answerer.context = 1
-    with pytest.raises(ValueError, match="the model's context is 1"):
-        list(answerer.answer_all(samples, [[0], [1]]))
+    with Workers(answerer, samples, 2) as side_by_side:
+        answers = side_by_side.answer_all([[0], [1], [2]])
+        with pytest.raises(ValueError, match="the model's context is 1"):
+            next(answers)
 
 
 def test_batches_hold_questions_of_like_size(loaded, tmp_path):

@@ -1,0 +1,81 @@
+"""Batches answered side by side, each process on its share of the cores.
+
+The many small products of a small model on a CPU leave the cores of one process waiting for each other, and threads
+wait for Python's lock. Processes wait for nothing. Each holds a copy of the model, so a large one is answered by one.
+"""
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from .generation import Answerer, Answers, run_ahead
+from .samples import Sample
+
+if TYPE_CHECKING:
+    from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+
+# A process for each core pays up to so many bytes of weights, which a processor's cache holds, and from so many
+# batches on, since a process takes seconds to begin.
+_SMALL = 64 * 2**20
+_MANY = 16
+
+
+def default_workers(model: "LlavaUhdForConditionalGeneration", batches: int) -> int:
+    """A process a core for many batches of a small model on a CPU, otherwise one."""
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    pays = model.device.type == "cpu" and size <= _SMALL and batches >= _MANY
+    return torch.get_num_threads() if pays else 1
+
+
+class Workers:
+    """Processes that answer batches of some samples as the given answerer would. To be closed: a context manager."""
+
+    def __init__(self, answerer: Answerer, samples: Sequence[Sample], count: int):
+        self.count = count
+        # By value: what torch shares between processes needs more shared memory than containers have by default.
+        state = pickle.dumps((answerer, list(samples)))
+        threads = max(torch.get_num_threads() // count, 1)
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(state, threads))
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def answer_all(self, batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
+        """Answers of batches in their order."""
+        # One batch more than there are processes waits, so that none of them does.
+        return run_ahead(self._pool, _answer, batches, self.count + 1)
+
+
+_state: tuple[Answerer, list[Sample]]
+
+
+def _begin(state: bytes, threads: int) -> None:
+    """Sets a process up. It ends with the one that began it, even if that one is killed."""
+    global _state
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _state = pickle.loads(state)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _answer(positions: Sequence[int]) -> Answers:
+    answerer, samples = _state
+    with ThreadPoolExecutor(1) as decoding:
+        batch = answerer.prepare(samples, positions, decoding)
+    return Answers(answerer.answer(batch), batch.errors)
