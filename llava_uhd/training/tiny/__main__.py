@@ -2,11 +2,10 @@
 
     python -m llava_uhd.training.tiny --out runs/tiny --seed 0
 
-Stages run in this order, each reading what those before it wrote into the folder, so that a run can be taken up at
-any of them: `--stages projector join save`. The decoder and the tower do not need each other and may run side by side.
-
-The published stages go on from the saved model, `--stages documents upsampler align instruct`: see `published`. They
-are not part of the shipped weights, which they did not make better (docs/training.md).
+Tower and decoder first learn to read and to answer, standing in for CLIP and Vicuna; then come stages 0, 1 and 2 as
+published (see `published`). Stages run in this order, each reading what those before it wrote into the folder, so that
+a run can be taken up at any of them: `--stages align instruct finish`. The decoder's first phases and the tower do not
+need each other and may run side by side, in folders of their own; so do `decoder-long` and `projector-long`.
 """
 
 import argparse
@@ -26,9 +25,16 @@ STAGES = (
     "adapt",
     "join",
     "join-long",
+    "bootstrap",
+    "documents",
+    "upsampler",
+    "decoder-long",
+    "projector-long",
     "save",
+    "align",
+    "instruct",
+    "finish",
 )
-PUBLISHED = ("documents", "upsampler", "align", "instruct")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and the finished model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", choices=STAGES + PUBLISHED, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
     parser.add_argument("--shorten", type=int, default=1, help="divide all steps by this, to try things out")
     options = parser.parse_args(arguments)
@@ -46,24 +52,27 @@ def main(arguments: list[str] | None = None) -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out, seed, shorten = options.out, options.seed, options.shorten
     out.mkdir(parents=True, exist_ok=True)
-    for phase in decoder.PHASES:
-        if f"decoder-{phase}" in options.stages:
-            decoder.train_decoder(out, seed, device, phase, shorten)
-    if "tower" in options.stages:
-        vision.train_tower(out, seed, device, shorten)
-    for name in vision.PROJECTOR_PHASES:
-        if name in options.stages:
-            vision.train_projector(out, seed, device, name, shorten)
-    for part in join.PARTS:
-        if part in options.stages:
-            join.train_join(out, seed, device, part, shorten)
-    if "save" in options.stages:
-        folder.save_folder(torch.load(out / "joined.pt", weights_only=True, map_location="cpu"), out / "model")
-    if "documents" in options.stages:
-        published.write_data(out, seed, shorten)
-    for stage in published.STEPS:
-        if stage in options.stages:
+    for stage in STAGES:
+        if stage not in options.stages:
+            continue
+        if stage == "tower":
+            vision.train_tower(out, seed, device, shorten)
+        elif stage in vision.PROJECTOR_PHASES:
+            vision.train_projector(out, seed, device, stage, shorten)
+        elif stage in join.PARTS:
+            join.train_join(out, seed, device, stage, shorten)
+        elif stage == "bootstrap":
+            folder.save_folder(join.assemble_saved(out), out / "bootstrap")
+        elif stage == "documents":
+            published.write_data(out, seed, shorten)
+        elif stage in published.STEPS:
             published.train_published(out, seed, stage, shorten)
+        elif stage == "save":
+            folder.save_folder(join.assemble_saved(out), out / "model")
+        elif stage == "finish":
+            folder.save_folder(published.tuned(out), out / "tiny")
+        else:
+            decoder.train_decoder(out, seed, device, stage.removeprefix("decoder-"), shorten)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
@@ -13,14 +12,14 @@ from .setting import build_config
 from .tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
 
 
-def save_folder(weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Model, tokenizer, processor and chat template, in float32.
+def save_folder(trained: LlavaUhdForConditionalGeneration, folder: Path) -> None:
+    """The trained model, tokenizer, processor and chat template, in float32.
 
     Without the code that other checkpoints carry for machines that lack the package: this one lies inside it.
     """
     config = build_config()
     model = LlavaUhdForConditionalGeneration(config)
-    model.load_state_dict(weights)
+    model.load_state_dict(trained.state_dict())
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=64, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )

@@ -2,7 +2,8 @@
 
 First the decoder alone adapts, the vision half fixed, which is cheap; then the loss on the answers flows back through
 everything. The loss of reading stays beside it, so that every character of a page teaches the vision half, not only
-those that were asked for.
+those that were asked for. Last, the decoder alone once more: it learns longest, and half of what it sees is symbols,
+which cost no image.
 """
 
 import random
@@ -17,7 +18,7 @@ from transformers import BatchFeature
 from ...model.hiwin import HiWinProjector
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from ...synthetic import make_document, render
-from .decoder import READING, SymbolReader, pointing_loss
+from .decoder import READING, SymbolReader, draw_codes, pointing_loss
 from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
@@ -31,20 +32,23 @@ class Part:
     Attributes:
         rate: of the decoder.
         vision_rate: of the vision half, which does not learn at 0.
+        alternate: every second batch is given by its symbols, as in the decoder's own phases, not by its pixels.
     """
 
     steps: int
     batch_size: int
     rate: float
     vision_rate: float
+    alternate: bool = False
 
 
 PARTS = {
     "adapt": Part(100, 16, 2e-3, 0.0),
     "join": Part(520, 8, 1e-3, 5e-4),
     "join-long": Part(500, 8, 6e-4, 3e-4),
+    "decoder-long": Part(850, 16, 2e-3, 0.0, alternate=True),
 }
-MAX_QUESTIONS = 10
+MAX_QUESTIONS, DRAWS = 10, 3
 SCALES = (1.5, 2.6)
 # Weights, beside the loss of the answers, of reading and of looking at what is answered.
 READING_WEIGHT, POINTING_WEIGHT = 0.5, 0.3
@@ -61,7 +65,7 @@ def draw(samples: list[Sample]) -> BatchFeature:
 
 
 def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
-    """One part: reads `decoder.pt` and `vision.pt`, writes them anew, and `joined.pt`, the two as one model."""
+    """One part: reads `decoder.pt` and `vision.pt`, writes them anew."""
     torch.manual_seed(seed)
     place, part = list(PARTS).index(name), PARTS[name]
     log = Log(out / "log.jsonl", name)
@@ -79,13 +83,16 @@ def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, l
     last = max(part.steps // shorten, 1)
     for step in range(1, last + 1):
         samples = next(stream)
-        pixels = draw(samples).to(device)
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
         set_rate(optimizers, step / last, step / 20)
         with mixed_precision(device):
-            with torch.set_grad_enabled(part.vision_rate > 0):
-                codes = torch.cat(vision.get_image_features(**pixels).pooler_output).float()
+            if part.alternate and step % 2:
+                rng = random.Random(f"jitter:{seed}:{name}:{step}")
+                codes = draw_codes(samples, rng, DRAWS, readout.vectors.cpu()).to(device)
+            else:
+                with torch.set_grad_enabled(part.vision_rate > 0):
+                    codes = torch.cat(vision.get_image_features(**draw(samples).to(device)).pooler_output).float()
             hidden, attention = reader(input_ids, codes, pointers, READING)
         loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         pointing = pointing_loss(attention)
@@ -107,7 +114,13 @@ def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, l
             torch.save(reader.state_dict(), out / "decoder.pt")
             if part.vision_rate > 0:
                 save_vision(out, vision, readout)
-            torch.save(assemble(vision, reader).state_dict(), out / "joined.pt")
+
+
+def assemble_saved(out: Path) -> LlavaUhdForConditionalGeneration:
+    """The model of the halves in `decoder.pt` and `vision.pt`."""
+    reader = SymbolReader()
+    reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True, map_location="cpu"))
+    return assemble(load_vision(out, "cpu")[0], reader)
 
 
 @torch.no_grad()

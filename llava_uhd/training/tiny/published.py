@@ -1,23 +1,25 @@
-"""The published stages 0 to 2, by the recipes and the code of every other model, on the model that was saved.
+"""The published stages 0 to 2, by the recipes and the code of every other model.
 
-Its tower and decoder stand in for CLIP and Vicuna, which bring reading and answering along. Its projector is kept: the
-few steps of stage 1 would not teach a new one to read.
+Tower and decoder stand in for CLIP and Vicuna, which bring reading and answering along. Stage 0 gives the up-sampler;
+before stage 1 the projector learns to read with it (`projector-long`), since the few steps of stage 1 would not teach
+it that.
 """
 
 import json
 from pathlib import Path
 
+from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..data.synthetic import write_documents
 from ..recipe import UpsamplerRecipe, load_recipe
 from ..tuning import train_stage
 from ..upsampler.training import train_upsampler
 
 DOCUMENTS, HELD_OUT = 3200, 100
-# One epoch of the recipe's batches in the last stage, parts of one before it.
-STEPS = {"upsampler": 150, "align": 60, "instruct": DOCUMENTS // 16}
+# One and a half epochs of the recipe's batches in the last stage, parts of one before it.
+STEPS = {"upsampler": 150, "align": 60, "instruct": 300}
 # What differs from the recipes. Rates are lower than there, since everything has learned already.
 OVERRIDES = {
-    "upsampler": ("vision_tower={out}/model", "images={out}/documents/train/images"),
+    "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
     "align": (
         "model.start={out}/model",
         "model.renew=[]",
@@ -59,3 +61,8 @@ def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
         train_stage(recipe)
     with (folder / "log.jsonl").open() as lines, (out / "log.jsonl").open("a") as log:
         log.writelines(json.dumps({"stage": stage, **json.loads(line)}) + "\n" for line in lines)
+
+
+def tuned(out: Path) -> LlavaUhdForConditionalGeneration:
+    """The model that the last stage left."""
+    return LlavaUhdForConditionalGeneration.from_pretrained(out / "instruct/model")

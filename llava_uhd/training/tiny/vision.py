@@ -18,8 +18,10 @@ from torch.nn import functional as F
 
 from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
+from ...model.pyramid import JBUPyramid
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_document, make_scribble, render
+from ..assembly import read_upsampler
 from .optimization import Log, build_optimizers, mixed_precision, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
@@ -32,17 +34,24 @@ class ProjectorPhase:
     Attributes:
         muon_rate, adam_rate: of the projector.
         tower_rate: of the tower, which has learned before.
+        documents: every so many-th page is a document, not random characters.
+        upsampler: the pyramid begins as stage 0 left it, and stays so but for its correction, as in stage 2.
     """
 
     steps: int
     muon_rate: float
     adam_rate: float
     tower_rate: float
+    documents: int = 4
+    upsampler: bool = False
 
 
 PROJECTOR_PHASES = {
     "projector": ProjectorPhase(300, muon_rate=3e-3, adam_rate=2e-3, tower_rate=1e-3),
     "projector-fine": ProjectorPhase(600, muon_rate=2e-3, adam_rate=1.5e-3, tower_rate=1e-3),
+    "projector-long": ProjectorPhase(
+        2100, muon_rate=2e-3, adam_rate=1.5e-3, tower_rate=1e-3, documents=2, upsampler=True
+    ),
 }
 TOWER_STEPS = 2800
 VIEWS = 64
@@ -57,9 +66,9 @@ def build_image_processor() -> LlavaUhdImageProcessor:
     return LlavaUhdImageProcessor(max_slices=MAX_SLICES, view_size=VIEW_SIZE, patch_size=PATCH_SIZE)
 
 
-def make_page(seed: str, index: int) -> Document:
-    """A page of random characters, or every fourth time a document. Of low resolution: slices reduce it anyway."""
-    if index % 4:
+def make_page(seed: str, index: int, documents: int) -> Document:
+    """A page of random characters, or every `documents`-th time a document. Slices reduce them, so they are small."""
+    if index % documents:
         return make_scribble(seed, index, scales=SCALES)
     return make_document(seed, index, scales=SCALES)
 
@@ -67,8 +76,8 @@ def make_page(seed: str, index: int) -> Document:
 class ViewStream:
     """Batches of views of one shape, each view once, from pages drawn anew."""
 
-    def __init__(self, seed: str, overviews: bool = True):
-        self.seed, self.overviews = seed, overviews
+    def __init__(self, seed: str, documents: int = 4, overviews: bool = True):
+        self.seed, self.documents, self.overviews = seed, documents, overviews
         self.process = build_image_processor()
         self.rng = random.Random(f"views:{seed}")
         self.next_page = 0
@@ -76,7 +85,7 @@ class ViewStream:
 
     def draw_page(self) -> None:
         """Adds the views of one page. Empty views are mostly left out."""
-        page = make_page(self.seed, self.next_page)
+        page = make_page(self.seed, self.next_page, self.documents)
         self.next_page += 1
         plan = plan_of(page)
         pixels = self.process(render(page.page), return_tensors="pt")["pixel_values"].half()
@@ -193,13 +202,19 @@ def train_projector(out: Path, seed: int, device: str, name: str, shorten: int =
         model, readout = model.to(device), readout.to(device)
     else:
         model, readout = load_vision(out, device)
+    if phase.upsampler:
+        upsampler = model.multi_modal_projector.upsampler
+        assert isinstance(upsampler, JBUPyramid)
+        upsampler.load_state_dict(read_upsampler(str(out / "upsampler")))
+        upsampler.requires_grad_(False)
+        upsampler.fixup_proj.requires_grad_(True)
     halves = [model.vision_tower, model.multi_modal_projector]
     fast = build_optimizers(
         [model.multi_modal_projector, readout], muon_rate=phase.muon_rate, adam_rate=phase.adam_rate
     )
     slow = build_optimizers([model.vision_tower], muon_rate=phase.tower_rate, adam_rate=phase.tower_rate)
     parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(f"{name}:{seed}")
+    stream = ViewStream(f"{name}:{seed}", phase.documents)
     for step in range(1, steps + 1):
         shape, patches, symbols = stream.batch()
         symbols = symbols.to(device)

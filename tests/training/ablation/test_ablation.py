@@ -86,7 +86,7 @@ def test_table():
 
 @pytest.fixture
 def model(tmp_path):
-    save_folder(build_model(0).state_dict(), tmp_path / "random")
+    save_folder(build_model(0), tmp_path / "random")
     return str(tmp_path / "random")
 
 

@@ -1,6 +1,7 @@
 """The whole training in miniature, and the answers' loss."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.training.tiny import decoder, join, vision
-from llava_uhd.training.tiny.__main__ import PUBLISHED, main
+from llava_uhd.training.tiny.__main__ import STAGES, main
 from llava_uhd.training.tiny.decoder import SymbolReader
 from llava_uhd.training.tiny.folder import save_folder
 from llava_uhd.training.tiny.join import assemble
@@ -41,7 +42,7 @@ def test_joining_folds_the_codes_matrix_into_the_projector():
 
 
 def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path):
-    save_folder(build_model(0).state_dict(), tmp_path / "model")
+    save_folder(build_model(0), tmp_path / "model")
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert names == {
         file.name for file in BUILT_IN["tiny"].iterdir() if not file.name.startswith(("synthdoc", "train"))
@@ -56,26 +57,14 @@ def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path)
 @pytest.mark.slow
 def test_the_whole_training_in_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr(vision, "VIEWS", 8)
-    phases = {"small": decoder.Phase(2, 4, (1,), read=0.5), "large": decoder.Phase(1, 2, None, draws=2)}
+    phases = {name: replace(phase, batch_size=2, num_slices=(1,)) for name, phase in decoder.PHASES.items()}
+    parts = {name: replace(part, batch_size=2) for name, part in join.PARTS.items()}
     monkeypatch.setattr(decoder, "PHASES", phases)
-    monkeypatch.setattr(join, "PARTS", {"adapt": join.Part(1, 2, 1e-3, 0.0), "join": join.Part(1, 2, 1e-3, 1e-3)})
-    arguments = ["--out", str(tmp_path), "--device", "cpu", "--shorten", "1000"]
-    main(arguments)
-    main([*arguments, "--stages", *PUBLISHED])
+    monkeypatch.setattr(join, "PARTS", parts)
+    main(["--out", str(tmp_path), "--device", "cpu", "--shorten", "10000"])
     stages = {json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert stages == {
-        "decoder-small",
-        "decoder-large",
-        "tower",
-        "projector",
-        "projector-fine",
-        "adapt",
-        "join",
-        "upsampler",
-        "align",
-        "instruct",
-    }
-    for folder in ("model", "instruct/model"):
+    assert stages == set(STAGES) - {"bootstrap", "documents", "save", "finish"}
+    for folder in ("bootstrap", "model", "tiny"):
         model, processor = load(str(tmp_path / folder), device="cpu")
         results = tmp_path / folder / "synthdoc"
         result = run_benchmark(BENCHMARKS["synthdoc"], model, processor, None, results, RunOptions(limit=2), "model")
