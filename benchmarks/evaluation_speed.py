@@ -22,6 +22,8 @@ from llava_uhd.evaluation.scorers import anls
 from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
 
+PARTS_OF = 32  # questions
+
 
 def one_at_a_time(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
     """Each question alone, its image loaded when its turn comes."""
@@ -68,9 +70,10 @@ def measure_answers(model_name: str, questions: int, batch_size: int, repeats: i
     print(f"eval run, batches of {batch_size}, {count} processes: {questions / batched_s:.2f} questions/s")
     print(f"ratio: {alone_s / batched_s:.2f}; the processes took {begin_s:.0f} s to begin, not counted")
     print(f"identical answers: {same} of {questions}")
-    print("milliseconds a question, part by part, nothing beside it:")
+    print(f"milliseconds a question of the first {PARTS_OF}, part by part, one process, nothing beside it:")
     for name, size in (("one at a time", 1), (f"batches of {batch_size}", batch_size)):
-        parts = measure_parts(Answerer(model, processor, replace(options, batch_size=size)), samples, repeats)
+        alone = Answerer(model, processor, replace(options, batch_size=size))
+        parts = measure_parts(alone, samples[:PARTS_OF], repeats)
         print(f"  {name}: " + ", ".join(f"{part} {milliseconds:.0f}" for part, milliseconds in parts.items()))
 
 
