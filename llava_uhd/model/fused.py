@@ -47,8 +47,8 @@ def geometry(
 ) -> list[LevelGeometry]:
     """The geometry of every level of a map of `shape`, (h, w); in float32."""
     bins, of_levels = bin_shape(shape), []
-    # Made outside of inference mode even when first asked for inside it: a later training step may use it.
-    with torch.inference_mode(False), torch.no_grad():
+    # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         for level in levels:
             map_shape = (level * shape[0], level * shape[1])
             rows, columns = pooling_matrices(map_shape, query_grid, bins, box_dtype, device, torch.float32)
