@@ -90,8 +90,11 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         self: LlavaUhdForConditionalGeneration,
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
+        attention_mask: torch.Tensor | None = None,
         **inputs: Any,
     ) -> LlavaUhdCausalLMOutputWithPast:
+        # The mask is the collator's, which pads on the right: there a causal model sees no padding anyway, and without
+        # a mask its attention takes the faster kernel.
         blank = None
         if inputs.get("pixel_values") is None:
             blank = torch.cat(self.get_image_features(**_blank_image(self, labels.device)).pooler_output)

@@ -76,6 +76,12 @@ def test_training_forward_agrees_with_the_models_own():
     assert ours.logits is None
     counted = model(input_ids=ids, labels=labels, num_items_in_batch=24)
     torch.testing.assert_close(counted.loss, own.loss * 12 / 24)
+    # The collator pads on the right, and gives a mask that the training pass does without.
+    padded, mask = ids.clone(), torch.ones_like(ids)
+    padded[1, 5:], mask[1, 5:], labels[1, 5:] = 7, 0, IGNORE
+    own_forward = type(model).forward
+    expected = own_forward(model, input_ids=padded, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(model(input_ids=padded, attention_mask=mask, labels=labels).loss, expected)
     # Whatever a batch holds, every part takes part in it.
     ours.loss.backward()
     assert model.model.multi_modal_projector.proj.grad is not None
