@@ -1,7 +1,7 @@
 """Batches answered side by side, each process on its share of the cores.
 
 The many small products of a small model on a CPU leave the cores of one process waiting for each other, and threads
-wait for Python's lock. Processes wait for nothing. Each holds a copy of the model, so a large one is answered by one.
+wait for Python's lock. Each process holds a copy of the model, so a large one is answered by one.
 """
 
 import multiprocessing
@@ -10,6 +10,7 @@ import pickle
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,9 +52,19 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def answer_all(self, batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
-        """Answers of batches in their order."""
-        # One batch more than there are processes waits, so that none of them does.
-        return run_ahead(self._pool, _answer, batches, self.count + 1)
+        """Answers of batches in their order.
+
+        Raises:
+            ChildProcessError: a process ended, killed for want of memory perhaps.
+        """
+        try:
+            # One batch more than there are processes waits, so that none of them does.
+            yield from run_ahead(self._pool, _answer, batches, self.count + 1)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"one of {self.count} processes that answer questions ended before its time, "
+                "for want of memory perhaps; what was answered is kept: go on with fewer --workers"
+            ) from error
 
 
 _state: tuple[Answerer, list[Sample]]

@@ -1,6 +1,7 @@
 """Runs from official files to reports, with a model of random weights: killed, resumed, shared among ranks."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -241,14 +242,33 @@ def test_an_error_in_a_process_is_raised(loaded, tmp_path):
             next(answers)
 
 
-def test_batches_hold_questions_of_like_size(loaded, tmp_path):
+def test_a_process_that_is_killed_is_named(loaded, tmp_path):
+    model, processor = loaded
+    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
+    with Workers(answerer, samples, 1) as alone:
+        answers = alone.answer_all([[0]] * 100)
+        next(answers)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(ChildProcessError, match="one of 1 processes .* fewer --workers"):
+            list(answers)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (((60, 60), (400, 300), (60, 60), (400, 300)), [[1, 3], [0, 2]]),
+        (((300, 400), (400, 300), (300, 400), (400, 300)), [[0, 2], [1, 3]]),
+    ],
+)
+def test_batches_hold_questions_of_like_size_and_shape(loaded, tmp_path, sizes, expected):
     _, processor = loaded
-    sizes = [(60, 60), (400, 300), (60, 60), (400, 300)]
     samples = []
     for index, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{index}.png")
         samples.append(Sample(index, "What?", f"{index}.png", tmp_path / f"{index}.png"))
-    assert plan_batches(samples, processor, GenerationOptions(None, None, 1, 1, 2)) == [[1, 3], [0, 2]]
+    assert plan_batches(samples, processor, GenerationOptions(None, None, 1, 1, 2)) == expected
 
 
 @pytest.mark.parametrize(
