@@ -33,6 +33,7 @@ STAGES = (
     "save",
     "align",
     "instruct",
+    "instruct-long",
     "finish",
 )
 

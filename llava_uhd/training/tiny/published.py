@@ -2,11 +2,13 @@
 
 Tower and decoder stand in for CLIP and Vicuna, which bring reading and answering along. Stage 0 gives the up-sampler;
 before stage 1 the projector learns to read with it (`projector-long`), since the few steps of stage 1 would not teach
-it that.
+it that. Stage 2 has two parts: the second, `instruct-long`, goes on from the weights of the first on new documents.
 """
 
 import json
 from pathlib import Path
+
+import torch
 
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..data.synthetic import write_documents
@@ -14,9 +16,9 @@ from ..recipe import UpsamplerRecipe, load_recipe
 from ..tuning import train_stage
 from ..upsampler.training import train_upsampler
 
-DOCUMENTS, HELD_OUT = 3200, 100
-# One and a half epochs of the recipe's batches in the last stage, parts of one before it.
-STEPS = {"upsampler": 150, "align": 60, "instruct": 300}
+DOCUMENTS, MORE_DOCUMENTS, HELD_OUT = 3200, 16_000, 100
+# One and a half epochs of the recipe's batches in the first part of stage 2, 1.8 in the second, parts of one before.
+STEPS = {"upsampler": 150, "align": 60, "instruct": 300, "instruct-long": 1800}
 # What differs from the recipes. Rates are lower than there, since everything has learned already.
 OVERRIDES = {
     "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
@@ -40,13 +42,24 @@ OVERRIDES = {
         "optimization.learning_rates="
         "{{language_model: 3e-4, projector: 3e-4, vision_tower: 3e-4, upsampler_fixup: 3e-4}}",
     ),
+    # At the recipe's own rates.
+    "instruct-long": (
+        "model.start={out}/instruct/model",
+        "watch.save_every=100",
+        "data.train.0.path={out}/more-documents/train/questions.jsonl",
+        "data.train.0.images={out}/more-documents/train/images",
+        "data.held_out.0.path={out}/documents/held-out/questions.jsonl",
+        "data.held_out.0.images={out}/documents/held-out/images",
+        "optimization.precision=bf16",
+    ),
 }
 
 
 def write_data(out: Path, seed: int, shorten: int = 1) -> None:
-    """What `llava-uhd data synthetic` writes, into `documents`."""
+    """What `llava-uhd data synthetic` writes, into `documents`, and more to train on into `more-documents`."""
     write_documents(out / "documents/train", max(DOCUMENTS // shorten, 96), seed)
     write_documents(out / "documents/held-out", max(HELD_OUT // shorten, 2), seed + 1)
+    write_documents(out / "more-documents/train", max(MORE_DOCUMENTS // shorten, 96), seed + 3)
 
 
 def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
@@ -54,7 +67,8 @@ def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
     folder = out / stage
     steps = "max_steps" if stage == "upsampler" else "optimization.max_steps"
     overrides = [f"out={folder}", f"seed={seed}", f"{steps}={max(STEPS[stage] // shorten, 1)}"]
-    recipe = load_recipe(f"tiny-{stage}", [*overrides, *(text.format(out=out) for text in OVERRIDES[stage])])
+    overrides += [text.format(out=out) for text in OVERRIDES[stage]]
+    recipe = load_recipe(f"tiny-{stage.removesuffix('-long')}", overrides)
     if isinstance(recipe, UpsamplerRecipe):
         train_upsampler(recipe)
     else:
@@ -65,4 +79,4 @@ def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
 
 def tuned(out: Path) -> LlavaUhdForConditionalGeneration:
     """The model that the last stage left."""
-    return LlavaUhdForConditionalGeneration.from_pretrained(out / "instruct/model")
+    return LlavaUhdForConditionalGeneration.from_pretrained(out / "instruct-long/model", dtype=torch.float32)
