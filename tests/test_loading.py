@@ -20,6 +20,8 @@ def folder(tmp_path_factory, qwen_tokenizer):
 @pytest.mark.parametrize("bits, linear", [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
 def test_only_the_language_model_is_quantized(folder, bits, linear):
     pytest.importorskip("bitsandbytes")
+    if bits == "4bit" and torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("bitsandbytes' 4-bit layers for such CPUs take no rows as short as the test's")
     quantized, _ = load(str(folder), device="cpu", dtype="float32", quantization=bits)
     kinds: dict[str, set[str]] = {}
     for name, module in quantized.named_modules():

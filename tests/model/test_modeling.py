@@ -238,7 +238,7 @@ def test_siglip_tower():
         from llava_uhd.model.vision_tower import encode_views
 
         ours = encode_views(model.model.vision_tower, square["pixel_values"][None], (4, 4), -2)
-        torch.testing.assert_close(ours[0].flatten(1).T, outputs.hidden_states[-2][0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[0].flatten(1).T, outputs.hidden_states[-2][0], rtol=1e-3, atol=1e-4)
         assert model(**inputs).logits.isfinite().all()
 
 
