@@ -19,7 +19,8 @@ from ..upsampler.training import train_upsampler
 DOCUMENTS, MORE_DOCUMENTS, HELD_OUT = 3200, 16_000, 100
 # One and a half epochs of the recipe's batches in the first part of stage 2, 1.8 in the second, parts of one before.
 STEPS = {"upsampler": 150, "align": 60, "instruct": 300, "instruct-long": 1800}
-# What differs from the recipes. Rates are lower than there, since everything has learned already.
+# What differs from the recipes. Rates are lower than there, since everything has learned already; but not in the last
+# part, which is long enough to come back from them.
 OVERRIDES = {
     "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
     "align": (
@@ -42,7 +43,6 @@ OVERRIDES = {
         "optimization.learning_rates="
         "{{language_model: 3e-4, projector: 3e-4, vision_tower: 3e-4, upsampler_fixup: 3e-4}}",
     ),
-    # At the recipe's own rates.
     "instruct-long": (
         "model.start={out}/instruct/model",
         "watch.save_every=100",
