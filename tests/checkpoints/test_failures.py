@@ -185,14 +185,6 @@ convert_to_ours(Parts(source, vision_tower=tower), Path(out), Options(Overrides(
 """
 
 
-# The last step, giving the finished folder its name, waits: however fast the machine, the signal comes before it.
-LINGER = """
-import pathlib, time
-rename = pathlib.Path.rename
-pathlib.Path.rename = lambda path, target: (time.sleep(60), rename(path, target))[1]
-"""
-
-
 def start(source, tower, out, **kwargs):
     command = [sys.executable, "-c", CONVERT, str(source), str(tower), str(out)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **kwargs)
@@ -219,7 +211,9 @@ def test_killed_half_way(tmp_path, tower, how):
     source = write_released(tmp_path / "in", tensors)
     # Kept for the way back, the large tensors are what takes the time to be killed in.
     slow = CONVERT.replace("projector_heads=2)", "projector_heads=2), keep_dead=True")
-    command = [sys.executable, "-c", LINGER + slow, str(source), str(tower), str(tmp_path / "out")]
+    # A shell's background jobs, these tests perhaps among them, have their children ignore interrupts.
+    slow = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{slow}"
+    command = [sys.executable, "-c", slow, str(source), str(tower), str(tmp_path / "out")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = tmp_path / ".out.partial"
     deadline = time.monotonic() + 120
