@@ -37,7 +37,7 @@ def load_image(sample: Sample, max_side: int | None) -> Image.Image:
         ValueError: it cannot be read; names it.
     """
     assert sample.image_source is not None
-    name = f"the image of question {sample.question_id}"
+    name = f"the image of question {sample.question_id}" if sample.image is None else f"image {sample.image}"
     try:
         image = open_image(sample.image_source)
     except (OSError, ValueError, Image.DecompressionBombError) as error:

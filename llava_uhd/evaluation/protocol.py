@@ -32,7 +32,7 @@ def describe_protocol(
 
     Neither time nor the number of ranks is part of it: they must not change a result.
     """
-    example = answerer.prompt(samples[0]).replace(samples[0].prompt, "{question}")
+    example = answerer.batches.prompt(samples[0]).replace(samples[0].prompt, "{question}")
     options = asdict(answerer.options)
     if options["max_slices"] is None:
         options["max_slices"] = answerer.processor.image_processor.max_slices

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .benchmarks import Benchmark
-from .generation import Answerer, GenerationOptions, plan_batches
+from .generation import Answerer, GenerationOptions
 from .outcome import write_outcome
 from .predictions import Problems, Row, append_rows, drop_partial_line, read_rows, write_atomically
 from .protocol import Protocol, changes, describe_protocol
@@ -152,7 +152,7 @@ def _answer_share(
     shard = out / "shards" / f"rank{rank.index}.jsonl"
     drop_partial_line(shard)
     answered = {index for index, row in _known_rows(out).items() if "error" not in row}
-    batches = plan_batches(samples, answerer.processor, answerer.options)[rank.index :: rank.count]
+    batches = answerer.batches.plan(samples, answerer.options.batch_size)[rank.index :: rank.count]
     pending = [positions for positions in batches if not answered.issuperset(positions)]
     total, left = sum(map(len, batches)), sum(map(len, pending))
     workers = workers or default_workers(answerer.model, len(pending))

@@ -88,5 +88,5 @@ def _end_with_parent() -> None:
 def _answer(positions: Sequence[int]) -> Answers:
     answerer, samples = _state
     with ThreadPoolExecutor(1) as decoding:
-        batch = answerer.prepare(samples, positions, decoding)
+        batch = answerer.batches.build(samples, positions, decoding)
     return Answers(answerer.answer(batch), batch.errors)

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 
 from llava_uhd.evaluation import workers
+from llava_uhd.evaluation.batches import BatchBuilder
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions, plan_batches
+from llava_uhd.evaluation.generation import Answerer, GenerationOptions
 from llava_uhd.evaluation.images import load_image, scaled_size
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.evaluation.samples import Sample
 from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
+from llava_uhd.synthetic import make_document, render
 from tests.evaluation import minidata
 
 FAST = ("--max-new-tokens", "4", "--batch-size", "2")
@@ -213,8 +215,8 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
     samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
     answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
     with ThreadPoolExecutor(1) as pool:
-        first = answerer.prepare(samples, [0], pool)
-    length = first.inputs["input_ids"].shape[1]
+        first = answerer.batches.build(samples, [0], pool)
+    length = first.text["input_ids"].shape[1]
     answerer.context = length + 1
     assert len(processor.tokenizer(answerer.answer(first)[0])["input_ids"]) <= 1
     answerer.context = length
@@ -255,6 +257,62 @@ def test_a_process_that_is_killed_is_named(loaded, tmp_path):
             list(answers)
 
 
+def about_pages(folder, questions=3):
+    """Questions about two pages in files, of unlike shapes and numbers of tokens, in turn."""
+    pages = [make_document("pages", index, kind="form", num_slices=slices) for index, slices in enumerate((6, 2))]
+    for index, page in enumerate(pages):
+        render(page.page).save(folder / f"{index}.png")
+    return [
+        Sample(3 * number + index, page.questions[number].text, f"{index}.png", folder / f"{index}.png")
+        for number in range(questions)
+        for index, page in enumerate(pages)
+    ]
+
+
+def test_questions_about_one_image_read_it_once(tmp_path):
+    model, processor = load("tiny", "cpu")
+    samples = about_pages(tmp_path)
+    together = Answerer(model, processor, GenerationOptions(None, None, 1, 12, 6))
+    assert [set(batch) for batch in together.batches.plan(samples, 3)] == [{0, 2, 4}, {1, 3, 5}]
+    read = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    with ThreadPoolExecutor(2) as pool:
+        alone = {}
+        for position in range(6):
+            alone |= together.answer(together.batches.build(samples, [position], pool))
+        batch = together.batches.build(samples, range(6), pool)
+        assert len(batch.images["num_views"]) == 2 and batch.image_of_question == [0, 1] * 3
+        read.clear()
+        assert together.answer(batch) == alone
+    # Both images first, then what is left of the six prompts.
+    shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
+    assert read[:2] == [(2, shared), (6, whole - shared)] and shared > 400 and whole - shared < 40
+
+
+def test_beams_and_questions_without_an_image_share_nothing(tmp_path):
+    model, processor = load("tiny", "cpu")
+    samples = about_pages(tmp_path)
+    beams = Answerer(model, processor, GenerationOptions(None, None, 2, 4, 6))
+    with ThreadPoolExecutor(2) as pool:
+        batch = beams.batches.build(samples, range(6), pool)
+        assert batch.num_shared == 0 and len(batch.images["num_views"]) == 2
+        assert len(beams.answer(batch)) == 6
+        greedy = Answerer(model, processor, GenerationOptions(None, None, 1, 4, 7))
+        batch = greedy.batches.build([*samples, Sample(6, "Hello?")], range(7), pool)
+        assert batch.num_shared == 0 and len(greedy.answer(batch)) == 7
+
+
+def test_every_question_about_a_broken_image_is_named(loaded, tmp_path):
+    samples = about_pages(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with ThreadPoolExecutor(2) as pool:
+        batch = BatchBuilder(loaded[1]).build(samples, range(6), pool)
+    assert batch.readable == [0, 2, 4] and batch.errors.keys() == {1, 3, 5}
+    assert all("image 1.png cannot be read" in error for error in batch.errors.values())
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
@@ -268,7 +326,7 @@ def test_batches_hold_questions_of_like_size_and_shape(loaded, tmp_path, sizes, 
     for index, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{index}.png")
         samples.append(Sample(index, "What?", f"{index}.png", tmp_path / f"{index}.png"))
-    assert plan_batches(samples, processor, GenerationOptions(None, None, 1, 1, 2)) == expected
+    assert BatchBuilder(processor).plan(samples, 2) == expected
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def answer_questions(answerer: Answerer, questions: Sequence[Question]) -> list[
         for index, (text, image) in enumerate(questions)
     ]
     with ThreadPoolExecutor() as pool:
-        batch = answerer.prepare(samples, range(len(samples)), pool)
+        batch = answerer.batches.build(samples, range(len(samples)), pool)
     if batch.errors:
         raise ValueError("; ".join(batch.errors.values()))
     answers = answerer.answer(batch)

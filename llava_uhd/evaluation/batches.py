@@ -1,0 +1,181 @@
+"""Batches of questions: which belong together, and what the model takes of them.
+
+Which questions form a batch depends on the data alone, not on the number of ranks or on what an earlier run left
+undone, so an answer never depends on how the work was spread.
+
+Questions about one image stay together. A batch holds each image once, and says how many tokens the prompts about it
+have in common, for the language model to read them once.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ..answering import question_message
+from .images import image_size, load_image
+from .samples import ImageSource, Sample
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, BatchFeature
+
+    from ..model.processing_llava_uhd import LlavaUhdProcessor
+
+Inputs = TypeVar("Inputs", "BatchFeature", "BatchEncoding")
+IMAGE_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions by their positions in the data, and what the model needs to answer those whose image could be read.
+
+    Attributes:
+        readable: positions of the questions that can be answered, in the order of the rows of `text`.
+        errors: why the others cannot, by position.
+        text: `input_ids` and `attention_mask`, padded on the left, the first `num_shared` columns and the others each
+            by themselves; None if nothing is readable.
+        images: pixels and shapes of the images, each once, however many questions ask about it; None without any.
+        image_of_question: for every readable question with an image, in order, which of `images` it is.
+        num_shared: columns of `text` up to the images' last tokens, the same for all questions about an image; 0 if
+            they are not to be read once for all.
+    """
+
+    readable: list[int]
+    errors: dict[int, str]
+    text: "BatchEncoding | None"
+    images: "BatchFeature | None"
+    image_of_question: list[int]
+    num_shared: int
+
+
+class BatchBuilder:
+    """Plans batches, loads their images and builds their inputs.
+
+    Args:
+        processor: of the model.
+        max_side: long side to which images are scaled before slicing, in pixels; None leaves them.
+        max_slices: most slices per image; None as the model was trained.
+        share: see `Batch.num_shared`; False for a model that cannot go on with several answers from one beginning.
+    """
+
+    def __init__(
+        self,
+        processor: "LlavaUhdProcessor",
+        max_side: int | None = None,
+        max_slices: int | None = None,
+        share: bool = True,
+    ):
+        self.processor = processor
+        self.max_side = max_side
+        self.slices = {} if max_slices is None else {"max_slices": max_slices}
+        self.share = share
+
+    def plan(self, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+        """Group positions of questions with like numbers and shapes of views and lengths of text, the longest first.
+
+        Views of one shape go through the tower together, and give as many tokens. Among these, questions about one
+        image stay together.
+        """
+        about: dict[ImageSource | int, list[int]] = {}  # a question without an image stays by itself
+        for position, sample in enumerate(samples):
+            about.setdefault(position if sample.image_source is None else sample.image_source, []).append(position)
+
+        def cost(positions: list[int]) -> tuple[int, tuple[int, int], int, int]:
+            longest = max(len(samples[position].prompt) for position in positions)
+            size = image_size(samples[positions[0]], self.max_side)
+            if size is None:
+                return 0, (0, 0), -longest, positions[0]
+            plan = self.processor.image_processor.plan(*size, **self.slices)
+            return -plan.num_views, plan.view_shapes[0], -longest, positions[0]
+
+        with ThreadPoolExecutor(IMAGE_THREADS) as pool:
+            costs = pool.map(cost, about.values())
+            groups = [positions for _, positions in sorted(zip(costs, about.values(), strict=True))]
+        order = [
+            position
+            for positions in groups
+            for position in sorted(positions, key=lambda position: (-len(samples[position].prompt), position))
+        ]
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def prompt(self, sample: Sample) -> str:
+        """The text of a whole conversation, an image placeholder in it."""
+        images = [sample.image_source] if sample.image_source is not None else []
+        message = question_message(images, sample.prompt)
+        return self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+
+    def build(self, samples: Sequence[Sample], positions: Sequence[int], pool: ThreadPoolExecutor) -> Batch:
+        """The batch of the questions at these positions. Images are loaded on the pool, each once.
+
+        To be called by one thread at a time, as tokenizers allow.
+        """
+        asked = {position: samples[position] for position in positions}
+        first: dict[ImageSource, Sample] = {}  # of those about each image
+        for sample in asked.values():
+            if sample.image_source is not None:
+                first.setdefault(sample.image_source, sample)
+        loaded = dict(zip(first, pool.map(self._load, first.values()), strict=True))
+        images = {source: image for source, image in loaded.items() if not isinstance(image, str)}
+        place = {source: index for index, source in enumerate(images)}
+
+        readable, errors, ids, image_of_question = [], {}, [], []
+        for position, sample in asked.items():
+            image = None if sample.image_source is None else loaded[sample.image_source]
+            if isinstance(image, str):
+                errors[position] = image
+                continue
+            readable.append(position)
+            ids.append(self.processor.encode_prompt(self.prompt(sample), image))
+            if sample.image_source is not None:
+                image_of_question.append(place[sample.image_source])
+        shared = self._shared_lengths(ids, image_of_question)
+        return Batch(
+            readable,
+            errors,
+            self._padded(ids, shared) if ids else None,
+            _joined(list(images.values())) if images else None,
+            image_of_question,
+            max(shared, default=0),
+        )
+
+    def _load(self, sample: Sample) -> "BatchFeature | str":
+        """What the model takes of an image, or why it cannot be read."""
+        try:
+            image = load_image(sample, self.max_side)
+        except ValueError as error:
+            return str(error)
+        return self.processor.image_processor(image, return_tensors="pt", **self.slices)
+
+    def _shared_lengths(self, ids: list[list[int]], image_of_question: list[int]) -> list[int]:
+        """Tokens of each prompt up to its image's last.
+
+        Zeros unless all prompts have an image, some the same one, and begin alike where they do.
+        """
+        num_images = len(set(image_of_question))
+        if self.share and num_images < len(image_of_question) == len(ids):
+            image_token = self.processor.image_token_id
+            lengths = [len(prompt) - prompt[::-1].index(image_token) for prompt in ids]
+            beginnings = [prompt[:length] for prompt, length in zip(ids, lengths, strict=True)]
+            different = {(image, *begun) for image, begun in zip(image_of_question, beginnings, strict=True)}
+            goes_on = all(length < len(prompt) for prompt, length in zip(ids, lengths, strict=True))
+            if len(different) == num_images and goes_on:
+                return lengths
+        return [0] * len(ids)
+
+    def _padded(self, ids: list[list[int]], shared: list[int]) -> "BatchEncoding":
+        """Token ids and mask, (questions, length)."""
+        beginnings = [prompt[:length] for prompt, length in zip(ids, shared, strict=True)]
+        rest = [prompt[length:] for prompt, length in zip(ids, shared, strict=True)]
+        parts = [
+            self.processor.tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt")
+            for part in (beginnings, rest)
+            if any(part)
+        ]
+        return _joined(parts, dim=1)
+
+
+def _joined(parts: list[Inputs], dim: int = 0) -> Inputs:
+    """Tensors of the same names, joined."""
+    return type(parts[0])({name: torch.cat([part[name] for part in parts], dim=dim) for name in parts[0]})
