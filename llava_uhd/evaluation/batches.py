@@ -57,6 +57,7 @@ class BatchBuilder:
         processor: of the model.
         max_side: long side to which images are scaled before slicing, in pixels; None leaves them.
         max_slices: most slices per image; None as the model was trained.
+        num_beams: of an answer.
         share: see `Batch.num_shared`; False for a model that cannot go on with several answers from one beginning.
     """
 
@@ -65,11 +66,13 @@ class BatchBuilder:
         processor: "LlavaUhdProcessor",
         max_side: int | None = None,
         max_slices: int | None = None,
+        num_beams: int = 1,
         share: bool = True,
     ):
         self.processor = processor
         self.max_side = max_side
         self.slices = {} if max_slices is None else {"max_slices": max_slices}
+        self.num_beams = num_beams
         self.share = share
 
     def plan(self, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
@@ -151,10 +154,11 @@ class BatchBuilder:
     def _shared_lengths(self, ids: list[list[int]], image_of_question: list[int]) -> list[int]:
         """Tokens of each prompt up to its image's last.
 
-        Zeros unless all prompts have an image, some the same one, and begin alike where they do.
+        Zeros unless all prompts have an image, begin alike where it is the same one, and there are more answers (or
+        beams) than images.
         """
         num_images = len(set(image_of_question))
-        if self.share and num_images < len(image_of_question) == len(ids):
+        if self.share and len(image_of_question) == len(ids) and num_images < len(ids) * self.num_beams:
             image_token = self.processor.image_token_id
             lengths = [len(prompt) - prompt[::-1].index(image_token) for prompt in ids]
             beginnings = [prompt[:length] for prompt, length in zip(ids, lengths, strict=True)]

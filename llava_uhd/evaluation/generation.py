@@ -1,7 +1,7 @@
 """Batched generation: the next batch is prepared while the device answers this one.
 
 The images of a batch are encoded once. The language model, too, reads what several prompts begin with once, and goes
-on from there with each question.
+on from there with each question and each beam.
 """
 
 from collections import deque
@@ -82,9 +82,9 @@ class Answerer:
         self.processor = processor
         self.options = options
         self.context = model.config.text_config.max_position_embeddings
-        # Several answers can go on from plain keys and values, one beam each.
-        share = options.num_beams == 1 and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
-        self.batches = BatchBuilder(processor, options.max_side, options.max_slices, share)
+        # Several answers can go on from plain keys and values.
+        share = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+        self.batches = BatchBuilder(processor, options.max_side, options.max_slices, options.num_beams, share)
 
     def answer_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
         """Answers of batches in their order, each prepared in the background before its turn.
@@ -147,7 +147,8 @@ class Answerer:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_select_indices(torch.tensor(batch.image_of_question, device=self.model.device))
+        of_beam = torch.tensor(batch.image_of_question).repeat_interleave(self.options.num_beams)
+        cache.batch_select_indices(of_beam.to(self.model.device))
         return {"past_key_values": cache}
 
     def _new_cache(self) -> DynamicCache:

@@ -269,10 +269,11 @@ def about_pages(folder, questions=3):
     ]
 
 
-def test_questions_about_one_image_read_it_once(tmp_path):
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
     model, processor = load("tiny", "cpu")
     samples = about_pages(tmp_path)
-    together = Answerer(model, processor, GenerationOptions(None, None, 1, 12, 6))
+    together = Answerer(model, processor, GenerationOptions(None, None, num_beams, 12, 6))
     assert [set(batch) for batch in together.batches.plan(samples, 3)] == [{0, 2, 4}, {1, 3, 5}]
     read = []
     model.model.language_model.register_forward_pre_hook(
@@ -280,28 +281,30 @@ def test_questions_about_one_image_read_it_once(tmp_path):
     )
     with ThreadPoolExecutor(2) as pool:
         alone = {}
-        for position in range(6):
-            alone |= together.answer(together.batches.build(samples, [position], pool))
+        for position, sample in enumerate(samples):
+            inputs = processor(
+                images=Image.open(sample.image_source), text=together.batches.prompt(sample), return_tensors="pt"
+            )
+            generated = model.generate(**inputs, do_sample=False, num_beams=num_beams, max_new_tokens=12)[0]
+            alone[position] = processor.decode(generated[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         batch = together.batches.build(samples, range(6), pool)
         assert len(batch.images["num_views"]) == 2 and batch.image_of_question == [0, 1] * 3
         read.clear()
         assert together.answer(batch) == alone
     # Both images first, then what is left of the six prompts.
     shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
-    assert read[:2] == [(2, shared), (6, whole - shared)] and shared > 400 and whole - shared < 40
+    assert read[:2] == [(2, shared), (6 * num_beams, whole - shared)] and shared > 400 and whole - shared < 40
 
 
-def test_beams_and_questions_without_an_image_share_nothing(tmp_path):
+def test_questions_without_an_image_share_nothing(tmp_path):
     model, processor = load("tiny", "cpu")
-    samples = about_pages(tmp_path)
-    beams = Answerer(model, processor, GenerationOptions(None, None, 2, 4, 6))
+    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 4, 7))
+    samples = [*about_pages(tmp_path), Sample(6, "Hello?")]
     with ThreadPoolExecutor(2) as pool:
-        batch = beams.batches.build(samples, range(6), pool)
+        batch = answerer.batches.build(samples, range(7), pool)
         assert batch.num_shared == 0 and len(batch.images["num_views"]) == 2
-        assert len(beams.answer(batch)) == 6
-        greedy = Answerer(model, processor, GenerationOptions(None, None, 1, 4, 7))
-        batch = greedy.batches.build([*samples, Sample(6, "Hello?")], range(7), pool)
-        assert batch.num_shared == 0 and len(greedy.answer(batch)) == 7
+        assert len(answerer.answer(batch)) == 7
+        assert len(answerer.answer(answerer.batches.build(samples, [6], pool))) == 1
 
 
 def test_every_question_about_a_broken_image_is_named(loaded, tmp_path):
