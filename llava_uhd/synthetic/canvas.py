@@ -56,6 +56,7 @@ class Canvas:
         self.top = rng.uniform(0.2, rng.choice((1.2, 1.2, 4.0)) * rows**0.5) * self.window[1]
         self.bottom = height - 0.3 * self.window[1]
         self.questions: list[Question] = []
+        self.hints: list[Question] = []
 
     def restyle(self) -> None:
         """Draws font, size, pitch and ink."""
@@ -116,6 +117,10 @@ class Canvas:
     def ask(self, templates: tuple[str, ...], answer: str, source: Text, **words: str) -> None:
         """Keeps a question, worded in one of several ways, whose answer is in a text that was placed."""
         self.questions.append(Question(self.rng.choice(templates).format(**words), answer, source))
+
+    def hint(self, text: str, answer: str, source: Text) -> None:
+        """Keeps a question for training alone: a step on the way to the answer of another one."""
+        self.hints.append(Question(text, answer, source))
 
 
 def _paper(rng: random.Random) -> Color:

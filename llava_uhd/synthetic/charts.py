@@ -8,6 +8,8 @@ TITLES = ("Sales", "Visitors", "Orders", "Hours", "Exports", "Members", "Output"
 VALUE = ("What is the value of {name}?", "Value of {name}?", "{name}?")
 HIGHEST = ("Which is the highest?", "Which bar is the longest?")
 LOWEST = ("Which is the lowest?", "Which bar is the shortest?")
+HIGHEST_VALUE, LOWEST_VALUE = "What is the highest value?", "What is the lowest value?"
+COMPARISONS = (*HIGHEST, *LOWEST, HIGHEST_VALUE, LOWEST_VALUE)
 TITLE = ("What is the title?", "Title?")
 PALETTE: tuple[Color, ...] = (
     (70, 120, 180), (200, 90, 70), (90, 160, 90), (150, 110, 170), (210, 150, 60), (120, 120, 120), (60, 150, 160)
@@ -26,10 +28,14 @@ def lay_out_chart(canvas: Canvas) -> None:
     bars = lay_out(canvas, names, values, unit)
     for name, value in bars:
         canvas.ask(VALUE, value.text, value, name=name.text)
+        canvas.hint(f"Which bar is {value.text}?", name.text, name)
     if len(bars) >= 3:
-        of = {number: name for number, (name, _) in zip(values, bars, strict=False)}
-        canvas.ask(HIGHEST, of[max(of)].text, of[max(of)])
-        canvas.ask(LOWEST, of[min(of)].text, of[min(of)])
+        of = dict(zip(values, bars, strict=False))
+        (highest, highest_value), (lowest, lowest_value) = of[max(of)], of[min(of)]
+        canvas.ask(HIGHEST, highest.text, highest)
+        canvas.ask(LOWEST, lowest.text, lowest)
+        canvas.hint(HIGHEST_VALUE, highest_value.text, highest_value)
+        canvas.hint(LOWEST_VALUE, lowest_value.text, lowest_value)
 
 
 def _names(canvas: Canvas) -> list[str]:

@@ -27,11 +27,16 @@ HELD_OUT_SEED = 7_000_001
 
 @dataclass(frozen=True)
 class Document:
-    """A page and what can be asked about it."""
+    """A page and what can be asked about it.
+
+    Attributes:
+        hints: questions that only training asks, on the way to the answers of others.
+    """
 
     kind: str
     page: Page
     questions: tuple[Question, ...]
+    hints: tuple[Question, ...] = ()
 
 
 def make_document(
@@ -60,7 +65,7 @@ def make_document(
         if canvas.questions and _holds_its_text(canvas.page):
             break
     _wear(rng, canvas.page)
-    return Document(kind, canvas.page, tuple(canvas.questions))
+    return Document(kind, canvas.page, tuple(canvas.questions), tuple(canvas.hints))
 
 
 def _holds_its_text(page: Page) -> bool:

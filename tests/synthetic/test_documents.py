@@ -66,6 +66,12 @@ def test_questions_about_extremes_name_the_extreme():
                 values[name] = int(question.answer.removesuffix("%"))
         for extreme, name in extremes.items():
             assert name == extreme(values, key=values.__getitem__)
+        unit = "%" if any("%" in text.text for text in document.page.texts) else ""
+        hints = {f"Which bar is {value}{unit}?": name for name, value in values.items()}
+        if extremes:
+            hints |= {"What is the highest value?": f"{max(values.values())}{unit}"}
+            hints |= {"What is the lowest value?": f"{min(values.values())}{unit}"}
+        assert {hint.text: hint.answer for hint in document.hints} == hints
 
 
 def test_characters_lie_on_the_page(documents):

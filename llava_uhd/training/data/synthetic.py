@@ -6,28 +6,49 @@ the page says from top to bottom.
 """
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from ...synthetic import Document, make_document, render
+from ...synthetic import Document, Question, make_document, render
+from ...synthetic.charts import COMPARISONS
 
 CAPTION_LENGTH = 160  # characters
 COMPRESSION = 3  # of PNG: to write a noisy page takes less than half as long as by default, and it is no larger
 
 
-def write_documents(folder: Path, count: int, seed: int) -> None:
-    """Writes `count` pages of each sort and the two files about them."""
+def write_documents(folder: Path, count: int, seed: int, *, kinds: Sequence[str] | None = None) -> None:
+    """Writes `count` pages of each sort and the two files about them.
+
+    Args:
+        kinds: of the documents, in turn; drawn for each if not given.
+    """
     for sort in ("images", "overviews"):
         (folder / sort).mkdir(parents=True, exist_ok=True)
     with (folder / "captions.jsonl").open("w") as captions, (folder / "questions.jsonl").open("w") as questions:
         for index in range(count):
             name = f"{index:06}.png"
-            document = make_document(seed, index)
+            document = make_document(seed, index, kind=kinds[index % len(kinds)] if kinds else None)
             render(document.page).save(folder / "images" / name, compress_level=COMPRESSION)
-            asked = [turn for question in document.questions for turn in (question.text, question.answer)]
+            turns = _in_turn(document, random.Random(f"questions:{seed}:{index}"))
+            asked = [said for question in turns for said in (question.text, question.answer)]
             questions.write(_record(f"{seed}-{index}", name, asked))
             small = make_document(f"{seed}:overview", index, num_slices=1)
             render(small.page).save(folder / "overviews" / name, compress_level=COMPRESSION)
             captions.write(_record(f"{seed}-overview-{index}", name, ["Read the text.", _caption(small)]))
+
+
+def _in_turn(document: Document, rng: random.Random) -> list[Question]:
+    """A document's questions in an order that leaves the page as the only place to find an answer.
+
+    In the page's own order the next cell of a table can be told from the one just asked for, and the highest of bars
+    from the values named before it: a model learns that, and fails where the question comes alone.
+    """
+    questions = [*document.questions, *document.hints]
+    rng.shuffle(questions)
+    if rng.random() < 0.75:
+        questions.sort(key=lambda question: question.text not in COMPARISONS)
+    return questions
 
 
 def _caption(document: Document) -> str:

@@ -34,6 +34,7 @@ STAGES = (
     "align",
     "instruct",
     "instruct-long",
+    "instruct-last",
     "finish",
 )
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from jinja2 import Environment
 
+from llava_uhd.synthetic import make_document
+from llava_uhd.synthetic.charts import COMPARISONS
 from llava_uhd.training.data.check import check_source
 from llava_uhd.training.data.collation import Collator
 from llava_uhd.training.data.conversations import BadSample, read_conversation
@@ -267,3 +269,21 @@ def test_synthetic_documents_are_llava_data(tmp_path, processor):
     for name, pages in (("captions", "overviews"), ("questions", "images")):
         report = check_source(Source(str(tmp_path / f"{name}.jsonl"), str(tmp_path / pages)), processor)
         assert (report.samples, report.broken, report.images) == (3, 0, 3)
+
+
+def test_an_answer_cannot_be_told_from_those_before_it(tmp_path):
+    write_documents(tmp_path, 24, seed=5, kinds=("chart", "table"))
+    records = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    asked = [[turn["value"].removeprefix("<image>") for turn in record["conversations"]] for record in records]
+    documents = [make_document(5, index, kind=("chart", "table")[index % 2]) for index in range(24)]
+    in_page_order = compared_first = comparing = 0
+    for said, document in zip(asked, documents, strict=True):
+        right = [(question.text, question.answer) for question in (*document.questions, *document.hints)]
+        turns = list(zip(said[::2], said[1::2], strict=True))
+        assert sorted(turns) == sorted(right)
+        in_page_order += turns == right and len(turns) > 3
+        comparisons = [question in COMPARISONS for question, _ in turns]
+        if any(comparisons):
+            comparing += 1
+            compared_first += all(comparisons[: sum(comparisons)])
+    assert in_page_order == 0 and comparing > 8 and comparing / 2 < compared_first < comparing
