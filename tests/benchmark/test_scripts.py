@@ -1,5 +1,6 @@
 """The scripts in `benchmarks/` that no other test runs, in miniature."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from llava_uhd.benchmark.compare import published_forward
+from llava_uhd.loading import BUILT_IN
 from tests.conftest import build_model, small_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -63,3 +65,11 @@ def test_the_ways_to_ask_give_one_answer():
     lines = output("ask_latency.py", "--runs", "1")
     assert [line.split(":")[0] for line in lines[1:]] == ["folded", "layer by layer", "published"]
     assert {line.split("answer ")[1] for line in lines[1:]} == {"'$42.69'"}
+
+
+def test_every_question_of_synthdoc_is_of_one_sort():
+    lines = output("synthdoc_questions.py", str(BUILT_IN["tiny"] / "synthdoc.json"))
+    right, asked = zip(*(map(int, line.rsplit(": ", 1)[1].split(" of ")) for line in lines), strict=True)
+    assert len(lines) == 7 and sum(asked) == 1000
+    scores = json.loads((BUILT_IN["tiny"] / "synthdoc.json").read_text())["scores"]["official"]["values"]
+    assert sum(right) == pytest.approx(10 * scores["exact match"])

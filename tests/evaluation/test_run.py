@@ -275,25 +275,38 @@ def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
     samples = about_pages(tmp_path)
     together = Answerer(model, processor, GenerationOptions(None, None, num_beams, 12, 6))
     assert [set(batch) for batch in together.batches.plan(samples, 3)] == [{0, 2, 4}, {1, 3, 5}]
-    read = []
+    read, logits = [], []
     model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
+    model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output[:, -1]))
     with ThreadPoolExecutor(2) as pool:
-        alone = {}
+        alone, alone_logits = {}, []
         for position, sample in enumerate(samples):
             inputs = processor(
                 images=Image.open(sample.image_source), text=together.batches.prompt(sample), return_tensors="pt"
             )
+            logits.clear()
             generated = model.generate(**inputs, do_sample=False, num_beams=num_beams, max_new_tokens=12)[0]
+            alone_logits.append(logits[0])
             alone[position] = processor.decode(generated[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         batch = together.batches.build(samples, range(6), pool)
         assert len(batch.images["num_views"]) == 2 and batch.image_of_question == [0, 1] * 3
-        read.clear()
+        read.clear(), logits.clear()
         assert together.answer(batch) == alone
+        torch.testing.assert_close(logits[1], torch.cat(alone_logits), rtol=1e-3, atol=1e-3)
     # Both images first, then what is left of the six prompts.
     shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
     assert read[:2] == [(2, shared), (6 * num_beams, whole - shared)] and shared > 400 and whole - shared < 40
+
+
+def test_a_batch_holds_all_questions_about_an_image(loaded, tmp_path):
+    for index in range(2):
+        Image.new("RGB", (300, 400)).save(tmp_path / f"{index}.png")
+    samples = [
+        Sample(index, "What? " * index, f"{index % 2}.png", tmp_path / f"{index % 2}.png") for index in range(6)
+    ]
+    assert BatchBuilder(loaded[1]).plan(samples, 3) == [[5, 3, 1], [4, 2, 0]]
 
 
 def test_questions_without_an_image_share_nothing(tmp_path):

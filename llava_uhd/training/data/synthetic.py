@@ -46,6 +46,7 @@ def _in_turn(document: Document, rng: random.Random) -> list[Question]:
     """
     questions = [*document.questions, *document.hints]
     rng.shuffle(questions)
+    # Not always: the others, too, must be answered without any before them.
     if rng.random() < 0.75:
         questions.sort(key=lambda question: question.text not in COMPARISONS)
     return questions

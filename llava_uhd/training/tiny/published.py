@@ -22,6 +22,26 @@ LAST_KINDS = ("receipt", "form", *3 * ("table",), *3 * ("chart",))
 # One and a half epochs of the recipe's batches in the first part of stage 2, 1.8 and 2.1 in the others, parts of one
 # before.
 STEPS = {"upsampler": 150, "align": 60, "instruct": 300, "instruct-long": 1800, "instruct-last": 2600}
+
+
+def _data(train: str, name: str, images: str) -> tuple[str, ...]:
+    return (
+        f"data.train.0.path={{out}}/{train}/train/{name}.jsonl",
+        f"data.train.0.images={{out}}/{train}/train/{images}",
+        f"data.held_out.0.path={{out}}/documents/held-out/{name}.jsonl",
+        f"data.held_out.0.images={{out}}/documents/held-out/{images}",
+    )
+
+
+def _further_part(before: str, documents: str) -> tuple[str, ...]:
+    return (
+        f"model.start={{out}}/{before}/model",
+        "watch.save_every=100",
+        "optimization.precision=bf16",
+        *_data(documents, "questions", "images"),
+    )
+
+
 # What differs from the recipes. Rates are lower than there, since everything has learned already; but not in the later
 # parts of stage 2, which are long enough to come back from them.
 OVERRIDES = {
@@ -30,40 +50,18 @@ OVERRIDES = {
         "model.start={out}/model",
         "model.renew=[]",
         "model.upsampler={out}/upsampler",
-        "data.train.0.path={out}/documents/train/captions.jsonl",
-        "data.train.0.images={out}/documents/train/overviews",
-        "data.held_out.0.path={out}/documents/held-out/captions.jsonl",
-        "data.held_out.0.images={out}/documents/held-out/overviews",
         "optimization.learning_rates={{projector: 2e-5, positions: 2e-5}}",
+        *_data("documents", "captions", "overviews"),
     ),
     "instruct": (
         "model.start={out}/align/model",
         "watch.save_every=25",
-        "data.train.0.path={out}/documents/train/questions.jsonl",
-        "data.train.0.images={out}/documents/train/images",
-        "data.held_out.0.path={out}/documents/held-out/questions.jsonl",
-        "data.held_out.0.images={out}/documents/held-out/images",
         "optimization.learning_rates="
         "{{language_model: 3e-4, projector: 3e-4, vision_tower: 3e-4, upsampler_fixup: 3e-4}}",
+        *_data("documents", "questions", "images"),
     ),
-    "instruct-long": (
-        "model.start={out}/instruct/model",
-        "watch.save_every=100",
-        "data.train.0.path={out}/more-documents/train/questions.jsonl",
-        "data.train.0.images={out}/more-documents/train/images",
-        "data.held_out.0.path={out}/documents/held-out/questions.jsonl",
-        "data.held_out.0.images={out}/documents/held-out/images",
-        "optimization.precision=bf16",
-    ),
-    "instruct-last": (
-        "model.start={out}/instruct-long/model",
-        "watch.save_every=100",
-        "data.train.0.path={out}/last-documents/train/questions.jsonl",
-        "data.train.0.images={out}/last-documents/train/images",
-        "data.held_out.0.path={out}/documents/held-out/questions.jsonl",
-        "data.held_out.0.images={out}/documents/held-out/images",
-        "optimization.precision=bf16",
-    ),
+    "instruct-long": _further_part("instruct", "more-documents"),
+    "instruct-last": _further_part("instruct-long", "last-documents"),
 }
 
 
