@@ -1,5 +1,6 @@
 """Every golden of the scorers, in the mode or modes it is about; and what we decided where the reference crashes."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,74 @@ def test_infer_choice():
     golden = load_golden("mcq_can_infer_vlmevalkit")
     for case in golden["cases"]:
         assert infer_choice(case["input"], golden["choices"]) == (case["expected"] or None), case
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The correct answer is B. Here is why option A is wrong, and C is further away still.", "B"),
+        ("the Answer  IS\n**c**, since the sign in the picture has that word on it, not A nor B", "C"),
+        ("answer is a matter of taste, for the picture shows a red and a green thing alike", "A"),
+        ("The answer is D. No: the answer is B, for what the picture shows is no D but a B.", None),
+        ("Answer: B because A and C are absent from what the picture shows on its left side", None),
+        ("The answer is unclear; Failed to obtain answer via API answer is B and A as well", None),
+    ],
+)
+def test_a_stated_answer_counts_where_no_lone_letter_decides(text, expected):
+    assert infer_choice(text, {"A": "red", "B": "green", "C": "blue"}) == expected
+
+
+def stated_choice(text: str, choices: dict[str, str]) -> str | None:
+    """An independent statement of all rules, character by character and without a regular expression."""
+    if "Failed to obtain answer via API" not in text:
+        refusals = ("I can't process this file.", "Cannot determine the answer")
+        if any(refusal in text for refusal in refusals):
+            return "Z"
+        words = "".join(" " if character in ".()[],:;!*#{}" else character for character in text).split()
+        present = {word for word in words if word in choices}
+        if len(present) == 1:
+            (letter,) = present
+            if words.index(letter) > len(words) - 5:
+                return letter
+        if not present and "Z" in words:
+            return "Z"
+        lower = text.lower()
+        for start in range(len(text)):
+            if not lower.startswith("answer", start):
+                continue
+            rest = lower[start + len("answer") :]
+            verb = rest.lstrip()
+            if verb == rest or not verb.startswith("is"):
+                continue
+            after = verb[2:].lstrip()
+            letter = after.lstrip("*")[:1].upper()
+            if after == verb[2:] or letter not in ("A", "B", "C", "D"):
+                continue
+            if letter in choices:
+                return letter
+            break
+    if len(text) > 2 * sum(len(choice) for choice in choices.values()):
+        return None
+    named = [letter for letter, choice in choices.items() if choice.lower() in text.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def test_infer_choice_agrees_with_its_statement_on_random_texts():
+    generator = random.Random(0)
+    pieces = ["answer", "Answer", "is", "IS", "correct", "the", "A", "B", "C", "D", "E", "Z", "a", "b", "d", "**", "*"]
+    pieces += ["**B**", "(C)", "A.", "red", "green car", "Blue", "because", "so", "isB", "answeris", "unclear"]
+    pieces += ["I can't process this file.", "Cannot determine the answer", "Failed to obtain answer via API"]
+    weights = [8, 4, 10, 2] + [3] * (len(pieces) - 7) + [0.1] * 3
+    all_choices = {"A": "red", "B": "green car", "C": "blue", "D": "yellow house with a garden"}
+    found = set()
+    for _ in range(200_000):
+        chosen = generator.choices(pieces, weights, k=generator.randrange(1, 11))
+        text = "".join(piece + generator.choice((" ", "  ", "\n", " ", "")) for piece in chosen)
+        choices = {letter: all_choices[letter] for letter in "ABCD"[: generator.choice((2, 3, 4))]}
+        expected = stated_choice(text, choices)
+        assert infer_choice(text, choices) == expected, (text, choices)
+        found.add(expected)
+    assert found == {"A", "B", "C", "D", "Z", None}
 
 
 def test_mmbench_circular_needs_every_rotation():

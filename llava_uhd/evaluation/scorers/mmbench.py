@@ -1,8 +1,11 @@
-"""MMBench: which option does a free text choose? The rules VLMEvalKit applies before it asks a judge.
+"""MMBench: infer the option that a free text chooses, by the rules VLMEvalKit applies before it asks a judge.
 
-MMBench asks each question once per rotation of its options and counts it only if all rotations are right.
+The rules are those of VLMEvalKit since June 2026, tried in this order: a refusal, a lone option letter, a statement
+like "the answer is B", the wording of one option. MMBench asks each question once per rotation of its options and
+counts it only if all rotations are right.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +20,8 @@ _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 # A letter counts only among the last words of a text: earlier, an "A" is more likely an article.
 _LAST_WORDS = 4
 NO_ANSWER = "Z"
+# "the correct answer is **B**": the first such statement counts. No word boundary follows the letter, as upstream.
+_STATEMENT = re.compile(r"answer\s+is\s+\**([A-D])", re.IGNORECASE)
 
 
 class MmbenchAnswer(NamedTuple):
@@ -29,7 +34,10 @@ class MmbenchAnswer(NamedTuple):
 
 
 def _infer_letter(text: str, choices: Mapping[str, str]) -> str | None:
-    """Find the only option letter that stands as a word of its own; NO_ANSWER for a refusal."""
+    """Return the only option letter that stands as a word of its own, else the one that the text states.
+
+    NO_ANSWER for a refusal.
+    """
     if _API_FAILURE in text:
         return None
     if any(refusal in text for refusal in _REFUSALS):
@@ -40,11 +48,13 @@ def _infer_letter(text: str, choices: Mapping[str, str]) -> str | None:
         return NO_ANSWER
     if len(letters) == 1 and words.index(letters[0]) >= len(words) - _LAST_WORDS:
         return letters[0]
-    return None
+    statement = _STATEMENT.search(text)
+    letter = statement[1].upper() if statement else None
+    return letter if letter in choices else None
 
 
 def _infer_content(text: str, choices: Mapping[str, str]) -> str | None:
-    """Find the only option whose wording occurs in a text of reasonable length."""
+    """Return the only option whose wording occurs in a text of reasonable length."""
     if len(text.lower()) > 2 * sum(len(str(choice)) for choice in choices.values()):
         return None
     named = [letter for letter, choice in choices.items() if str(choice).lower() in text.lower()]
@@ -52,7 +62,7 @@ def _infer_content(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def infer_choice(text: str, choices: Mapping[str, str]) -> str | None:
-    """Find the option a text chooses: its letter, "Z" for a refusal to choose, None if the rules cannot tell.
+    """Infer the option a text chooses: its letter, "Z" for a refusal to choose, None if the rules cannot tell.
 
     Args:
         choices: wording by letter, such as {"A": "red", "B": "green"}.
