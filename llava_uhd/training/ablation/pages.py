@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from experiments.tiny_v1.setting import VIEW_SIZE
+from experiments.tiny_v1.symbols import EMPTY, FIRST_CHARACTER, PLACES, plan_of
+from experiments.tiny_v1.vision import SCALES, build_image_processor
+
 from ...model.image_processing_llava_uhd import cut_views
 from ...model.vision_tower import encode_views
 from ...synthetic import Document, make_scribble, render
-from ..tiny.setting import VIEW_SIZE
-from ..tiny.symbols import EMPTY, FIRST_CHARACTER, PLACES, plan_of
-from ..tiny.vision import SCALES, build_image_processor
 from .variants import QUERY_GRID
 
 GRID = (2, 3)  # columns and rows of slices

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.tiny_v1.optimization import build_optimizers, optimize, set_rate
+from experiments.tiny_v1.setting import PATCH_SIZE, WIDTH
+from experiments.tiny_v1.symbols import EMPTY, NUM_SYMBOLS, PLACES
+
 from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ...model.vision_tower import patches_to_pixels
 from ..assembly import load_upsampler
 from ..parts import parts_of, train_only
-from ..tiny.optimization import build_optimizers, optimize, set_rate
-from ..tiny.setting import PATCH_SIZE, WIDTH
-from ..tiny.symbols import EMPTY, NUM_SYMBOLS, PLACES
 from .pages import CELLS, Pages, Views
 from .variants import Variant
 

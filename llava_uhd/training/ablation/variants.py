@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from experiments.tiny_v1.setting import build_config
+
 from ...model.configuration_llava_uhd import LlavaUhdConfig, LlavaUhdProjectorConfig
-from ..tiny.setting import build_config
 
 # Windows along a side of a view of 8 x 8 patches: four patches for a token, as 576 patches for 144 published ones.
 QUERY_GRID = 4

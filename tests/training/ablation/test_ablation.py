@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.tiny_v1.folder import save_folder
+from experiments.tiny_v1.symbols import EMPTY, FIRST_CHARACTER, plan_of, view_symbols
+from experiments.tiny_v1.vision import build_model
 from llava_uhd.training.ablation import __main__ as command
 from llava_uhd.training.ablation.pages import GRID, Pages, Views, encode_pages, load_pages, make_page, page_symbols
 from llava_uhd.training.ablation.reading import Reader, Run, draw_pages, measure, read
 from llava_uhd.training.ablation.report import table
 from llava_uhd.training.ablation.variants import QUERY_GRID, VARIANTS
-from llava_uhd.training.tiny.folder import save_folder
-from llava_uhd.training.tiny.symbols import EMPTY, FIRST_CHARACTER, plan_of, view_symbols
-from llava_uhd.training.tiny.vision import build_model
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from jinja2 import Environment
 
+from experiments.tiny_v1.tokenizer import CHAT_TEMPLATE
 from llava_uhd.synthetic import make_document
 from llava_uhd.synthetic.charts import COMPARISONS
 from llava_uhd.training.data.check import check_source
@@ -21,7 +22,6 @@ from llava_uhd.training.data.sources import JsonSamples, TarSamples
 from llava_uhd.training.data.synthetic import write_documents
 from llava_uhd.training.labels import IGNORE
 from llava_uhd.training.recipe import DataRecipe, Source
-from llava_uhd.training.tiny.tokenizer import CHAT_TEMPLATE
 from tests.conversations import (
     CASES,
     IMAGE,

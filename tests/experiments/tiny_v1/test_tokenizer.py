@@ -5,12 +5,12 @@ import random
 import pytest
 from PIL import Image
 
+from experiments.tiny_v1.samples import IGNORED, collate, make_sample
+from experiments.tiny_v1.setting import build_config
+from experiments.tiny_v1.symbols import FIRST_CHARACTER, sequence_symbols
+from experiments.tiny_v1.tokenizer import CHAT_TEMPLATE, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
 from llava_uhd.synthetic import Document, make_document, render
-from llava_uhd.training.tiny.samples import IGNORED, collate, make_sample
-from llava_uhd.training.tiny.setting import build_config
-from llava_uhd.training.tiny.symbols import FIRST_CHARACTER, sequence_symbols
-from llava_uhd.training.tiny.tokenizer import CHAT_TEMPLATE, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 
 
 @pytest.mark.parametrize("text", ["Total: $12.30", "  two  spaces\n", "naïve Größe 100 €", "日本 \t"])

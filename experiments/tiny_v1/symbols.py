@@ -12,9 +12,10 @@ import random
 import numpy as np
 import torch
 
-from ...model.layout import TokenGrid, plan_layout
-from ...model.slicing import SlicePlan, plan_slices
-from ...synthetic import Document, Text
+from llava_uhd.model.layout import TokenGrid, plan_layout
+from llava_uhd.model.slicing import SlicePlan, plan_slices
+from llava_uhd.synthetic import Document, Text
+
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, WIDTH
 
 PLACES = 4

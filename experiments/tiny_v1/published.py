@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
-from ..data.synthetic import write_documents
-from ..recipe import UpsamplerRecipe, load_recipe
-from ..tuning import train_stage
-from ..upsampler.training import train_upsampler
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.training.data.synthetic import write_documents
+from llava_uhd.training.recipe import UpsamplerRecipe, load_recipe
+from llava_uhd.training.tuning import train_stage
+from llava_uhd.training.upsampler.training import train_upsampler
 
 DOCUMENTS, MORE_DOCUMENTS, LAST_DOCUMENTS, HELD_OUT = 3200, 16_000, 20_000, 100
 LAST_KINDS = ("receipt", "form", *3 * ("table",), *3 * ("chart",))

@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BatchFeature
 
-from ...model.hiwin import HiWinProjector
-from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
-from ...synthetic import make_document, render
+from llava_uhd.model.hiwin import HiWinProjector
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
+from llava_uhd.synthetic import make_document, render
+
 from .decoder import READING, SymbolReader, draw_codes, pointing_loss
 from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
-from ...model.pyramid import JBUPyramid
-from ...model.vision_tower import encode_views
-from ...synthetic import Document, make_document, make_scribble, render
-from ..assembly import read_upsampler
+from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
+from llava_uhd.model.pyramid import JBUPyramid
+from llava_uhd.model.vision_tower import encode_views
+from llava_uhd.synthetic import Document, make_document, make_scribble, render
+from llava_uhd.training.assembly import read_upsampler
+
 from .optimization import Log, build_optimizers, mixed_precision, optimize, set_rate
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols

@@ -1,6 +1,6 @@
 """Sizes of the built-in model, and its configuration."""
 
-from ...model.configuration_llava_uhd import LlavaUhdConfig
+from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 
 VIEW_SIZE = 112
 PATCH_SIZE = 14

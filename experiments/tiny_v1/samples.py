@@ -12,9 +12,10 @@ from itertools import count
 
 import torch
 
-from ...model.layout import Mark, plan_layout
-from ...model.slicing import SlicePlan
-from ...synthetic import Document, Question
+from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.slicing import SlicePlan
+from llava_uhd.synthetic import Document, Question
+
 from .symbols import TOKEN_GRID, character_positions, plan_of
 from .tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, byte_id, encode
 

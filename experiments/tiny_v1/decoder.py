@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ...synthetic import make_document
+from llava_uhd.synthetic import make_document
+
 from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
 from .samples import Sample, batches, collate, make_sample
 from .setting import WIDTH, build_config

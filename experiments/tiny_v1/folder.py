@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ...model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
-from ...model.processing_llava_uhd import LlavaUhdProcessor
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
+
 from .setting import build_config
 from .tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
 

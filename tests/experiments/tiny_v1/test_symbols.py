@@ -3,10 +3,8 @@
 import numpy as np
 import torch
 
-from llava_uhd.synthetic import Document, make_document
-from llava_uhd.synthetic.page import Page, Text
-from llava_uhd.training.tiny.setting import QUERY_GRID
-from llava_uhd.training.tiny.symbols import (
+from experiments.tiny_v1.setting import QUERY_GRID
+from experiments.tiny_v1.symbols import (
     EMPTY,
     FIRST_CHARACTER,
     SMALL,
@@ -16,6 +14,8 @@ from llava_uhd.training.tiny.symbols import (
     symbol_vectors,
     view_symbols,
 )
+from llava_uhd.synthetic import Document, make_document
+from llava_uhd.synthetic.page import Page, Text
 
 
 def letter(character: str) -> int:

@@ -1,6 +1,6 @@
 """Trains the built-in model from scratch.
 
-    python -m llava_uhd.training.tiny --out runs/tiny --seed 0
+    python -m experiments.tiny_v1 --out runs/tiny --seed 0
 
 Tower and decoder first learn to read and to answer, standing in for CLIP and Vicuna; then come stages 0, 1 and 2 as
 published (see `published`). Stages run in this order, each reading what those before it wrote into the folder, so that
@@ -40,9 +40,7 @@ STAGES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_uhd.training.tiny", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.tiny_v1", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and the finished model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.tiny_v1 import decoder, join, vision
+from experiments.tiny_v1.__main__ import STAGES, main
+from experiments.tiny_v1.decoder import SymbolReader
+from experiments.tiny_v1.folder import save_folder
+from experiments.tiny_v1.join import assemble
+from experiments.tiny_v1.optimization import answer_loss
+from experiments.tiny_v1.samples import IGNORED
+from experiments.tiny_v1.vision import build_model
 from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.run import RunOptions, run_benchmark
 from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.training.assembly import read_upsampler
-from llava_uhd.training.tiny import decoder, join, vision
-from llava_uhd.training.tiny.__main__ import STAGES, main
-from llava_uhd.training.tiny.decoder import SymbolReader
-from llava_uhd.training.tiny.folder import save_folder
-from llava_uhd.training.tiny.join import assemble
-from llava_uhd.training.tiny.optimization import answer_loss
-from llava_uhd.training.tiny.samples import IGNORED
-from llava_uhd.training.tiny.vision import build_model
 
 
 def test_an_answer_is_right_if_all_its_tokens_are():
