@@ -3,26 +3,14 @@
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from llava_uhd.model.chat_templates import TINY
+
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>")
 PAD_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, ASSISTANT_ID = range(len(SPECIAL_TOKENS))
 # The processor adds two reserved strings.
 VOCABULARY_SIZE = len(SPECIAL_TOKENS) + 256 + 2
 
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{- '<|assistant|>' if message['role'] == 'assistant' else '<|user|>' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{{- '<image>' if part['type'] == 'image' else part['text'] -}}
-{%- endfor -%}
-{%- endif -%}
-{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
-"""
+CHAT_TEMPLATE = TINY
 
 
 def _byte_characters() -> list[str]:

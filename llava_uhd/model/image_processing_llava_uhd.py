@@ -1,8 +1,9 @@
 """Image processor: from an image in any form to the packed patches of its views.
 
 Pixels follow the published code: every view is resized by PIL's bicubic filter from the original image (never from
-another view), scaled to [0, 1] and normalised by CLIP's statistics. There is no padding: the patches of all views of
-all images stand one after another in `pixel_values`, and the shapes beside it tell them apart.
+another view), scaled to [0, 1] and normalized by the statistics of the vision tower, CLIP's by default. There is no
+padding: the patches of all views of all images stand one after another in `pixel_values`, and the shapes beside it
+tell them apart.
 
 Shapes: P patches of all views, V views of all images, I images, p side of a patch.
 """
@@ -21,7 +22,13 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    PILImageResampling,
+)
 from transformers.processing_utils import ImagesKwargs
 
 from .slicing import SlicePlan, enlarged_size, plan_slices
@@ -30,6 +37,25 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses: twice its MAX_IMAGE_PIX
 DOWNLOAD_TIMEOUT = 30  # seconds
 LONGEST_PATH = 4096  # a longer string is an image in base64
 CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
+# Mean and deviation of each channel that the towers of a kind were trained with.
+NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
+    "clip_vision_model": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip_vision_model": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+}
+
+
+def normalization_of(model_type: str) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel for a kind of vision tower.
+
+    Raises:
+        ValueError: they are unknown.
+    """
+    if model_type not in NORMALIZATIONS:
+        raise ValueError(
+            f"the normalization of a vision tower of type {model_type!r} is unknown: give image_mean and image_std "
+            f"(known: {', '.join(NORMALIZATIONS)})"
+        )
+    return NORMALIZATIONS[model_type]
 
 
 @runtime_checkable

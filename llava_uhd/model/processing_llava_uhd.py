@@ -8,6 +8,8 @@ which mean other strings there. So the text carries two reserved strings for the
 tokenization, before anything else looks at the ids.
 """
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates import CHAT_TEMPLATES
-from .image_processing_llava_uhd import LlavaUhdImageProcessor
+from .image_processing_llava_uhd import LlavaUhdImageProcessor, normalization_of
 from .layout import LAYOUTS, ImageLayout, LayoutName, Mark, TokenGrid, layout_views, plan_layout
+from .messages import escape, prepare_messages, remove_escapes
 
 SLICE_SEPARATOR = "<|slice_separator|>"
 ROW_SEPARATOR = "<|row_separator|>"
@@ -75,6 +79,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         tokenizer.add_tokens(
             [AddedToken(text, special=True) for text in self._mark_texts.values()], special_tokens=True
         )
+        self._can_escape = remove_escapes(tokenizer)
         # A plain tokenizer returns token types as well, and no model behind this processor takes them.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -86,17 +91,32 @@ class LlavaUhdProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_config(cls, config: Any, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> Self:
-        """The processor that belongs to a model.
+    def from_config(
+        cls,
+        config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        image_token: str = "<image>",
+    ) -> Self:
+        """Return the processor that belongs to a model.
 
         Args:
             config: the model's `LlavaUhdConfig`.
-            tokenizer: of its language model.
-            chat_template: a name (`vicuna`, `qwen`, `plain`), Jinja, or None for a model that is not asked in chats.
+            tokenizer: tokenizer of its language model.
+            chat_template: a name (`vicuna`, `qwen`, `plain`, `tiny`), Jinja, or None for a model without chats.
+            image_mean: mean of each channel that the vision tower was trained with; None for that of its kind.
+            image_std: deviation of each channel, likewise.
+            image_token: placeholder of an image in a prompt.
 
         Raises:
-            ValueError: if the tokenizer gives the image token another id than the config.
+            ValueError: the tokenizer gives the image token another id than the config, or the normalization of the
+                vision tower is unknown and was not given.
         """
+        if image_mean is None or image_std is None:
+            mean, std = normalization_of(config.vision_config.model_type)
+            image_mean, image_std = image_mean or mean, image_std or std
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         is_mlp = config.projector.type == "mlp"
@@ -105,6 +125,8 @@ class LlavaUhdProcessor(ProcessorMixin):
                 max_slices=config.max_slices,
                 view_size=config.vision_config.image_size,
                 patch_size=config.vision_config.patch_size,
+                image_mean=list(image_mean),
+                image_std=list(image_std),
             ),
             tokenizer,
             chat_template=CHAT_TEMPLATES.get(chat_template, chat_template) if chat_template else None,
@@ -113,6 +135,7 @@ class LlavaUhdProcessor(ProcessorMixin):
             unshuffle_factor=config.projector.unshuffle_factor if is_mlp else None,
             slice_separator_id=config.slice_separator_id,
             row_separator_id=config.row_separator_id,
+            image_token=image_token,
         )
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
@@ -120,6 +143,124 @@ class LlavaUhdProcessor(ProcessorMixin):
                 f"but config.image_token_id is {config.image_token_id}"
             )
         return processor
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render one conversation, or a list of them, and tokenize it on demand.
+
+        See `messages` for which `<image>` is a placeholder. Images are in the parts of the messages, or in `images` of
+        `processor_kwargs`, in the order of the placeholders (one list per conversation of several).
+
+        Args:
+            conversation: messages with `role` and `content`.
+            chat_template: Jinja in place of the processor's own.
+            tokenize: return token ids in place of text.
+            return_dict: return all inputs of the model in place of the token ids alone.
+            return_tensors: `pt` or `np` for tensors.
+            return_assistant_tokens_mask: return `assistant_masks` as well, 1 for tokens in the template's
+                `{% generation %}` marks.
+            processor_kwargs: options of `__call__`.
+            kwargs: further options of transformers' `apply_chat_template`, and variables of the template.
+
+        Raises:
+            ValueError: the template refuses the messages, or images and placeholders disagree.
+        """
+        from jinja2 import TemplateError
+
+        options = dict(processor_kwargs or {})
+        images = options.pop("images", kwargs.pop("images", None))
+        if not len(conversation):
+            raise ValueError("there are no messages")
+        is_batch = isinstance(conversation[0], list | tuple)
+        conversations = list(conversation) if is_batch else [conversation]
+        images = [None] * len(conversations) if images is None else list(images) if is_batch else [images]
+        if len(images) != len(conversations):
+            raise ValueError(f"there are {len(conversations)} conversations, but {len(images)} lists of images")
+        tokens = self._plain_tokens(conversations)
+        prepared = [
+            prepare_messages(messages, of_conversation, self.image_token, tokens)
+            for messages, of_conversation in zip(conversations, images, strict=True)
+        ]
+        masked = tokenize and return_dict and return_assistant_tokens_mask
+        if masked:
+            # transformers' own mask is shifted by expanded images before 5.18, and slow for many turns.
+            return_tensors = return_tensors or options.pop("return_tensors", None)
+            options |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        elif return_tensors is not None:
+            options["return_tensors"] = return_tensors
+        try:
+            outputs = super().apply_chat_template(
+                prepared if is_batch else prepared[0],
+                chat_template=chat_template,
+                tokenize=tokenize,
+                return_dict=return_dict,
+                processor_kwargs=options,
+                **kwargs,
+            )
+            if not masked:
+                return outputs
+            spans = self._answer_spans(prepared, chat_template, kwargs)
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
+        offsets = outputs.pop("offset_mapping")
+        replaced = outputs.pop("text_replacement_offsets", None) or [[]] * len(offsets)
+        outputs["assistant_masks"] = [
+            _answer_mask(*of_prompt) for of_prompt in zip(spans, offsets, replaced, strict=True)
+        ]
+        outputs.convert_to_tensors(tensor_type=return_tensors)
+        return outputs
+
+    def escape(self, text: str) -> str:
+        """Return a text for a prompt in which the image token and the separators are words, not placeholders.
+
+        Raises:
+            ValueError: it holds one of them, and the tokenizer is a slow one, which cannot take it as text.
+        """
+        held = [token for token in self._mark_texts.values() if token in text]
+        if held and not self._can_escape:
+            raise ValueError(
+                f"a text holds {held[0]}, which this tokenizer ({type(self.tokenizer).__name__}) reserves"
+            )
+        return escape(text, held)
+
+    def _plain_tokens(self, conversations: Sequence[Any]) -> list[str]:
+        """The reserved strings; checks that text parts with them can be tokenized."""
+        if not self._can_escape:
+            for message in (message for messages in conversations for message in messages):
+                content = message.get("content")
+                for part in content if isinstance(content, list | tuple) else ():
+                    if isinstance(part, dict) and isinstance(part.get("text"), str):
+                        self.escape(part["text"])
+        return list(self._mark_texts.values())
+
+    def _answer_spans(
+        self, conversations: list[Any], chat_template: str | None, kwargs: dict[str, Any]
+    ) -> list[list[tuple[int, int]]]:
+        """Character spans of the `{% generation %}` marks of each conversation, before images are expanded."""
+        template = self.chat_template if chat_template is None else chat_template
+        if isinstance(self.chat_template, dict):
+            template = self.chat_template["default" if chat_template is None else chat_template]
+        variables = {**self.tokenizer.special_tokens_map, **kwargs}
+        _, spans = render_jinja_template(
+            conversations=conversations,
+            tools=variables.pop("tools", None),
+            documents=variables.pop("documents", None),
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=variables.pop("add_generation_prompt", False),
+            **variables,
+        )
+        return spans
 
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Decode the images and put a lone prompt into a list. Empty lists of images are no images."""
@@ -246,6 +387,27 @@ def _count_images(images: Any) -> int:
     if images is None:
         return 0
     return sum(map(_count_images, images)) if isinstance(images, list) else 1
+
+
+def _answer_mask(
+    spans: Sequence[Sequence[int]], offsets: Sequence[Sequence[int]], replaced: Sequence[dict[str, Any]]
+) -> list[int]:
+    """1 for each token that overlaps a span, else 0.
+
+    Args:
+        spans: (start, end) characters of the answers in the text before images were expanded, ascending.
+        offsets: (start, end) characters of each token in the expanded text, (0, 0) for added ones.
+        replaced: `span` of each placeholder and `new_span` of its replacement, in order.
+    """
+    ends = [entry["span"][1] for entry in replaced]
+    gained = [0, *(entry["new_span"][1] - entry["span"][1] for entry in replaced)]
+    moved = [[place + gained[bisect_right(ends, place)] for place in span] for span in spans]
+    starts = [start for start, _ in moved]
+    mask = []
+    for start, end in offsets:
+        index = bisect_left(starts, end) - 1  # the last span that begins before the token ends
+        mask.append(int(end > start and index >= 0 and start < moved[index][1]))
+    return mask
 
 
 def _text_after(image_token: str, tokenizer: PreTrainedTokenizerBase) -> str:

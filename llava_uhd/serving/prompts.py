@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from ..answering import Message
 from ..model.image_processing_llava_uhd import decode_image
+from ..model.messages import as_parts
 from .bounded import BoundedCache
 from .features import EncodedImage, Key, content_hash
 
@@ -73,7 +74,9 @@ class PromptBuilder:
         }
         with self._tokenizing:
             try:
-                text = self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+                text = self.processor.apply_chat_template(
+                    as_parts(messages), add_generation_prompt=True, tokenize=False
+                )
             except TemplateError as error:
                 raise ValueError(f"the model's chat template refuses the messages: {error}") from error
             ids = self.processor.encode_prompt(text, shapes)

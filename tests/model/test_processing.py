@@ -288,3 +288,40 @@ def test_a_prompt_of_images_processed_before_has_the_same_ids(layout, tokenizer)
     assert processor.encode_prompt("no image, at all", {}) == processor(text="no image, at all")["input_ids"][0]
     with pytest.raises(ValueError, match="1 <image> placeholders, but 2 images"):
         processor.encode_prompt("<image>", shapes)
+
+
+# Normalization
+
+
+def siglip_config(model_type: str) -> LlavaUhdConfig:
+    return LlavaUhdConfig(
+        vision_config={
+            "model_type": model_type,
+            "image_size": 112,
+            "patch_size": 16,
+            "hidden_size": 8,
+            "num_attention_heads": 1,
+        },
+        image_token_id=423,
+    )
+
+
+def test_the_images_are_normalized_as_the_tower_expects():
+    for model_type, mean in (("siglip_vision_model", 0.5), ("clip_vision_model", 0.48145466)):
+        images = LlavaUhdProcessor.from_config(siglip_config(model_type), qwen_tokenizer()).image_processor
+        assert images.image_mean[0] == mean
+        grey = images(Image.new("RGB", (56, 56), (255, 255, 255)), return_tensors="pt").pixel_values
+        assert grey.max() == pytest.approx((1 - images.image_mean[2]) / images.image_std[2])
+    images = LlavaUhdProcessor.from_config(
+        siglip_config("clip_vision_model"), qwen_tokenizer(), image_mean=[0.1, 0.2, 0.3], image_std=[1, 1, 1]
+    ).image_processor
+    assert list(images.image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_an_unknown_normalization_must_be_given():
+    config = siglip_config("clip_vision_model")
+    config.vision_config.model_type = "dinov2"
+    with pytest.raises(ValueError, match="type 'dinov2' is unknown: give image_mean and image_std"):
+        LlavaUhdProcessor.from_config(config, qwen_tokenizer())
+    given = LlavaUhdProcessor.from_config(config, qwen_tokenizer(), image_mean=[0.5] * 3, image_std=[0.2] * 3)
+    assert list(given.image_processor.image_std) == [0.2] * 3

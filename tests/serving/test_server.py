@@ -235,7 +235,6 @@ def with_parts(*parts) -> dict:
         (valid(logprobs=True), 400, "logprobs is not supported"),
         (valid(generation_config="[1]"), 400, "JSON object"),
         (with_parts({"type": "audio"}), 400, "messages.0.content"),
-        (with_parts({"type": "text", "text": "<image>"}), 400, "placeholders"),
         (with_parts(image_part(b"no picture")), 400, "not an image"),
         (with_parts(image_part(b"")), 400, "empty"),
         (with_parts(image_part(png(300, 200)[:3000])), 400, "damaged"),

@@ -16,19 +16,6 @@ from ..labels import IGNORE, answer_labels, chatml_labels
 from ..recipe import DataRecipe
 from .conversations import BadSample, Conversation
 
-# That of the built-in model, with marks for what is learned.
-TINY = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{{- '<|assistant|>' -}}
-{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
-{%- else -%}
-{{- '<|user|>' + message['content'] -}}
-{%- endif -%}
-{%- endfor -%}
-"""
-TEMPLATES = {**CHAT_TEMPLATES, "tiny": TINY}
 # Published for training, whatever the model's own limit.
 VARIED_SLICES = 6
 VARIED_SHARE = 0.1
@@ -55,11 +42,11 @@ class Encoder:
 
     def __init__(self, processor: LlavaUhdProcessor, data: DataRecipe):
         self.processor, self.data = processor, data
-        self.template = TEMPLATES[data.template] if data.template else processor.chat_template
+        self.template = CHAT_TEMPLATES[data.template] if data.template else processor.chat_template
         if not self.template or "generation" not in self.template:
             raise ValueError(
                 "the chat template marks no answers ({% generation %}): name data.template, one of "
-                + ", ".join(TEMPLATES)
+                + ", ".join(CHAT_TEMPLATES)
             )
         self.chatml = None
         if data.labels == "published" and data.template == "qwen":

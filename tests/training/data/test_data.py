@@ -4,18 +4,20 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from jinja2 import Environment
 
 from experiments.tiny_v1.tokenizer import CHAT_TEMPLATE
+from llava_uhd import built_in
+from llava_uhd.model.chat_templates import TINY
 from llava_uhd.synthetic import make_document
 from llava_uhd.synthetic.charts import COMPARISONS
 from llava_uhd.training.data.check import check_source
 from llava_uhd.training.data.collation import Collator
 from llava_uhd.training.data.conversations import BadSample, read_conversation
-from llava_uhd.training.data.encoding import TINY, Encoder
+from llava_uhd.training.data.encoding import Encoder
 from llava_uhd.training.data.mixture import Mixture
 from llava_uhd.training.data.order import EpochOrder, epoch_order
 from llava_uhd.training.data.sources import JsonSamples, TarSamples
@@ -78,14 +80,9 @@ def test_labels_of_the_published_conversations(case, template, legacy, golden):
     assert ids == golden["input_ids"] and encoded.labels.tolist() == golden["labels"]
 
 
-def test_tiny_marks_what_its_own_template_says():
-    messages = [{"role": "user", "content": "<image>a"}, {"role": "assistant", "content": "b"}]
-    marked = TINY.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    rendered = [
-        Environment().from_string(text).render(messages=messages, bos_token="<s>", eos_token="</s>")
-        for text in (marked, CHAT_TEMPLATE)
-    ]
-    assert rendered[0] == rendered[1] and "<|assistant|>b</s>" in rendered[0]
+def test_the_built_in_model_has_the_template_of_the_package():
+    saved = Path(built_in("tiny"), "chat_template.jinja").read_text(encoding="utf-8")
+    assert saved == TINY == CHAT_TEMPLATE
 
 
 BAD = [
