@@ -85,8 +85,8 @@ def load(folder: Path, precision: str, answer: bool) -> dict[str, Any]:
     import torch
     from PIL import Image
 
+    from llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
     from llava_uhd.loading import QUANTIZATIONS, quantization_config
-    from llava_uhd.registration import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
 
     quantized = {"quantization_config": quantization_config(precision)} if precision in QUANTIZATIONS else {}
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

@@ -1,13 +1,13 @@
 """LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.
 
-Importing the package registers its classes with transformers' Auto classes. The command line alone puts that off until
-a name is used, since `llava-uhd --help` needs neither torch nor transformers.
+Importing the package registers its classes with transformers' Auto classes (see `registration`). It imports neither
+torch nor transformers: the public names below are imported when they are used.
 """
 
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .registration import install
 
 if TYPE_CHECKING:
     from .loading import built_in, load
@@ -31,8 +31,12 @@ __all__ = [
     "plan_slices",
 ]
 
-# These need no registration, which is slow: it imports torch and transformers.
-_PURE = {
+_MODULES = {
+    "LlavaUhdConfig": ".model.configuration_llava_uhd",
+    "LlavaUhdForConditionalGeneration": ".model.modeling_llava_uhd",
+    "LlavaUhdImageProcessor": ".model.image_processing_llava_uhd",
+    "LlavaUhdModel": ".model.modeling_llava_uhd",
+    "LlavaUhdProcessor": ".model.processing_llava_uhd",
     "SlicePlan": ".model.slicing",
     "built_in": ".loading",
     "load": ".loading",
@@ -41,10 +45,13 @@ _PURE = {
 
 
 def __getattr__(name: str):
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PURE.get(name, ".registration"), __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)
 
 
-if Path(sys.argv[0]).stem != "llava-uhd":
-    import_module(".registration", __name__)
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+install()

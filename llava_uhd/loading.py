@@ -75,7 +75,7 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
     Raises:
         ValueError: there is no such model, or it is not a LLaVA-UHD.
     """
-    from .registration import LlavaUhdProcessor
+    from .model.processing_llava_uhd import LlavaUhdProcessor
 
     try:
         return LlavaUhdProcessor.from_pretrained(resolve(model))
@@ -121,7 +121,7 @@ def load(
     """
     import torch
 
-    from .registration import LlavaUhdForConditionalGeneration
+    from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")

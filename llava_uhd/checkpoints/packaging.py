@@ -10,7 +10,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
-from ..registration import LlavaUhdProcessor
+from ..model.processing_llava_uhd import LlavaUhdProcessor
 from .sources import read_json
 
 IMAGE_TOKEN = "<image>"

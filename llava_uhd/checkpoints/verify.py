@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
-from ..registration import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
+from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from ..model.processing_llava_uhd import LlavaUhdProcessor
 from .packaging import AUTO_CLASSES
 from .released import check_weights, list_weights, load_config
 from .tensors import TensorInfo, TensorReader, all_finite
