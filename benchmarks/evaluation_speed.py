@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions
+from llava_uhd.evaluation.generation import BatchGenerator, GenerationOptions
 from llava_uhd.evaluation.samples import Sample
 from llava_uhd.evaluation.scorers import anls
+from llava_uhd.evaluation.tasks import TASKS
 from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
 from llava_uhd.synthetic import make_document, render
@@ -31,19 +31,19 @@ from llava_uhd.synthetic import make_document, render
 PARTS_OF = 32  # questions
 
 
-def one_at_a_time(answerer: Answerer, samples: list[Sample]) -> dict[int, str]:
+def one_at_a_time(generator: BatchGenerator, samples: list[Sample]) -> dict[int, str]:
     """Each question alone, its image loaded when its turn comes."""
     answers: dict[int, str] = {}
     with ThreadPoolExecutor(1) as pool:
         for position in range(len(samples)):
-            answers |= answerer.answer(answerer.batches.build(samples, [position], pool))
+            answers |= generator.generate(generator.batches.build(samples, [position], pool))
     return answers
 
 
 def batched(workers: Workers, batches: list[list[int]]) -> dict[int, str]:
     """As `eval run` does where processes pay, these having begun."""
     answers: dict[int, str] = {}
-    for of_batch in workers.answer_all(batches):
+    for of_batch in workers.generate_all(batches):
         answers |= of_batch.texts
     return answers
 
@@ -70,15 +70,15 @@ def write_samples(folder: Path, questions: int, per_image: int) -> list[Sample]:
 def measure_answers(model_name: str, samples: list[Sample], batch_size: int, repeats: int) -> None:
     model, processor = load(model_name, "cpu")
     questions = len(samples)
-    options = GenerationOptions(None, None, 1, BENCHMARKS["synthdoc"].max_new_tokens, batch_size)
-    answerer = Answerer(model, processor, options)
-    batches = answerer.batches.plan(samples, batch_size)
+    options = GenerationOptions(None, None, 1, TASKS["synthdoc"].max_new_tokens, batch_size)
+    generator = BatchGenerator(model, processor, options)
+    batches = generator.batches.plan(samples, batch_size)
     count = default_workers(model, len(batches))
     alone_times, batched_times = [], []
-    with Workers(answerer, samples, count) as workers:
+    with Workers(generator, samples, count) as workers:
         begin_s, _ = timed(batched, workers, batches[-count:])
         for _ in range(repeats):
-            alone_s, alone_answers = timed(one_at_a_time, answerer, samples)
+            alone_s, alone_answers = timed(one_at_a_time, generator, samples)
             batched_s, batched_answers = timed(batched, workers, batches)
             alone_times.append(alone_s)
             batched_times.append(batched_s)
@@ -90,24 +90,24 @@ def measure_answers(model_name: str, samples: list[Sample], batch_size: int, rep
     print(f"identical answers: {same} of {questions}")
     print(f"milliseconds a question of the first {PARTS_OF}, part by part, one process, nothing beside it:")
     for name, size in (("one at a time", 1), (f"batches of {batch_size}", batch_size)):
-        alone = Answerer(model, processor, replace(options, batch_size=size))
+        alone = BatchGenerator(model, processor, replace(options, batch_size=size))
         parts = measure_parts(alone, samples[:PARTS_OF], repeats)
         print(f"  {name}: " + ", ".join(f"{part} {milliseconds:.0f}" for part, milliseconds in parts.items()))
 
 
-def measure_parts(answerer: Answerer, samples: list[Sample], repeats: int) -> dict[str, float]:
+def measure_parts(generator: BatchGenerator, samples: list[Sample], repeats: int) -> dict[str, float]:
     """Median milliseconds a question of preparing, encoding the images, reading the prompt, writing the answer."""
-    plan = answerer.batches.plan(samples, answerer.options.batch_size)
-    first_token = Answerer(answerer.model, answerer.processor, replace(answerer.options, max_new_tokens=1))
+    plan = generator.batches.plan(samples, generator.options.batch_size)
+    first_token = BatchGenerator(generator.model, generator.processor, replace(generator.options, max_new_tokens=1))
     taken: dict[str, list[float]] = {}
     for _ in range(repeats + 1):
         with ThreadPoolExecutor(1) as pool:
             prepare_s, batches = timed(
-                lambda pool=pool: [answerer.batches.build(samples, batch, pool) for batch in plan]
+                lambda pool=pool: [generator.batches.build(samples, batch, pool) for batch in plan]
             )
-        images_s, _ = timed(lambda batches=batches: [answerer.encode(batch) for batch in batches])
-        first_s, _ = timed(lambda batches=batches: [first_token.answer(batch) for batch in batches])
-        whole_s, _ = timed(lambda batches=batches: [answerer.answer(batch) for batch in batches])
+        images_s, _ = timed(lambda batches=batches: [generator.encode(batch) for batch in batches])
+        first_s, _ = timed(lambda batches=batches: [first_token.generate(batch) for batch in batches])
+        whole_s, _ = timed(lambda batches=batches: [generator.generate(batch) for batch in batches])
         parts = {
             "preparing": prepare_s,
             "images": images_s,
@@ -140,7 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.per_image is None:
-            samples = BENCHMARKS["synthdoc"].load(None)[: options.questions]
+            samples = TASKS["synthdoc"].load(None)[: options.questions]
         else:
             samples = write_samples(Path(folder), options.questions, options.per_image)
         measure_answers(options.model, samples, options.batch_size, options.repeats)

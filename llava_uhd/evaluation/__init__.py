@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks, scorers and runs whose every number carries its protocol. See docs/evaluation.md."""
+"""Evaluation: tasks, scorers and runs whose every number carries its protocol. See docs/evaluation.md."""

@@ -10,6 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+VLMEVALKIT_INSTALL = (
+    "git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit rouge-score, "
+    "in an environment whose torchvision belongs to its torch (docs/evaluation.md)"
+)
+
 app = typer.Typer(
     help="Benchmarks whose every number carries its protocol.", no_args_is_help=True, pretty_exceptions_enable=False
 )
@@ -43,26 +48,26 @@ Seed = Annotated[int, typer.Option(help="Recorded in the protocol; decoding is d
 @app.command("list", epilog="Example: llava-uhd eval list --json")
 def list_benchmarks(as_json: AsJson = False) -> None:
     """Show all benchmarks: split, questions, protocol, metric, and where to get the data."""
-    from .benchmarks import BENCHMARKS, PAPER_SUITE
+    from .tasks import PAPER_SUITE, TASKS
 
     rows = [
         {
-            "name": benchmark.name,
-            "split": benchmark.split,
-            "questions": benchmark.count,
-            "folder": benchmark.folder,
-            "suffix": benchmark.suffix,
-            "max_side": benchmark.max_side,
-            "num_beams": benchmark.num_beams,
-            "max_new_tokens": benchmark.max_new_tokens,
-            "join": benchmark.join,
-            "metric": benchmark.metric,
-            "submission": benchmark.submission,
-            "in_paper_suite": benchmark.name in PAPER_SUITE,
-            "source": benchmark.source,
-            "comparable": benchmark.comparable,
+            "name": task.name,
+            "split": task.split,
+            "questions": task.count,
+            "folder": task.folder,
+            "suffix": task.suffix,
+            "max_side": task.max_side,
+            "num_beams": task.num_beams,
+            "max_new_tokens": task.max_new_tokens,
+            "join": task.match_key,
+            "metric": task.metric,
+            "submission": task.submission,
+            "in_paper_suite": task.name in PAPER_SUITE,
+            "source": task.source,
+            "comparable": task.comparable,
         }
-        for benchmark in BENCHMARKS.values()
+        for task in TASKS.values()
     ]
     if as_json:
         typer.echo(json.dumps({"benchmarks": rows}, ensure_ascii=False))
@@ -97,22 +102,22 @@ def run(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer and score benchmarks. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share."""
-    from .benchmarks import find_benchmark
+    """Answer and score benchmarks. A killed run resumes; under torchrun or accelerate, ranks share the work."""
+    from .tasks import find_task
 
-    rows = [find_benchmark(name) for name in benchmarks]
-    for benchmark in rows:
-        benchmark.load(data)
+    rows = [find_task(name) for name in benchmarks]
+    for task in rows:
+        task.load(data)
 
     import torch
 
     from ..loading import load
-    from .run import RunOptions, run_benchmark
+    from .pipeline import RunOptions, evaluate_task
 
     torch.manual_seed(seed)
     loaded, processor = load(model, device or _own_device(), dtype)
     options = RunOptions(batch_size, max_slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
-    results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
+    results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     _print_results([result for result in results if result is not None], out, as_json)
 
 
@@ -135,7 +140,7 @@ def run_suite(
     as_json: AsJson = False,
 ) -> None:
     """Run a whole suite in one go."""
-    from .benchmarks import SUITES
+    from .tasks import SUITES
 
     if suite not in SUITES:
         raise typer.BadParameter(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
@@ -166,10 +171,10 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score an existing prediction file, ours or one that the published scripts wrote."""
-    from .benchmarks import find_benchmark
-    from .scoring import score_file
+    from .pipeline import score_file
+    from .tasks import find_task
 
-    result = score_file(find_benchmark(benchmark), predictions, data, out, allow_missing)
+    result = score_file(find_task(benchmark), predictions, data, out, allow_missing)
     _print_results([result], out, as_json)
 
 
@@ -208,13 +213,14 @@ def report(
     """Write one Markdown report over several results (files, their folders, or a folder of such folders)."""
     from .report import markdown_report
     from .results import load_result
+    from .storage import printable, write_atomically
 
     paths = [path for given in results for path in _result_files(given)]
-    text = markdown_report([load_result(path) for path in paths])
+    text = markdown_report([load_result(path) for path in paths], list(map(str, paths)))
     if out is None:
-        typer.echo(text)
+        typer.echo(printable(text))
     else:
-        out.write_text(text, encoding="utf-8")
+        write_atomically(out, text)
 
 
 @app.command(epilog="Example: llava-uhd eval vlmevalkit OCRBench --model tiny --out results")
@@ -228,7 +234,10 @@ def vlmevalkit(
     """Run data sets of VLMEvalKit, if it is installed, in a process of its own (it changes global settings)."""
     import subprocess
     import sys
+    from importlib.util import find_spec
 
+    if find_spec("vlmeval") is None:
+        raise ImportError(f"VLMEvalKit is not installed: {VLMEVALKIT_INSTALL}")
     options = ["--model", model, "--out", str(out), "--dtype", dtype, *(["--device", device] if device else [])]
     module = "llava_uhd.evaluation.adapters.vlmevalkit"
     done = subprocess.run([sys.executable, "-m", module, *datasets, *options], check=False)
@@ -254,13 +263,17 @@ def _own_device() -> str | None:
 
 
 def _print_results(results: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> None:
+    from .storage import printable
+
     results = list(results)
     if as_json:
         short = [{name: value for name, value in result.items() if name != "rows"} for result in results]
-        typer.echo(json.dumps({"results": short, "out": str(out) if out else None}, ensure_ascii=False))
+        text = json.dumps({"results": short, "out": str(out) if out else None}, ensure_ascii=False)
+        typer.echo(printable(text))
         return
     for result in results:
-        typer.echo(result["headline"] or f"{result['benchmark']}: {result['questions']} answers, scored elsewhere")
+        title = result["headline"] or f"{result['benchmark']}: {result['questions']} answers, scored elsewhere"
+        typer.echo(printable(title))
         published = result["scores"].get("llava-uhd")
         if published:
             from .results import show

@@ -69,7 +69,7 @@ def run_ahead(
             future.cancel()
 
 
-class Answerer:
+class BatchGenerator:
     """Answers batches of questions with one model."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Answerer:
         share = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
         self.batches = BatchBuilder(processor, options.max_side, options.max_slices, options.num_beams, share)
 
-    def answer_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
+    def generate_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
         """Answers of batches in their order, each prepared in the background before its turn.
 
         One thread prepares, as tokenizers allow, and several decode images.
@@ -94,10 +94,10 @@ class Answerer:
         with ThreadPoolExecutor(1) as preparing, ThreadPoolExecutor(IMAGE_THREADS) as decoding:
             build = self.batches.build
             for batch in run_ahead(preparing, lambda p: build(samples, p, decoding), batches, _LOOK_AHEAD):
-                yield Answers(self.answer(batch), batch.errors)
+                yield Answers(self.generate(batch), batch.errors)
 
     @torch.inference_mode()
-    def answer(self, batch: Batch) -> dict[int, str]:
+    def generate(self, batch: Batch) -> dict[int, str]:
         """Answers by position.
 
         Raises:

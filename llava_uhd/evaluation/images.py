@@ -1,4 +1,4 @@
-"""Loading a benchmark's images, and the resize that the published evaluation puts before the slicing."""
+"""Loading a task's images, and the resize that the published evaluation puts before the slicing."""
 
 from PIL import Image
 

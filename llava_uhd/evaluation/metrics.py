@@ -1,4 +1,4 @@
-"""Metrics: from a benchmark's samples and their answers to its scores, official and as published.
+"""Metrics: from a task's samples and their answers to its scores, official and as published.
 
 A metric returns one score per question, in [0, 1], for comparing and for finding the worst rows, and the aggregate
 scores, of which one is the number to quote. An answer of None is missing and scores 0.

@@ -1,29 +1,43 @@
-"""Prediction files: one JSON object per line, `question_id`, `prompt` and `text` at least, as LLaVA's loader writes.
+"""Predictions: which question each belongs to, what is wrong with them, and the files of a run that holds them.
 
-They are appended to as answers arrive, so a kill can leave half a line at the end: that line is not there.
+A prediction is a JSON object on a line of its own with `question_id`, `prompt` and `text` at least, as LLaVA's loader
+writes. Predictions are appended as answers arrive, so a kill can leave half a line at the end: that line is dropped.
 """
 
-import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import Join
 from .samples import Sample
+from .storage import (
+    CHECKSUM,
+    Row,
+    append_rows,
+    drop_partial_line,
+    dump_row,
+    read_rows,
+    row_checksum,
+    warn,
+    write_atomically,
+)
+from .tasks import MatchKey
 
-Row = dict[str, Any]
 Key = tuple[Any, ...]
+_POLL = 0.5  # seconds between looks at the other ranks' files
+_STALL = 3600  # seconds without a new answer after which the other ranks are given up
 
 
 @dataclass
 class Problems:
-    """What is wrong with a prediction file, each with the names of the questions concerned.
+    """What is wrong with a set of predictions, each kind with the names of the questions concerned.
 
     Attributes:
-        unreadable: lines that are no JSON object with `question_id` and `text` (a kill leaves one at the end).
+        unreadable: lines that are no JSON object with `question_id` and `text` (a kill leaves one at the end), or
+            that do not match their checksum.
         duplicate: questions answered more than once.
         missing: questions without an answer.
         extra: answers to no question of the data.
@@ -60,92 +74,41 @@ class Problems:
         return {kind: len(getattr(self, kind)) for kind in self._MEANING}
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows and see to it that they are on disk."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, so that nobody ever reads half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def drop_partial_line(path: Path) -> None:
-    """Cut off what a kill left behind the last newline."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-
-
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """Read a prediction file.
-
-    Returns:
-        The rows, and a name ("line 7") for each line that is none.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    if not path.is_file():
-        raise ValueError(f"no prediction file {path}")
-    rows, unreadable = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and "question_id" in row and isinstance(row.get("text"), str):
-            rows.append(row)
-        else:
-            unreadable.append(f"line {number}")
-    return rows, unreadable
-
-
 def _normal_prompt(prompt: str | None) -> str:
     """Prompts are compared in lower case and without the image placeholder some scripts record."""
     return (prompt or "").replace("<image>", "").strip().lower()
 
 
-def _keys(join: Join, question_id: Any, image: str | None, prompt: str | None) -> Key:
-    if join == "id":
+def _keys(match_key: MatchKey, question_id: Any, image: str | None, prompt: str | None) -> Key:
+    if match_key == "id":
         return (str(question_id),)
-    if join == "id+prompt":
+    if match_key == "id+prompt":
         return (str(question_id), _normal_prompt(prompt))
     return (str(question_id), image, _normal_prompt(prompt))
 
 
-def join_predictions(samples: Sequence[Sample], rows: Sequence[Row], join: Join) -> tuple[list[str | None], Problems]:
-    """Find each question's answer by id, never by order.
+def match_predictions(
+    samples: Sequence[Sample], rows: Sequence[Row], match_key: MatchKey
+) -> tuple[list[str | None], Problems]:
+    """Find each question's answer by its match key, never by order.
 
-    A file that names no images is joined without them; questions that only their image tells apart are then
+    A file that names no images is matched without them; questions that only their image tells apart are then
     duplicates. Questions the data repeats word for word may be answered as often, if always alike.
 
     Returns:
         The text for each sample, None where there is none (or several); and what was wrong.
     """
     problems = Problems()
-    if join == "id+image+prompt" and not any("image" in row for row in rows):
-        join = "id+prompt"
-    asked = Counter(_keys(join, s.question_id, s.image, s.prompt) for s in samples)
-    given: dict[Key, list[str | None]] = {}
+    if match_key == "id+image+prompt" and not any("image" in row for row in rows):
+        match_key = "id+prompt"
+    asked = Counter(_keys(match_key, s.question_id, s.image, s.prompt) for s in samples)
+    found: dict[Key, list[str | None]] = {}
     for row in rows:
         text = None if "error" in row else row["text"]
-        given.setdefault(_keys(join, row["question_id"], row.get("image"), row.get("prompt")), []).append(text)
+        found.setdefault(_keys(match_key, row["question_id"], row.get("image"), row.get("prompt")), []).append(text)
     answers: dict[Key, str | None] = {}
     for key, count in asked.items():
-        texts, name = given.get(key, []), str(key[0])
+        texts, name = found.get(key, []), str(key[0])
         answers[key] = None
         if not texts:
             problems.missing += [name] * count
@@ -157,5 +120,120 @@ def join_predictions(samples: Sequence[Sample], rows: Sequence[Row], join: Join)
             answers[key] = texts[0]
             if not texts[0].strip():
                 problems.empty.append(name)
-    problems.extra = [str(key[0]) for key in given if key not in asked]
-    return [answers[_keys(join, s.question_id, s.image, s.prompt)] for s in samples], problems
+    problems.extra = [str(key[0]) for key in found if key not in asked]
+    return [answers[_keys(match_key, s.question_id, s.image, s.prompt)] for s in samples], problems
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Index of this process and number of all that share the work, as torchrun and accelerate set them."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Rank":
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+class PredictionStore:
+    """Predictions in a run's folder: a shard per rank while it runs, `predictions.jsonl` once it is whole.
+
+    A prediction is identified by its question's position, so a run resumes with any number of ranks. What is damaged
+    or belongs to another question is passed over, with a warning, and its question is asked again.
+    """
+
+    def __init__(self, out: Path, samples: Sequence[Sample], rank: Rank, model_name: str):
+        self.samples = samples
+        self.rank = rank
+        self.model_name = model_name
+        self.whole = out / "predictions.jsonl"
+        self.shards = out / "shards"
+        self.shard = self.shards / f"rank{rank.index}.jsonl"
+        self.shards.mkdir(parents=True, exist_ok=True)
+        drop_partial_line(self.shard)
+
+    def read(self, report: bool = False) -> dict[int, Row]:
+        """Return all predictions so far by position; an answer takes precedence over a failed image.
+
+        Args:
+            report: warn of damaged lines.
+        """
+        rows: dict[int, Row] = {}
+        for path in (*sorted(self.shards.glob("*.jsonl")), self.whole):
+            if not path.exists():
+                continue
+            found, damaged = read_rows(path)
+            if damaged and not path.read_bytes().endswith(b"\n"):
+                damaged.pop()  # another rank is writing this line, or was killed at it
+            for row in found:
+                index = row.get("index")
+                if type(index) is not int or not self._is_answer_to(row, index):
+                    damaged.append(f"index {index!r}")
+                elif index not in rows or "error" in rows[index]:
+                    rows[index] = row
+            if damaged and report:
+                names = ", ".join(damaged[:3])
+                warn(f"{path}: {len(damaged)} damaged predictions are asked for again ({names})")
+        return rows
+
+    def _is_answer_to(self, row: Row, index: int) -> bool:
+        if not 0 <= index < len(self.samples):
+            return False
+        sample = self.samples[index]
+        return row["question_id"] == sample.question_id and row.get("prompt") == sample.prompt
+
+    def append(self, answers: Iterable[tuple[int, str, str | None]]) -> None:
+        """Append predictions to this rank's shard and wait until they are on disk.
+
+        Args:
+            answers: position, text and error (None for an answer) of each.
+        """
+        append_rows(self.shard, (self._row(*answer) for answer in answers))
+
+    def _row(self, index: int, text: str, error: str | None) -> Row:
+        """A line of a prediction file, in the fields of LLaVA's loader, with what identifies the question added."""
+        sample = self.samples[index]
+        row: Row = {
+            "question_id": sample.question_id,
+            "prompt": sample.prompt,
+            "text": text,
+            "answer_id": f"{sample.question_id}-{index}",
+            "model_id": self.model_name,
+            "metadata": {},
+            "image": sample.image,
+            "index": index,
+        }
+        if error is not None:
+            row["error"] = error
+        row["metadata"] = {CHECKSUM: row_checksum(row)}
+        return row
+
+    def collect(self) -> list[Row]:
+        """Return all predictions in the order of the data, once every rank has written its own.
+
+        Raises:
+            ValueError: no new prediction arrives for an hour.
+        """
+        last_change, last_count = time.monotonic(), -1
+        while True:
+            rows = self.read()
+            if len(rows) == len(self.samples):
+                return [rows[index] for index in range(len(self.samples))]
+            if self.rank.count == 1:
+                raise ValueError(
+                    f"{len(rows)} of {len(self.samples)} answers are in {self.shards}: does another run write there?"
+                )
+            if len(rows) != last_count:
+                last_change, last_count = time.monotonic(), len(rows)
+            if time.monotonic() - last_change > _STALL:
+                raise ValueError(
+                    f"{len(rows)} of {len(self.samples)} answers after {_STALL} s of waiting for other ranks"
+                )
+            time.sleep(_POLL)
+
+    def merge(self, rows: Sequence[Row]) -> None:
+        """Write all predictions into one file, in the order of the data, and remove the shards."""
+        write_atomically(self.whole, "".join(map(dump_row, rows)))
+        for shard in self.shards.glob("*.jsonl"):
+            shard.unlink()

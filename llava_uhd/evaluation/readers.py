@@ -1,6 +1,6 @@
-"""Readers of the official files, one per format, from a benchmark's folder to its samples.
+"""Readers of the official files, one per format, from a task's folder to its samples.
 
-The files are those of LLaVA's eval.zip, of the benchmarks' own releases, or of LLaVA-UHD v2's evaluation data.
+The files are those of LLaVA's eval.zip, of the data sets' own releases, or of LLaVA-UHD v2's evaluation data.
 References are joined by ids and questions, never by the order of lines.
 """
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
@@ -44,26 +45,39 @@ def _title(result: Result) -> str:
     return result["headline"] or f"{result['benchmark']}: {result['questions']} answers, scored elsewhere"
 
 
-def markdown_report(results: Sequence[Result]) -> str:
-    """All results: headline, scores in both modes, limits, protocol."""
+def model_name(result: Result) -> str:
+    """Name of the model that gave the answers, or of the prediction file they were read from."""
+    protocol = result["protocol"]
+    return str(protocol.get("model") or protocol.get("predictions") or "unknown")
+
+
+def markdown_report(results: Sequence[Result], sources: Sequence[str] | None = None) -> str:
+    """All results: headline, model, scores in both modes, limits, protocol.
+
+    Args:
+        sources: where each result was read, to tell results of one model and task apart; None leaves it out.
+    """
     lines = ["# Evaluation", ""]
     if len(results) > 1:
-        lines += ["| benchmark | questions | official | as published |", "|---|---|---|---|"]
+        lines += ["| model | benchmark | questions | official | as published |", "|---|---|---|---|---|"]
         lines += [
-            f"| {r['benchmark']} | {r['questions']} | {_quote(r, OFFICIAL)} | {_quote(r, PUBLISHED)} |"
+            f"| {_text(model_name(r))} | {_text(r['benchmark'])} | {r['questions']} | {_quote(r, OFFICIAL)} "
+            f"| {_quote(r, PUBLISHED)} |"
             for r in results
         ]
         lines.append("")
-    for result in results:
-        lines += [f"## {_title(result)}", ""]
-        lines += [f"- **{limit}**" for limit in _limits(result)]
-        lines += [f"- comparable: {result['comparable']}", ""]
+    for index, result in enumerate(results):
+        lines += [f"## {_text(_title(result))}", "", f"- model: {_text(model_name(result))}"]
+        if sources is not None:
+            lines.append(f"- result: {_text(sources[index])}")
+        lines += [f"- **{_text(limit)}**" for limit in _limits(result)]
+        lines += [f"- comparable: {_text(result['comparable'])}", ""]
         if result["scores"]:
             lines += ["| score | official | as published |", "|---|---|---|"]
-            lines += [f"| {name} | {official} | {published} |" for name, official, published in _cells(result)]
+            lines += [f"| {_text(name)} | {official} | {published} |" for name, official, published in _cells(result)]
             lines.append("")
         lines += ["| protocol | |", "|---|---|"]
-        lines += [f"| {name} | `{_inline(value)}` |" for name, value in result["protocol"].items()]
+        lines += [f"| {_text(name)} | {_code(value)} |" for name, value in result["protocol"].items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -72,11 +86,26 @@ def _quote(result: Result, mode: str) -> str:
     if mode not in result["scores"]:
         return "-"
     scores = result["scores"][mode]
-    return f"{scores['headline']} {show(scores['values'][scores['headline']])}"
+    return f"{_text(scores['headline'])} {show(scores['values'][scores['headline']])}"
 
 
-def _inline(value: Any) -> str:
-    return str(value).replace("\n", "\\n").replace("|", "\\|")
+# Characters that Markdown or HTML would take for markup, in a line of text or a cell of a table.
+_ESCAPES = str.maketrans(
+    {"<": "&lt;", "&": "&amp;", "|": "\\|", "`": "\\`", "[": "\\[", "]": "\\]", "*": "\\*", "\n": " ", "\r": " "}
+)
+
+
+def _text(value: Any) -> str:
+    """Text in Markdown that a renderer shows as it is."""
+    return str(value).translate(_ESCAPES)
+
+
+def _code(value: Any) -> str:
+    """Inline code in a table cell, fenced by more backticks than it holds."""
+    text = str(value).replace("\n", "\\n").replace("\r", "\\r").replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def html_report(result: Result, samples: Sequence[Sample], worst: int = _WORST) -> str:
@@ -101,6 +130,7 @@ def html_report(result: Result, samples: Sequence[Sample], worst: int = _WORST) 
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(result["benchmark"])}</title>\n'
         f"<style>{_STYLE}</style>\n<h1>{escape(_title(result))}</h1>\n"
         + (f"<ul class=limits>{limits}</ul>\n" if limits else "")
+        + f"<p>Model: {escape(model_name(result))}.</p>\n"
         + f"<p>Comparable: {escape(result['comparable'])}.</p>\n"
         + (f"<table><tr><th>score<th>official<th>as published</tr>{scores}</table>\n" if scores else "")
         + f"<h2>Worst answers</h2>\n{rows or '<p>None is wrong.</p>'}\n"

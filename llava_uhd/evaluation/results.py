@@ -1,19 +1,115 @@
-"""Result files: scores in both modes, what was wrong, the protocol, and every row. The same input, the same bytes."""
+"""Results: scores in both modes, what was wrong, the protocol, and every row. The same input, the same bytes.
 
-import json
+The protocol is all that a number depends on: what was asked, how, of which model, with which software.
+"""
+
+import hashlib
+import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .benchmarks import Benchmark
 from .metrics import METRICS
-from .predictions import Problems, write_atomically
-from .samples import Sample
+from .predictions import Problems
+from .samples import Sample, fingerprint
+from .storage import StorageError, read_record, write_record
+from .tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from .generation import BatchGenerator
 
 Result = dict[str, Any]
+Protocol = dict[str, Any]
 OFFICIAL, PUBLISHED = "official", "llava-uhd"
 # Problems that make a number another one, unless the user allows them; then those rows score 0.
 _FATAL = ("unreadable", "duplicate", "missing", "extra", "image")
+
+
+def model_fingerprint(model: "torch.nn.Module") -> str:
+    """Short hash of all weights, by name, in their own precision."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def describe_protocol(
+    task: Task,
+    samples: Sequence[Sample],
+    generator: "BatchGenerator",
+    model_name: str,
+    seed: int,
+    limit: int | None,
+) -> Protocol:
+    """Gather what was asked, how, of which model, with which software.
+
+    Neither time nor the number of ranks is part of it: they must not change a result.
+    """
+    example = generator.batches.prompt(samples[0]).replace(samples[0].prompt, "{question}")
+    options = asdict(generator.options)
+    if options["max_slices"] is None:
+        options["max_slices"] = generator.processor.image_processor.max_slices
+    return {
+        "benchmark": task.name,
+        "split": task.split,
+        "limit": limit,
+        "data": fingerprint(list(samples)),
+        "prompt": example,
+        "suffix": task.suffix,
+        **options,
+        "do_sample": False,
+        "seed": seed,
+        "model": model_name,
+        "model_fingerprint": model_fingerprint(generator.model),
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
+        "device": generator.model.device.type,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("llava-uhd", "torch", "transformers", "tokenizers", "pillow")},
+        },
+    }
+
+
+def load_protocol(path: Path) -> Protocol | None:
+    """Read a run's protocol; None if there is no such file.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    return read_record(path, "protocol") if path.exists() else None
+
+
+def check_protocol(path: Path, protocol: Protocol, *, write: bool) -> None:
+    """Refuse to resume a run of another protocol; write the protocol of a new run.
+
+    Fields that the file does not have, since an earlier version wrote it, are not compared.
+
+    Args:
+        write: write the file if there is none.
+
+    Raises:
+        ValueError: the file is damaged or holds another protocol.
+    """
+    earlier = load_protocol(path)
+    if earlier is None:
+        if write:
+            write_record(path, protocol)
+        return
+    changes = [
+        f"{name} {old!r} -> {protocol.get(name)!r}" for name, old in earlier.items() if old != protocol.get(name)
+    ]
+    if changes:
+        raise ValueError(
+            f"{path.parent} holds answers of another protocol ({'; '.join(changes[:3])}): "
+            "choose another --out or remove it"
+        )
 
 
 def check_problems(
@@ -41,32 +137,32 @@ def check_problems(
 
 
 def build_result(
-    benchmark: Benchmark,
+    task: Task,
     samples: Sequence[Sample],
     texts: Sequence[str | None],
     problems: Problems,
     protocol: Mapping[str, Any],
 ) -> Result:
-    """Score a benchmark's answers in both modes and gather what a reader needs to trust the number."""
+    """Score a task's answers in both modes and gather what a reader needs to trust the number."""
     # Officially an answer without text is no answer, even where a metric would read one into it (POPE: "yes").
     spoken = [text if text is not None and text.strip() else None for text in texts]
     warnings = [f"scored 0: {line}" for line in problems.lines()]
-    if benchmark.count is not None and len(samples) != benchmark.count:
-        warnings.append(f"{len(samples)} questions instead of the {benchmark.count} of the split {benchmark.split}")
+    if task.count is not None and len(samples) != task.count:
+        warnings.append(f"{len(samples)} questions instead of the {task.count} of the split {task.split}")
     result: Result = {
-        "benchmark": benchmark.name,
-        "split": benchmark.split,
+        "benchmark": task.name,
+        "split": task.split,
         "questions": len(samples),
         "headline": None,
         "warnings": warnings,
         "scores": {},
         "problems": problems.counts(),
-        "comparable": benchmark.comparable,
+        "comparable": task.comparable,
         "protocol": dict(protocol),
     }
     row_scores: dict[str, list[float]] = {}
-    if benchmark.metric is not None:
-        metric = METRICS[benchmark.metric]
+    if task.metric is not None:
+        metric = METRICS[task.metric]
         for mode, scores in (
             (OFFICIAL, metric(samples, spoken, None)),
             (PUBLISHED, metric(samples, texts, "llava-uhd")),
@@ -107,24 +203,43 @@ def show(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def save_result(path: Path, result: Result) -> None:
-    """Write a result file as a whole."""
-    write_atomically(path, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+# Fields of a result that its readers use, and their types.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "benchmark": str,
+    "questions": int,
+    "headline": (str, type(None)),
+    "warnings": list,
+    "scores": dict,
+    "comparable": str,
+    "protocol": dict,
+    "rows": list,
+}
 
 
 def load_result(path: Path) -> Result:
     """Read a result file, or the one in a folder.
 
     Raises:
-        ValueError: there is none, or it is another kind of file.
+        StorageError: the file is missing or damaged, or it is another kind of file.
     """
     file = path / "result.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"no result file {file}")
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no result file: {error}") from error
-    if not isinstance(result, dict) or "rows" not in result or "protocol" not in result:
-        raise ValueError(f"{file} is no result file: it lacks rows or protocol")
+    result = read_record(file, "result file")
+    if "rows" not in result or "protocol" not in result:
+        raise StorageError(f"{file} is no result file: it lacks rows or protocol")
+    for name, kind in _FIELDS.items():
+        if not isinstance(result.get(name), kind):
+            raise StorageError(f"{file} is no whole result file: its {name} is {result.get(name)!r:.80}")
+    for mode, scores in result["scores"].items():
+        values = scores.get("values") if isinstance(scores, dict) else None
+        if (
+            not isinstance(values, dict)
+            or scores.get("headline") not in values
+            or not isinstance(scores.get("notes"), list)
+            or any(not isinstance(value, int | float | None) for value in values.values())
+        ):
+            raise StorageError(f"{file} is no whole result file: its scores of {mode!r} are {scores!r:.80}")
+    for number, row in enumerate(result["rows"], start=1):
+        known = isinstance(row, dict) and {"question_id", "image", "prompt", "score"} <= row.keys()
+        if not known or not isinstance(row["score"], int | float | None):
+            raise StorageError(f"{file} is no whole result file: its row {number} is {row!r:.80}")
     return result

@@ -1,4 +1,4 @@
-"""One question of a benchmark, and reading the files it comes from."""
+"""One question of a task, and reading the files it comes from."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class DataError(ValueError):
-    """A benchmark's files are missing or do not hold what they should."""
+    """A task's files are missing or do not hold what they should."""
 
 
 ImageSource = Path | str | Callable[[], Image.Image]
@@ -24,14 +24,14 @@ class Sample:
     """One question.
 
     Attributes:
-        question_id: as in the official files; not always unique, see `Benchmark.join`.
-        prompt: the complete text of the user, with the benchmark's suffix.
+        question_id: as in the official files; not always unique, see `Task.match_key`.
+        prompt: the complete text of the user, with the task's suffix.
         image: the image's name in the official files; None for a question without one.
         image_source: where the image is: a path, its bytes in base64, or a function that draws it.
         image_size: (width, height) in pixels of an image that is drawn.
         answers: references; empty where the labels are a server's secret.
         category: category, kind or sub-split, where scores are given by them.
-        details: what this benchmark's metric needs besides.
+        details: what this task's metric needs besides.
     """
 
     question_id: str | int

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .predictions import Row, write_atomically
 from .readers import MMBENCH_FILE, read_table, read_vqav2_all
 from .samples import Sample
 from .scorers import evalai_normalize
+from .storage import Row, dump_row, printable, replace_file, write_atomically
 
 # What the MMBench server must not see, or does not want.
 _MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -69,13 +69,17 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_sheet(path: Path, columns: list[str], table: list[list[Any]]) -> None:
+    """Write a sheet; control characters and lone surrogates, which it cannot hold, become spaces and escapes."""
     from openpyxl import Workbook
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     for cells in [columns, *table]:
-        sheet.append(cells)
-    book.save(path)
+        sheet.append(
+            [ILLEGAL_CHARACTERS_RE.sub(" ", printable(cell)) if isinstance(cell, str) else cell for cell in cells]
+        )
+    replace_file(path, book.save)
 
 
 def _docvqa(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
@@ -101,7 +105,7 @@ def _mmvet(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[st
 
 def _seed(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
     rows = seed_submission(samples, texts)
-    write_atomically(path / "submission.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path / "submission.jsonl", "".join(map(dump_row, rows)))
     return path / "submission.jsonl"
 
 
@@ -111,7 +115,7 @@ def _mmbench(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[
     return path / "submission.xlsx"
 
 
-# Each writes into a folder, given the benchmark's data folder, its samples and their answers.
+# Each writes into a folder, given the task's data folder, its samples and their answers.
 WRITERS: dict[str, Callable[[Path, Path, Sequence[Sample], Sequence[str]], Path]] = {
     "docvqa": _docvqa,
     "mmbench": _mmbench,

@@ -1,4 +1,4 @@
-"""The held-out synthetic documents as a benchmark that runs anywhere: drawn from a seed, exact match by kind and size.
+"""The held-out synthetic documents as a task that runs anywhere: drawn from a seed, exact match by kind and size.
 
     llava-uhd eval run synthdoc --model tiny --out results
     llava-uhd eval run synthdoc --model tiny --max-slices 1 --out results/overview

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .generation import Answerer, Answers, run_ahead
+from .generation import Answers, BatchGenerator, run_ahead
 from .samples import Sample
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def default_workers(model: "LlavaUhdForConditionalGeneration", batches: int) -> 
 
 
 class Workers:
-    """Processes that answer batches of some samples as the given answerer would. To be closed: a context manager."""
+    """Processes that answer batches of some samples as the given generator would. To be closed: a context manager."""
 
-    def __init__(self, answerer: Answerer, samples: Sequence[Sample], count: int):
+    def __init__(self, generator: BatchGenerator, samples: Sequence[Sample], count: int):
         self.count = count
         # By value: what torch shares between processes needs more shared memory than containers have by default.
-        state = pickle.dumps((answerer, list(samples)))
+        state = pickle.dumps((generator, list(samples)))
         threads = max(torch.get_num_threads() // count, 1)
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(state, threads))
@@ -51,7 +51,7 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def answer_all(self, batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
+    def generate_all(self, batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
         """Answers of batches in their order.
 
         Raises:
@@ -67,7 +67,7 @@ class Workers:
             ) from error
 
 
-_state: tuple[Answerer, list[Sample]]
+_state: tuple[BatchGenerator, list[Sample]]
 
 
 def _begin(state: bytes, threads: int) -> None:
@@ -86,7 +86,7 @@ def _end_with_parent() -> None:
 
 
 def _answer(positions: Sequence[int]) -> Answers:
-    answerer, samples = _state
+    generator, samples = _state
     with ThreadPoolExecutor(1) as decoding:
-        batch = answerer.batches.build(samples, positions, decoding)
-    return Answers(answerer.answer(batch), batch.errors)
+        batch = generator.batches.build(samples, positions, decoding)
+    return Answers(generator.generate(batch), batch.errors)

@@ -55,8 +55,8 @@ def test_vlmevalkit(model_folder, tmp_path):
     code = (
         "import sys; from pathlib import Path; from llava_uhd.evaluation.adapters import vlmevalkit as v;"
         "from dataclasses import replace; options = replace(v.OPTIONS, max_side=None, max_new_tokens=4);"
-        f"answerer = v.load_answerer({str(model_folder)!r}, 'cpu', 'auto', options);"
-        f"print(v.evaluate(answerer, 'MiniChoice', Path({str(tmp_path / 'out')!r}), 'small'))"
+        f"generator = v.load_generator({str(model_folder)!r}, 'cpu', 'auto', options);"
+        f"print(v.evaluate(generator, 'MiniChoice', Path({str(tmp_path / 'out')!r}), 'small'))"
     )
     printed = run_python(["-c", code], "vlmeval", LMUData=str(tmp_path))
     assert "Overall" in printed

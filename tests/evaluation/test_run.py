@@ -16,11 +16,11 @@ from PIL import Image
 
 from llava_uhd.evaluation import workers
 from llava_uhd.evaluation.batches import BatchBuilder
-from llava_uhd.evaluation.benchmarks import BENCHMARKS
-from llava_uhd.evaluation.generation import Answerer, GenerationOptions
+from llava_uhd.evaluation.generation import BatchGenerator, GenerationOptions
 from llava_uhd.evaluation.images import load_image, scaled_size
-from llava_uhd.evaluation.run import RunOptions, run_benchmark
+from llava_uhd.evaluation.pipeline import RunOptions, evaluate_task
 from llava_uhd.evaluation.samples import Sample
+from llava_uhd.evaluation.tasks import TASKS
 from llava_uhd.evaluation.workers import Workers, default_workers
 from llava_uhd.loading import load
 from llava_uhd.synthetic import make_document, render
@@ -38,17 +38,17 @@ def loaded(model_folder):
 def test_from_official_files_to_report(name, evaluate, model_folder, tmp_path):
     data, out = minidata.build(tmp_path / "data", name), tmp_path / "out"
     printed = evaluate("run", name, "--model", model_folder, "--data", data, "--out", out, *FAST)
-    benchmark = BENCHMARKS[name]
-    samples = benchmark.load(data)
+    task = TASKS[name]
+    samples = task.load(data)
     result = json.loads((out / name / "result.json").read_text())
     assert printed["results"][0]["headline"] == result["headline"]
     assert [row["prompt"] for row in result["rows"]] == [sample.prompt for sample in samples]
     assert set(result["scores"]) == {"official", "llava-uhd"}
     assert all(0 <= row["score"] <= 1 for row in result["rows"])
     assert any(row["text"] for row in result["rows"])
-    assert f"instead of the {benchmark.count}" in result["headline"]
+    assert f"instead of the {task.count}" in result["headline"]
     protocol = result["protocol"]
-    assert (protocol["num_beams"], protocol["max_side"]) == (benchmark.num_beams, benchmark.max_side)
+    assert (protocol["num_beams"], protocol["max_side"]) == (task.num_beams, task.max_side)
     assert protocol["prompt"].count("{question}") == 1
     assert protocol["max_slices"] == 6
     assert len(protocol["model_fingerprint"]) == 16
@@ -62,12 +62,12 @@ def test_from_official_files_to_report(name, evaluate, model_folder, tmp_path):
 
 def test_result_is_the_same_killed_and_resumed_with_any_number_of_ranks(loaded, tmp_path, monkeypatch):
     model, processor = loaded
-    benchmark = BENCHMARKS["mme"]
+    task = TASKS["mme"]
     data = minidata.build(tmp_path / "data", "mme")
     options = RunOptions(batch_size=3, max_new_tokens=4, num_beams=2)
 
     def run(out: Path):
-        return run_benchmark(benchmark, model, processor, data, out, options, "small")
+        return evaluate_task(task, model, processor, data, out, options, "small")
 
     run(tmp_path / "whole")
     files = {name: (tmp_path / "whole" / name).read_bytes() for name in ("predictions.jsonl", "result.json")}
@@ -151,12 +151,12 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
 
 def test_answers_do_not_depend_on_the_batch_nor_on_the_number_of_processes(loaded, tmp_path):
     model, processor = loaded
-    benchmark = BENCHMARKS["scienceqa_img"]
+    task = TASKS["scienceqa_img"]
     data = minidata.build(tmp_path / "data", "scienceqa_img")
     texts = []
     for batch_size, processes in ((1, 1), (5, 1), (2, 2)):
         options = RunOptions(batch_size=batch_size, max_new_tokens=6, workers=processes)
-        result = run_benchmark(benchmark, model, processor, data, tmp_path / str(batch_size), options, "small")
+        result = evaluate_task(task, model, processor, data, tmp_path / str(batch_size), options, "small")
         texts.append([row["text"] for row in result["rows"]])
     assert texts[0] == texts[1] == texts[2]
     assert len(set(texts[0])) > 1, "the answers must depend on the question for this to say anything"
@@ -212,16 +212,16 @@ def test_all_runs_the_seven(evaluate, model_folder, tmp_path):
 
 def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
     model, processor = loaded
-    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
-    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
+    samples = TASKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 10, 1))
     with ThreadPoolExecutor(1) as pool:
-        first = answerer.batches.build(samples, [0], pool)
+        first = generator.batches.build(samples, [0], pool)
     length = first.text["input_ids"].shape[1]
-    answerer.context = length + 1
-    assert len(processor.tokenizer(answerer.answer(first)[0])["input_ids"]) <= 1
-    answerer.context = length
+    generator.context = length + 1
+    assert len(processor.tokenizer(generator.generate(first)[0])["input_ids"]) <= 1
+    generator.context = length
     with pytest.raises(ValueError, match=f"has {length} tokens and the model's context is {length}"):
-        answerer.answer(first)
+        generator.generate(first)
 
 
 def test_processes_pay_for_many_batches_of_a_small_model(loaded, monkeypatch):
@@ -235,21 +235,21 @@ def test_processes_pay_for_many_batches_of_a_small_model(loaded, monkeypatch):
 
 def test_an_error_in_a_process_is_raised(loaded, tmp_path):
     model, processor = loaded
-    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
-    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
-    answerer.context = 1
-    with Workers(answerer, samples, 2) as side_by_side:
-        answers = side_by_side.answer_all([[0], [1], [2]])
+    samples = TASKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 10, 1))
+    generator.context = 1
+    with Workers(generator, samples, 2) as side_by_side:
+        answers = side_by_side.generate_all([[0], [1], [2]])
         with pytest.raises(ValueError, match="the model's context is 1"):
             next(answers)
 
 
 def test_a_process_that_is_killed_is_named(loaded, tmp_path):
     model, processor = loaded
-    samples = BENCHMARKS["gqa"].load(minidata.build(tmp_path, "gqa"))
-    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 10, 1))
-    with Workers(answerer, samples, 1) as alone:
-        answers = alone.answer_all([[0]] * 100)
+    samples = TASKS["gqa"].load(minidata.build(tmp_path, "gqa"))
+    generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 10, 1))
+    with Workers(generator, samples, 1) as alone:
+        answers = alone.generate_all([[0]] * 100)
         next(answers)
         for process in multiprocessing.active_children():
             process.kill()
@@ -273,7 +273,7 @@ def about_pages(folder, questions=3):
 def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
     model, processor = load("tiny", "cpu")
     samples = about_pages(tmp_path)
-    together = Answerer(model, processor, GenerationOptions(None, None, num_beams, 12, 6))
+    together = BatchGenerator(model, processor, GenerationOptions(None, None, num_beams, 12, 6))
     assert [set(batch) for batch in together.batches.plan(samples, 3)] == [{0, 2, 4}, {1, 3, 5}]
     read, logits = [], []
     model.model.language_model.register_forward_pre_hook(
@@ -293,7 +293,7 @@ def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
         batch = together.batches.build(samples, range(6), pool)
         assert len(batch.images["num_views"]) == 2 and batch.image_of_question == [0, 1] * 3
         read.clear(), logits.clear()
-        assert together.answer(batch) == alone
+        assert together.generate(batch) == alone
         torch.testing.assert_close(logits[1], torch.cat(alone_logits), rtol=1e-3, atol=1e-3)
     # Both images first, then what is left of the six prompts.
     shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
@@ -311,13 +311,13 @@ def test_a_batch_holds_all_questions_about_an_image(loaded, tmp_path):
 
 def test_questions_without_an_image_share_nothing(tmp_path):
     model, processor = load("tiny", "cpu")
-    answerer = Answerer(model, processor, GenerationOptions(None, None, 1, 4, 7))
+    generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 4, 7))
     samples = [*about_pages(tmp_path), Sample(6, "Hello?")]
     with ThreadPoolExecutor(2) as pool:
-        batch = answerer.batches.build(samples, range(7), pool)
+        batch = generator.batches.build(samples, range(7), pool)
         assert batch.num_shared == 0 and len(batch.images["num_views"]) == 2
-        assert len(answerer.answer(batch)) == 7
-        assert len(answerer.answer(answerer.batches.build(samples, [6], pool))) == 1
+        assert len(generator.generate(batch)) == 7
+        assert len(generator.generate(generator.batches.build(samples, [6], pool))) == 1
 
 
 def test_every_question_about_a_broken_image_is_named(loaded, tmp_path):

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from llava_uhd.evaluation.benchmarks import BENCHMARKS
 from llava_uhd.evaluation.compare import compare_results
 from llava_uhd.evaluation.metrics import METRICS
-from llava_uhd.evaluation.predictions import append_rows, drop_partial_line, join_predictions, read_rows
+from llava_uhd.evaluation.pipeline import score_file
+from llava_uhd.evaluation.predictions import match_predictions
 from llava_uhd.evaluation.results import load_result
 from llava_uhd.evaluation.samples import Sample
-from llava_uhd.evaluation.scoring import score_file
+from llava_uhd.evaluation.storage import append_rows, drop_partial_line, read_rows
 from llava_uhd.evaluation.submission import (
     mmbench_table,
     mmvet_submission,
@@ -21,6 +21,7 @@ from llava_uhd.evaluation.submission import (
     vizwiz_submission,
     vqav2_submission,
 )
+from llava_uhd.evaluation.tasks import TASKS
 from tests.evaluation import minidata
 from tests.evaluation.goldens import load_golden
 
@@ -62,7 +63,7 @@ SCORES = {  # (official, as published)
 
 def published_rows(name: str, data, answers=None) -> list[dict]:
     """A prediction file as the published scripts write it."""
-    samples = BENCHMARKS[name].load(data)
+    samples = TASKS[name].load(data)
     return [
         {"question_id": sample.question_id, "prompt": sample.prompt, "text": text, "answer_id": "x", "model_id": "m"}
         for sample, text in zip(samples, answers or ANSWERS[name], strict=True)
@@ -85,7 +86,7 @@ def test_exact_match_by_kind_and_text_size():
 
 
 def test_every_metric_is_computed_by_hand():
-    assert METRICS.keys() == {BENCHMARKS[name].metric for name in SCORES} | {"exact"}
+    assert METRICS.keys() == {TASKS[name].metric for name in SCORES} | {"exact"}
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -131,7 +132,7 @@ def broken(rows: list[dict], kind: str) -> str:
     ],
 )
 def test_bad_predictions_are_counted_and_named(kind, message, score, data, tmp_path):
-    gqa, path = BENCHMARKS["gqa"], tmp_path / "p.jsonl"
+    gqa, path = TASKS["gqa"], tmp_path / "p.jsonl"
     path.write_text(broken(published_rows("gqa", data, ["yes", "dog", "left"]), kind))
     with pytest.raises(ValueError, match=f"{message}.*--allow-missing"):
         score_file(gqa, path, data, None, allow_missing=False)
@@ -145,22 +146,22 @@ def test_another_split_is_recognised(data, tmp_path):
     rows = [dict(row, question_id=f"other{index}") for index, row in enumerate(published_rows("gqa", data))]
     minidata.write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(ValueError, match="none of the 3 questions is answered.*is it another split"):
-        score_file(BENCHMARKS["gqa"], tmp_path / "p.jsonl", data, None, allow_missing=True)
+        score_file(TASKS["gqa"], tmp_path / "p.jsonl", data, None, allow_missing=True)
     with pytest.raises(ValueError, match="no prediction file"):
-        score_file(BENCHMARKS["gqa"], tmp_path / "q.jsonl", data, None, allow_missing=True)
+        score_file(TASKS["gqa"], tmp_path / "q.jsonl", data, None, allow_missing=True)
 
 
 def test_an_empty_answer_is_no_yes(data, tmp_path):
     """POPE reads the empty text as "yes"; officially it is no answer."""
     minidata.write_jsonl(tmp_path / "p.jsonl", published_rows("pope", data, ["", "No", "Yes", "No", "Yes", "No"]))
-    scores = score_file(BENCHMARKS["pope"], tmp_path / "p.jsonl", data, None, allow_missing=True)["scores"]
+    scores = score_file(TASKS["pope"], tmp_path / "p.jsonl", data, None, allow_missing=True)["scores"]
     assert scores["official"]["values"]["adversarial F1"] == 0.0
     assert scores["llava-uhd"]["values"]["adversarial F1"] == 100.0
 
 
 def test_questions_that_only_their_image_tells_apart(tmp_path):
     minidata.docvqa_pair(tmp_path, "chartqa", "chartqa")
-    chartqa = BENCHMARKS["chartqa"]
+    chartqa = TASKS["chartqa"]
     rows = published_rows("chartqa", tmp_path, ["0", "1", "2", "3"])
     minidata.write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(ValueError, match="questions answered twice"):
@@ -175,7 +176,7 @@ def test_questions_that_only_their_image_tells_apart(tmp_path):
 def test_join_ignores_case_and_the_recorded_placeholder():
     samples = [Sample("1", "What?\nAnswer.")]
     row = {"question_id": 1, "prompt": "<image>\nwhat?\nanswer.", "text": "a"}
-    texts, problems = join_predictions(samples, [row], "id+prompt")
+    texts, problems = match_predictions(samples, [row], "id+prompt")
     assert texts == ["a"]
     assert not problems.lines()
 
@@ -183,8 +184,8 @@ def test_join_ignores_case_and_the_recorded_placeholder():
 def test_question_repeated_in_the_data_may_be_answered_as_often():
     samples = [Sample(1, "What?"), Sample(1, "What?")]
     row = {"question_id": 1, "prompt": "What?", "text": "a"}
-    assert join_predictions(samples, [row, row], "id+prompt")[0] == ["a", "a"]
-    texts, problems = join_predictions(samples, [row, row | {"text": "b"}], "id+prompt")
+    assert match_predictions(samples, [row, row], "id+prompt")[0] == ["a", "a"]
+    texts, problems = match_predictions(samples, [row, row | {"text": "b"}], "id+prompt")
     assert texts == [None, None]
     assert problems.duplicate == ["1"]
 

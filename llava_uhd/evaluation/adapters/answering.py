@@ -8,20 +8,20 @@ from pathlib import Path
 from PIL import Image
 
 from ...loading import load
-from ..generation import Answerer, GenerationOptions
+from ..generation import BatchGenerator, GenerationOptions
 from ..samples import Sample
 
 # A text and its image: a file, a decoded image, or none.
 Question = tuple[str, Path | Image.Image | None]
 
 
-def load_answerer(model: str, device: str | None, dtype: str, options: GenerationOptions) -> Answerer:
+def load_generator(model: str, device: str | None, dtype: str, options: GenerationOptions) -> BatchGenerator:
     """Load a model by name, ready to answer."""
     loaded, processor = load(model, device, dtype)
-    return Answerer(loaded, processor, options)
+    return BatchGenerator(loaded, processor, options)
 
 
-def answer_questions(answerer: Answerer, questions: Sequence[Question]) -> list[str]:
+def answer_questions(generator: BatchGenerator, questions: Sequence[Question]) -> list[str]:
     """Answer questions as one batch.
 
     Raises:
@@ -32,8 +32,8 @@ def answer_questions(answerer: Answerer, questions: Sequence[Question]) -> list[
         for index, (text, image) in enumerate(questions)
     ]
     with ThreadPoolExecutor() as pool:
-        batch = answerer.batches.build(samples, range(len(samples)), pool)
+        batch = generator.batches.build(samples, range(len(samples)), pool)
     if batch.errors:
         raise ValueError("; ".join(batch.errors.values()))
-    answers = answerer.answer(batch)
+    answers = generator.generate(batch)
     return [answers[index] for index in range(len(samples))]

@@ -9,8 +9,8 @@ from typing import Any
 from lmms_eval.api.model import lmms
 
 from ..generation import GenerationOptions
-from ..run import Rank
-from .answering import answer_questions, load_answerer
+from ..predictions import Rank
+from .answering import answer_questions, load_generator
 
 
 def _cut(text: str, stops: list[str]) -> str:
@@ -53,7 +53,7 @@ class LlavaUhdForLmmsEval(lmms):
             device = str(self.accelerator.device)
         self.batch_size = int(batch_size)
         self.max_slices, self.max_side = max_slices, max_side
-        self.answerer = load_answerer(pretrained, device, dtype, self._options({}))
+        self.generator = load_generator(pretrained, device, dtype, self._options({}))
 
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
         if given.get("do_sample") or given.get("temperature"):
@@ -74,7 +74,7 @@ class LlavaUhdForLmmsEval(lmms):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(index)
         for indices in groups.values():
             given = requests[indices[0]].args[1]
-            self.answerer.options = self._options(given)
+            self.generator.options = self._options(given)
             stops = given.get("until", [])
             remaining = iter(indices)
             while chosen := list(islice(remaining, self.batch_size)):
@@ -83,7 +83,7 @@ class LlavaUhdForLmmsEval(lmms):
                     text, _, doc_to_visual, doc_id, task, split = requests[index].args
                     visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or [None]
                     questions.append((text.replace("<image>", "").strip(), visuals[0]))
-                texts = answer_questions(self.answerer, questions)
+                texts = answer_questions(self.generator, questions)
                 for index, text in zip(chosen, texts, strict=True):
                     answers[index] = _cut(text, [stops] if isinstance(stops, str) else stops).strip()
                     self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])

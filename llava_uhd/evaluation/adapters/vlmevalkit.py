@@ -15,20 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cli import VLMEVALKIT_INSTALL
+
 try:
     from vlmeval.dataset import build_dataset
     from vlmeval.inference import infer_data_job
     from vlmeval.vlm.base import BaseModel
 except (ImportError, RuntimeError) as error:
     # RuntimeError: a torchvision that does not belong to the installed torch.
-    raise ImportError(
-        f"VLMEvalKit cannot be imported ({error}): pip install git+https://github.com/open-compass/VLMEvalKit, "
-        "with a torchvision for the installed torch"
-    ) from error
+    _reason = f"VLMEvalKit cannot be imported ({error}): {VLMEVALKIT_INSTALL}"
+    if __name__ == "__main__":
+        sys.exit(f"error: {_reason}")
+    raise ImportError(_reason) from error
 
-from ..generation import Answerer, GenerationOptions
+from ...loading import first_line
+from ..generation import BatchGenerator, GenerationOptions
 from ..readers import LETTER_ANSWER
-from .answering import answer_questions, load_answerer
+from .answering import answer_questions, load_generator
 
 DATASETS = ("OCRBench", "MMMU_DEV_VAL", "SEEDBench_IMG", "MMBench_DEV_EN_V11", "RealWorldQA", "HRBench4K")
 OPTIONS = GenerationOptions(max_side=1024, max_slices=None, num_beams=3, max_new_tokens=1024, batch_size=1)
@@ -49,9 +52,9 @@ class LlavaUhdForVlmEvalKit(BaseModel):
 
     INTERLEAVE = False
 
-    def __init__(self, answerer: Answerer):
+    def __init__(self, generator: BatchGenerator):
         super().__init__()
-        self.answerer = answerer
+        self.generator = generator
 
     def use_custom_prompt(self, dataset: str) -> bool:
         """The data set builds its prompt."""
@@ -61,10 +64,10 @@ class LlavaUhdForVlmEvalKit(BaseModel):
         """Answer texts (joined) about the first image, or about none."""
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
         images = [Path(part["value"]) for part in message if part["type"] == "image"]
-        return answer_questions(self.answerer, [(letter_prompt(text), images[0] if images else None)])[0]
+        return answer_questions(self.generator, [(letter_prompt(text), images[0] if images else None)])[0]
 
 
-def evaluate(answerer: Answerer, dataset_name: str, out: Path, name: str, **dataset_options: Any) -> Any:
+def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str, **dataset_options: Any) -> Any:
     """Answer a data set and score it by VLMEvalKit without a judge ("exact_matching").
 
     Args:
@@ -79,7 +82,7 @@ def evaluate(answerer: Answerer, dataset_name: str, out: Path, name: str, **data
     if dataset is None:
         raise ValueError(f"VLMEvalKit knows no data set {dataset_name!r}")
     out.mkdir(parents=True, exist_ok=True)
-    infer_data_job(LlavaUhdForVlmEvalKit(answerer), work_dir=str(out), model_name=name, dataset=dataset)
+    infer_data_job(LlavaUhdForVlmEvalKit(generator), work_dir=str(out), model_name=name, dataset=dataset)
     files = [path for suffix in ("xlsx", "tsv", "json") if (path := out / f"{name}_{dataset_name}.{suffix}").exists()]
     if not files:
         raise ValueError(f"VLMEvalKit left no predictions {out / name}_{dataset_name}.*")
@@ -94,13 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu, cuda:0, auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args(arguments)
-    answerer = load_answerer(options.model, options.device, options.dtype, OPTIONS)
+    generator = load_generator(options.model, options.device, options.dtype, OPTIONS)
     name = Path(options.model).name
     for dataset in options.datasets:
-        scores = evaluate(answerer, dataset, options.out / name, name)
+        scores = evaluate(generator, dataset, options.out / name, name)
         print(f"{dataset}: {scores if isinstance(scores, dict) else scores.to_dict()}")
     print(json.dumps({"out": str(options.out / name)}), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {first_line(error)}")

@@ -1,0 +1,187 @@
+"""Files of an evaluation that are read again: written whole, and checked when they are read.
+
+A record (`result.json`, `protocol.json`) carries a checksum of its content; a prediction carries one in its
+`metadata`. Files of earlier versions have none and are read unchecked. Lone surrogates, which UTF-8 cannot hold, are
+written as their JSON escapes.
+"""
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+CHECKSUM = "checksum"
+# Fields of a prediction that its checksum covers.
+_COVERED = ("question_id", "prompt", "text", "image", "index", "error")
+
+
+class StorageError(ValueError):
+    """A file of an evaluation is missing, damaged or of another kind."""
+
+
+def encode_text(text: str) -> bytes:
+    r"""UTF-8, with lone surrogates as escapes (`\ud83d`), which JSON reads back as they were."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text without lone surrogates, which no stream in UTF-8 takes."""
+    return encode_text(text).decode()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the operating system that do not (a full disk names none)."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then put it in the place of `path` in one step.
+
+    The temporary file has one fixed name, so that a run overwrites what a killed one left.
+
+    Raises:
+        OSError: the file cannot be written; names it, and the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _naming(path):
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that nobody ever reads half of it.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    replace_file(path, lambda temporary: temporary.write_bytes(encode_text(text)))
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != CHECKSUM}
+    return sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its content as its last field."""
+    content = {name: value for name, value in record.items() if name != CHECKSUM}
+    text = json.dumps(content | {CHECKSUM: _digest(content)}, ensure_ascii=False, indent=1)
+    write_atomically(path, text + "\n")
+
+
+def read_record(path: Path, kind: str) -> dict[str, Any]:
+    """Read a JSON object that `write_record` wrote, without its checksum.
+
+    Args:
+        kind: name of such a file in errors, such as "result file".
+
+    Raises:
+        StorageError: the file is missing or damaged, or holds something else; names it.
+    """
+    if not path.is_file():
+        raise StorageError(f"no {kind} {path}")
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path} is no {kind}, or it is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise StorageError(f"{path} is no {kind}: it holds a {type(record).__name__}, not an object")
+    expected = record.pop(CHECKSUM, None)
+    if expected is not None and expected != _digest(record):
+        raise StorageError(
+            f"{path} is damaged, or it was edited: its checksum is {expected}, its content's is {_digest(record)}; "
+            "write it again (eval score predictions.jsonl)"
+        )
+    return record
+
+
+def row_checksum(row: Mapping[str, Any]) -> str:
+    """CRC-32 of what identifies a prediction and of its text, in eight hexadecimal digits."""
+    covered = [row.get(name) for name in _COVERED]
+    return f"{zlib.crc32(json.dumps(covered).encode()):08x}"
+
+
+def dump_row(row: Row) -> str:
+    """One line of a prediction file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append predictions and wait until they are on disk.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    content = encode_text("".join(map(dump_row, rows)))
+    with _naming(path), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_partial_line(path: Path) -> None:
+    """Cut off what a kill left behind the last newline."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with _naming(path), path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """Read a prediction file.
+
+    Returns:
+        The rows, and a name ("line 7") for each line that is none or does not match its checksum.
+
+    Raises:
+        StorageError: there is no such file.
+    """
+    if not path.is_file():
+        raise StorageError(f"no prediction file {path}")
+    rows, unreadable = [], []
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        problem = None
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not (isinstance(row, dict) and "question_id" in row and isinstance(row.get("text"), str)):
+            problem = f"line {number}"
+        elif not isinstance(row.get("prompt"), str | None) or not isinstance(row.get("image"), str | None):
+            problem = f"line {number}"
+        else:
+            metadata = row.get("metadata")
+            expected = metadata.get(CHECKSUM) if isinstance(metadata, dict) else None
+            if expected is not None and expected != row_checksum(row):
+                problem = f"line {number}: not as it was written, by its checksum"
+        if problem is None:
+            rows.append(row)
+        else:
+            unreadable.append(problem)
+    return rows, unreadable
+
+
+def warn(message: str) -> None:
+    """Say on stderr what is passed over."""
+    print(f"warning: {printable(message)}", file=sys.stderr)

@@ -1,0 +1,355 @@
+"""The tasks, as one table: what each needs, how it is run, how it is scored, and where its data is found.
+
+Beams, new tokens and image sizes are those of the published scripts (the only evidence of the paper's protocol).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import readers
+from .samples import DataError, Sample
+from .synthdoc import read_synthdoc
+
+MatchKey = Literal["id", "id+prompt", "id+image+prompt"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    Attributes:
+        name: as given on the command line.
+        split: which questions.
+        count: how many there are officially; None if it varies.
+        folder: below the data folder; None if the data is made on the spot.
+        read: from that folder to the samples.
+        suffix: what the prompt ends with; the question files carry it already.
+        max_side: images are scaled, up or down, to this long side in pixels before slicing; None leaves them.
+        num_beams: of the beam search; 1 is greedy.
+        max_new_tokens: of an answer.
+        match_key: what identifies a question in a prediction file.
+        metric: name in `metrics.METRICS`; None if a server or a judge scores.
+        submission: name in `submission.WRITERS`, where a server takes a file.
+        source: where the data is found.
+        comparable: which published numbers the score is comparable with, and which not.
+    """
+
+    name: str
+    split: str
+    count: int | None
+    folder: str | None
+    read: Callable[[Path], list[Sample]]
+    suffix: str
+    max_side: int | None
+    num_beams: int
+    match_key: MatchKey
+    metric: str | None
+    source: str
+    comparable: str
+    max_new_tokens: int = 128
+    submission: str | None = None
+
+    def root(self, data: Path) -> Path:
+        """The task's own folder below the data folder, or the data folder itself if it has none."""
+        return data / self.folder if self.folder is not None and (data / self.folder).is_dir() else data
+
+    def load(self, data: Path | None) -> list[Sample]:
+        """Read all samples and check that their images are there.
+
+        Args:
+            data: the data folder; None will do where none is needed.
+
+        Raises:
+            DataError: a file or an image is missing; says where to put it and where it is found.
+        """
+        if self.folder is None:
+            return self.read(Path())
+        if data is None:
+            raise DataError(f"{self.name} needs a data folder (--data) with {self.folder}/ in it: {self.source}")
+        root = self.root(data)
+        advice = f"put it below {data / self.folder}; found at: {self.source}"
+        try:
+            samples = self.read(root)
+        except KeyError as error:
+            raise DataError(f"{self.name}: a row in {root} lacks the field {error}; {advice}") from error
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}; {advice}") from error
+        if not samples:
+            raise DataError(f"{self.name}: the question file in {root} has 0 rows; {advice}")
+        paths = {sample.image_source for sample in samples if isinstance(sample.image_source, Path)}
+        missing = sorted(path for path in paths if not path.is_file())
+        if missing:
+            raise DataError(
+                f"{self.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}; {advice}"
+            )
+        return samples
+
+
+_LLAVA_ZIP = "LLaVA's eval.zip (github.com/haotian-liu/LLaVA, docs/Evaluation.md)"
+_SHORT, _LETTER = readers.SHORT_ANSWER, readers.LETTER_ANSWER
+
+_TABLE = (
+    Task(
+        name="mme",
+        split="test",
+        count=2374,
+        folder="MME",
+        read=readers.read_mme,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=5,
+        match_key="id+prompt",
+        metric="mme",
+        source=f"llava_mme.jsonl in {_LLAVA_ZIP}; images and labels from the MME authors "
+        "(github.com/BradyFU/Awesome-Multimodal-Large-Language-Models)",
+        comparable="perception with the MME of LLaVA-family papers; not with VLMEvalKit's or lmms-eval's sum of both",
+    ),
+    Task(
+        name="ai2d",
+        split="test",
+        count=3088,
+        folder="ai2d",
+        read=readers.read_ai2d,
+        suffix=_LETTER,
+        max_side=None,
+        num_beams=1,
+        match_key="id+prompt",
+        metric="ai2d",
+        source="test.jsonl and test_from_mova.jsonl of LLaVA-UHD-v2-Evaluation (from MoVA); images from AI2D (AI2)",
+        comparable="published column with the LLaVA-UHD v2 paper; not with masked-label variants (ai2d_no_mask)",
+    ),
+    Task(
+        name="docvqa_val",
+        split="val",
+        count=5349,
+        folder="docvqa",
+        read=readers.read_docvqa_val,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=1,
+        match_key="id+prompt",
+        metric="anls",
+        source="rrc.cvc.uab.es (task DocVQA, val_v1.0_withQT.json and images); or docvqa_questions.jsonl and "
+        "docvqa_annotations.jsonl of LLaVA-UHD-v2-Evaluation with the images of UReader",
+        comparable="official column with VLMEvalKit's DocVQA_VAL; published column (single reference) with the "
+        "LLaVA-UHD v2 paper; neither with the server's test numbers",
+    ),
+    Task(
+        name="docvqa_test",
+        split="test",
+        count=5188,
+        folder="docvqa",
+        read=readers.read_docvqa_test,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=1,
+        match_key="id",
+        metric=None,
+        submission="docvqa",
+        source="rrc.cvc.uab.es (task DocVQA, test_v1.0.json and images)",
+        comparable="scored by the server; with its leaderboard",
+    ),
+    Task(
+        name="chartqa",
+        split="test",
+        count=2500,
+        folder="chartqa",
+        read=readers.read_chartqa,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=1,
+        match_key="id+image+prompt",
+        metric="chartqa",
+        source="github.com/vis-nlp/ChartQA (test/test_human.json, test/test_augmented.json, test/png); or "
+        "chartqa_questions.jsonl and chartqa_annotations.jsonl of LLaVA-UHD-v2-Evaluation",
+        comparable="official column (relaxed accuracy) with other papers; published column (single-reference ANLS) "
+        "with the LLaVA-UHD v2 paper",
+    ),
+    Task(
+        name="textvqa",
+        split="val, OCR tokens in the prompt",
+        count=5000,
+        folder="textvqa",
+        read=readers.read_textvqa,
+        suffix=_SHORT,
+        max_side=1536,
+        num_beams=3,
+        match_key="id+prompt",
+        metric="vqa",
+        source=f"llava_textvqa_val_v051_ocr.jsonl in {_LLAVA_ZIP}; TextVQA_0.5.1_val.json and train_val_images.zip "
+        "from textvqa.org",
+        comparable="with LLaVA-family papers that give OCR tokens; not with numbers without (lmms-eval)",
+    ),
+    Task(
+        name="gqa",
+        split="testdev, balanced",
+        count=12578,
+        folder="gqa",
+        read=readers.read_gqa,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=3,
+        match_key="id",
+        metric="gqa",
+        source=f"llava_gqa_testdev_balanced.jsonl in {_LLAVA_ZIP}; questions and images from "
+        "cs.stanford.edu/people/dorarad/gqa",
+        comparable="with GQA's eval.py; not with lmms-eval, which ignores case and punctuation",
+    ),
+    Task(
+        name="scienceqa_img",
+        split="test (2,017 of 4,241 questions have an image)",
+        count=4241,
+        folder="scienceqa",
+        read=readers.read_scienceqa,
+        suffix=_LETTER,
+        max_side=1024,
+        num_beams=3,
+        max_new_tokens=1024,
+        match_key="id",
+        metric="scienceqa",
+        source=f"llava_test_CQM-A.json in {_LLAVA_ZIP}; pid_splits.json, problems.json and images from "
+        "github.com/lupantech/ScienceQA",
+        comparable="image accuracy with the SQA-IMG of LLaVA-family papers",
+    ),
+    Task(
+        name="pope",
+        split="COCO: adversarial, popular, random",
+        count=8910,
+        folder="pope",
+        read=readers.read_pope,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=1,
+        match_key="id",
+        metric="pope",
+        source=f"llava_pope_test.jsonl in {_LLAVA_ZIP}; coco/ from github.com/AoiDragon/POPE; COCO val2014",
+        comparable="mean F1 with LLaVA-family papers; not with lmms-eval, which wants an exact yes or no",
+    ),
+    Task(
+        name="vqav2",
+        split="test-dev",
+        count=107394,
+        folder="vqav2",
+        read=readers.read_vqav2,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=3,
+        match_key="id",
+        metric=None,
+        submission="vqav2",
+        source=f"{_LLAVA_ZIP}; COCO test2015",
+        comparable="scored by the EvalAI server; with its leaderboard",
+    ),
+    Task(
+        name="vizwiz",
+        split="test",
+        count=8000,
+        folder="vizwiz",
+        read=readers.read_vizwiz,
+        suffix=_SHORT,
+        max_side=1024,
+        num_beams=3,
+        match_key="id",
+        metric=None,
+        submission="vizwiz",
+        source=f"llava_test.jsonl in {_LLAVA_ZIP}; images from vizwiz.org",
+        comparable="scored by the EvalAI server; not with the labelled val split of lmms-eval and VLMEvalKit",
+    ),
+    Task(
+        name="mmbench",
+        split="dev",
+        count=4377,
+        folder="mmbench",
+        read=readers.read_mmbench,
+        suffix=_LETTER,
+        max_side=None,
+        num_beams=1,
+        max_new_tokens=1024,
+        match_key="id",
+        metric="mmbench",
+        submission="mmbench",
+        source=f"{readers.MMBENCH_FILE} from opencompass.org.cn (MMBench)",
+        comparable="locally with VLMEvalKit without a judge; the server's number with its leaderboard",
+    ),
+    Task(
+        name="seed",
+        split="image and video",
+        count=None,
+        folder="seed_bench",
+        read=readers.read_seed,
+        suffix=_LETTER,
+        max_side=1024,
+        num_beams=1,
+        match_key="id",
+        metric="seed",
+        submission="seed",
+        source=f"llava-seed-bench.jsonl in {_LLAVA_ZIP}; SEED-Bench.json and images from "
+        "huggingface.co/datasets/AILab-CVC/SEED-Bench",
+        comparable="image accuracy with SEED-I of LLaVA-family papers; VLMEvalKit's is more lenient",
+    ),
+    Task(
+        name="refcoco",
+        split="val, testA, testB of RefCOCO and RefCOCO+; val, test of RefCOCOg",
+        count=None,
+        folder="rec",
+        read=readers.read_refcoco,
+        suffix="",
+        max_side=1024,
+        num_beams=3,
+        match_key="id",
+        metric="refcoco",
+        source="questions.jsonl and annotations.jsonl (boxes as fractions) in the layout of docs/evaluation.md; "
+        "COCO train2017 in images/",
+        comparable="official column with other papers; published column drops answers without a box",
+    ),
+    Task(
+        name="mm_vet",
+        split="test",
+        count=218,
+        folder="mm-vet",
+        read=readers.read_mm_vet,
+        suffix="",
+        max_side=1024,
+        num_beams=1,
+        max_new_tokens=1024,
+        match_key="id",
+        metric=None,
+        submission="mmvet",
+        source=f"llava-mm-vet.jsonl in {_LLAVA_ZIP}; images from github.com/yuweihao/MM-Vet",
+        comparable="scored by a judge (GPT-4); name the judge with the number",
+    ),
+    Task(
+        name="synthdoc",
+        split="held-out seed, 250 receipts, forms, tables and charts each",
+        count=1000,
+        folder=None,
+        read=read_synthdoc,
+        suffix="",
+        max_side=None,
+        num_beams=1,
+        max_new_tokens=32,
+        match_key="id",
+        metric="exact",
+        source="nowhere: drawn on the spot from a seed",
+        comparable="among versions of the built-in model; with no published number",
+    ),
+)
+
+TASKS = {task.name: task for task in _TABLE}
+
+# What the original eval.sh ran in one go.
+PAPER_SUITE = ("mme", "ai2d", "docvqa_val", "chartqa", "textvqa", "gqa", "scienceqa_img")
+SUITES = {"paper": PAPER_SUITE, "all": tuple(TASKS)}
+
+
+def find_task(name: str) -> Task:
+    """Look a task up by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(TASKS)}")
+    return TASKS[name]
