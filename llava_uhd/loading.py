@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+from .quantization import quantization_config
 
+if TYPE_CHECKING:
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("8bit", "4bit")
-# A quantization spares these: they are a small part of the weights, and the image is only as sharp as they are.
-KEPT_MODULES = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
 
 def built_in(name: str = "tiny") -> str:
@@ -81,26 +78,6 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
         return LlavaUhdProcessor.from_pretrained(resolve(model))
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
-
-
-def quantization_config(name: str) -> "BitsAndBytesConfig":
-    """The language model in 8 or 4 bits, tower, projector and head as they are: for `from_pretrained`.
-
-    Raises:
-        ValueError: the name is none of `QUANTIZATIONS`.
-    """
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if name not in QUANTIZATIONS:
-        raise ValueError(f"unknown quantization {name!r}: choose one of {', '.join(QUANTIZATIONS)}")
-    return BitsAndBytesConfig(
-        load_in_8bit=name == "8bit",
-        load_in_4bit=name == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=list(KEPT_MODULES),
-    )
 
 
 def load(

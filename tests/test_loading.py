@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdProcessor
-from llava_uhd.loading import load, quantization_config
+from llava_uhd.loading import load
+from llava_uhd.quantization import quantization_config
+from llava_uhd.training.assembly import _read
+from llava_uhd.training.recipe import ModelRecipe
 from tests.conftest import build_model, small_config
 
 
@@ -20,20 +23,32 @@ def folder(tmp_path_factory, qwen_tokenizer):
     return path
 
 
-@pytest.mark.parametrize("bits, linear", [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
-def test_only_the_language_model_is_quantized(folder, bits, linear):
+def quantized_names(model: torch.nn.Module) -> set[str]:
+    kinds = ("Linear4bit", "Linear8bitLt")
+    return {name for name, module in model.named_modules() if type(module).__name__ in kinds}
+
+
+def linear_names(model: torch.nn.Module, prefix: str) -> set[str]:
+    return {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(prefix)}
+
+
+def test_training_quantizes_the_modules_that_loading_does(folder):
+    """By name: all linear layers of the language model, and none besides."""
+    pytest.importorskip("bitsandbytes")
+    recipe = ModelRecipe(start=str(folder))
+    trained, _ = _read(recipe, "nf4")
+    loaded, _ = load(str(folder), device="cpu", dtype="float32", quantization="4bit")
+    names = quantized_names(trained)
+    assert len(names) == 14 and names == quantized_names(loaded) == linear_names(loaded, "model.language_model.")
+    assert linear_names(trained, "model.vision_tower.") and linear_names(trained, "model.multi_modal_projector.")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_only_the_language_model_is_quantized(folder, bits):
     pytest.importorskip("bitsandbytes")
     quantized, _ = load(str(folder), device="cpu", dtype="float32", quantization=bits)
-    kinds: dict[str, set[str]] = {}
-    for name, module in quantized.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            kinds.setdefault(name.removeprefix("model.").split(".")[0], set()).add(type(module).__name__)
-    assert kinds == {
-        "vision_tower": {"Linear"},
-        "multi_modal_projector": {"Linear"},
-        "language_model": {linear},
-        "lm_head": {"Linear"},
-    }
+    assert quantized_names(quantized) == linear_names(quantized, "model.language_model.")
+    assert type(quantized.lm_head) is torch.nn.Linear
     plain, _ = load(str(folder), device="cpu", dtype="float32")
     ids = torch.arange(20)[None]
     with torch.no_grad():

@@ -1,17 +1,29 @@
-"""Tokenizers of released checkpoints: a fast one that encodes as the published slow one does.
+"""Tokenizers of language models, for conversion and training alike: fast, and encoding as the published slow ones.
 
-Vicuna ships a sentencepiece model only. Its class has two behaviours, `legacy` or not, and a file that does not say
+Vicuna ships a sentencepiece model only. Its class has two behaviors, `legacy` or not, and a file that does not say
 means legacy, other than in transformers from version 5 on. Since the class of transformers forgets the choice when it
-is saved, the converted tokenizer is saved as a plain fast one, whose file says everything.
+is saved, the tokenizer is made a plain fast one, whose file says everything.
 """
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .sources import read_json
 
+# Files of a hub repository that make its tokenizer; the config names its class.
+TOKENIZER_FILES = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
+SENTENCEPIECE_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
 SAMPLES = (
     "A chat between a curious user and an artificial intelligence assistant.",
     "USER: What is written on the sign?\nASSISTANT: 24/7, 3.50 €, “open”.",
@@ -22,21 +34,40 @@ SAMPLES = (
 )
 
 
-def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the first folder that has one, made fast.
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a language model: a folder or a hub id.
+
+    Raises:
+        ValueError: it has none, or it cannot be made to encode the same.
+        ImportError: sentencepiece is needed and not installed.
+        OSError: the hub cannot be reached, or has no such repository.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
+    return load_tokenizer([folder])
+
+
+def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the first folder that has one, made fast.
 
     Args:
-        folders: to look in. A sentencepiece model comes before any other file: it is what the published code reads.
-        text_config: of the language model, which tells the class where the folder does not.
+        folders: folders to look in. A sentencepiece model of Llama's comes before any other file: it is what the
+            published code reads.
+        text_config: config of the language model, which tells the class where the folder does not.
 
     Raises:
         ValueError: no folder has one, or it cannot be made to encode the same.
         ImportError: sentencepiece, needed for this conversion alone, is not installed.
     """
     for folder in folders:
-        if (folder / "tokenizer.model").is_file():
+        if (folder / "tokenizer.model").is_file() and _settings(folder).get(
+            "tokenizer_class"
+        ) in SENTENCEPIECE_CLASSES:
             return from_sentencepiece(folder)
-        if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+        if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "tokenizer.model")):
             return AutoTokenizer.from_pretrained(folder, config=text_config)
     raise ValueError(f"no tokenizer in {', '.join(map(str, folders))}: name its folder with --tokenizer")
 
@@ -56,7 +87,7 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
         from transformers import LlamaTokenizer
     except ImportError as error:
         raise ImportError("a sentencepiece tokenizer is converted by: pip install 'llava-uhd[convert]'") from error
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = _settings(folder)
     legacy = settings.get("legacy")
     legacy = True if legacy is None else legacy
     made = LlamaTokenizer.from_pretrained(
@@ -78,6 +109,7 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **special,
     )
+    fast.chat_template = made.chat_template
     slow = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     for sample in SAMPLES:
         expected, actual = slow.encode(sample), fast(sample, add_special_tokens=False)["input_ids"]
@@ -87,3 +119,8 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
                 f"sentencepiece as {expected}"
             )
     return fast
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return read_json(file) if file.is_file() else {}

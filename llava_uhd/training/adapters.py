@@ -21,26 +21,3 @@ def add_adapters(model: Any, recipe: LoraRecipe) -> Any:
     if outside:
         raise ValueError(f"lora.targets {recipe.targets!r} reaches beyond the language model: {outside[0]}")
     return adapted
-
-
-def four_bits() -> Any:
-    """The option of `from_pretrained` that keeps a frozen language model in four bits (NF4).
-
-    Raises:
-        ImportError: bitsandbytes is not installed.
-    """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError("lora.quantize: nf4 needs the package bitsandbytes and an accelerator") from error
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    # Only the language model: the others are small, and partly trained.
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
-    )

@@ -9,18 +9,18 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     CLIPVisionModel,
     GenerationConfig,
     SiglipVisionModel,
 )
 
+from ..checkpoints.tokenizers import read_tokenizer
 from ..loading import load_processor, resolve
 from ..model.chat_templates import CHAT_TEMPLATES
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..model.processing_llava_uhd import LlavaUhdProcessor
-from .adapters import four_bits
+from ..quantization import quantization_config
 from .architectures import LANGUAGE_MODELS, VISION_TOWERS
 from .recipe import ModelRecipe, TuningRecipe
 
@@ -96,7 +96,9 @@ def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration,
 def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
     assert recipe.start is not None
     processor = load_processor(recipe.start)
-    options = {} if quantization in (None, "none") else {"quantization_config": four_bits()}
+    options: dict[str, Any] = {}
+    if quantization not in (None, "none"):
+        options["quantization_config"] = quantization_config("4bit", double_quantization=True)
     model = LlavaUhdForConditionalGeneration.from_pretrained(resolve(recipe.start), dtype=torch.float32, **options)
     return model, processor
 
@@ -104,7 +106,7 @@ def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForCon
 def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
     assert recipe.language_model is not None and recipe.vision_tower is not None
     config = planned_config(recipe)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.language_model)
+    tokenizer = read_tokenizer(recipe.language_model)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
     config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

@@ -1,13 +1,16 @@
 """A converted sentencepiece tokenizer encodes as sentencepiece itself."""
 
 import random
+import shutil
 
 import pytest
 import sentencepiece
-from transformers import AutoTokenizer
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, LlamaTokenizer
 
-from llava_uhd.checkpoints.tokenizers import SAMPLES, from_sentencepiece
+from llava_uhd.checkpoints.tokenizers import SAMPLES, from_sentencepiece, read_tokenizer
 from tests.checkpoints.layouts import write_sentencepiece
+from tests.conversations import CASES, GOLDENS, encode, messages, one_token_processor
 
 WORDS = (
     "the image shows 24/7 a sign, «open»; naïve Straße Ελλάδα 日本 你好 🙂 \n\n \t  x=[1,2] ▁ <0x41> e\u0301".split(
@@ -68,3 +71,42 @@ def test_answers_decode_to_their_text(tmp_path):
     fast = from_sentencepiece(tmp_path)
     for sample in SAMPLES[:3]:
         assert fast.decode(fast(sample)["input_ids"], skip_special_tokens=True) == sample
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+def test_training_reads_a_tokenizer_as_conversion_does(tmp_path, legacy):
+    """Whatever else lies beside the sentencepiece model, such as a tokenizer.json written by another release."""
+    write_sentencepiece(tmp_path, legacy=legacy)
+    shutil.copy(GOLDENS / "tokenizers" / "llama_tiny" / "tokenizer.json", tmp_path)
+    trained, converted = read_tokenizer(str(tmp_path)), from_sentencepiece(tmp_path)
+    texts = [*corpus(1, leading_space=True), "<s>USER: hi ASSISTANT: yes</s>USER: why?"]
+    for text in texts:
+        assert trained(text)["input_ids"] == converted(text)["input_ids"], repr(text)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_the_published_ids_are_those_of_a_config_that_does_not_say_legacy(case):
+    processor = one_token_processor(read_tokenizer(str(GOLDENS / "tokenizers" / "llama_tiny")), "vicuna")
+    prompt = processor.apply_chat_template(messages(case["conversation"]))
+    assert encode(processor, prompt) == case["dec24_v1_legacyTrue"]["input_ids"]
+
+
+def test_added_tokens_and_chat_template_are_kept(tmp_path):
+    made = LlamaTokenizer.from_pretrained(GOLDENS / "tokenizers" / "llama_tiny", legacy=True)
+    made.add_tokens([AddedToken("<|end|>", special=True)], special_tokens=True)
+    made.chat_template = "{{ messages }}"
+    made.save_pretrained(tmp_path)
+    shutil.copy(GOLDENS / "tokenizers" / "llama_tiny" / "tokenizer.model", tmp_path)
+    fast = read_tokenizer(str(tmp_path))
+    assert fast.convert_tokens_to_ids("<|end|>") == made.convert_tokens_to_ids("<|end|>")
+    assert fast.chat_template == "{{ messages }}"
+
+
+def test_a_class_that_is_not_llamas_is_read_by_its_own(tmp_path):
+    shutil.copytree(GOLDENS / "tokenizers" / "qwen_tiny", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_bytes(b"of another make")
+    expected = AutoTokenizer.from_pretrained(GOLDENS / "tokenizers" / "qwen_tiny")
+    assert read_tokenizer(str(tmp_path))("hello, 42")["input_ids"] == expected("hello, 42")["input_ids"]
+    with pytest.raises(ValueError, match="no tokenizer in"):
+        (tmp_path / "empty").mkdir()
+        read_tokenizer(str(tmp_path / "empty"))
