@@ -1,0 +1,10 @@
+"""Documents of many kinds, fonts, sizes and conditions, for training a model that reads pages of other programs.
+
+The data flow is one direction: content (names, goods, dates) -> layout (texts and boxes at exact places) -> facts ->
+questions; the page is drawn and degraded only when its pixels are asked for. Needs the extra `synthetic`.
+"""
+
+from .documents import KINDS, PICTURE, SCRIBBLE, VariedDocument, make_varied
+from .questions import NOT_A_DOCUMENT, NOT_THERE, Asked
+
+__all__ = ["KINDS", "NOT_A_DOCUMENT", "NOT_THERE", "PICTURE", "SCRIBBLE", "Asked", "VariedDocument", "make_varied"]

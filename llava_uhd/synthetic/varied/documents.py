@@ -1,0 +1,213 @@
+"""Which document a seed and an index give: its kind, size and fonts, its questions, and its pixels when asked for.
+
+A document is a pure function of seed, index and the fonts of the machine.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .charts import (
+    lay_out_bars,
+    lay_out_grouped_bars,
+    lay_out_line_chart,
+    lay_out_lying_bars,
+    lay_out_pie,
+    lay_out_scatter,
+    lay_out_stacked_bars,
+)
+from .content import Content
+from .fonts import CHARACTERS, find_families
+from .listings import lay_out_menu, lay_out_spreadsheet, lay_out_table, lay_out_timetable
+from .papers import (
+    lay_out_certificate,
+    lay_out_form,
+    lay_out_invoice,
+    lay_out_letter,
+    lay_out_note,
+    lay_out_order,
+    lay_out_plain_page,
+    lay_out_scribble,
+    lay_out_statement,
+)
+from .pictures import draw_picture
+from .questions import Asked, ask_all, ask_of_picture
+from .render import draw_sheet
+from .screens import lay_out_dialog, lay_out_phone, lay_out_slide
+from .sheet import Sheet, draw_style
+from .slips import lay_out_card, lay_out_label, lay_out_receipt, lay_out_ticket
+from .wear import Wear, apply, draw_wear
+
+PICTURE = "picture"
+# Random characters without questions, for training towers; drawn only if asked for.
+SCRIBBLE = "scribble"
+# Pixels of a page that are shown by default: twelve slices of 224 x 224, about 672 x 896.
+SHOWN = 12 * 224**2
+DRAWN = 2_000_000
+PRINT = (8.5, 30.0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of document.
+
+    Attributes:
+        lay_out: fills a sheet.
+        widths: of the page, in units of the body text's size.
+        aspects: height over width.
+        weight: how often it is drawn.
+        screen: it is seen on screens.
+    """
+
+    lay_out: Callable[[Sheet], None]
+    widths: tuple[float, float]
+    aspects: tuple[float, float]
+    weight: float = 1.0
+    screen: bool = False
+
+
+_PAGE, _CHART = (1.2, 1.45), (0.5, 0.9)
+KINDS: dict[str, Kind] = {
+    "receipt": Kind(lay_out_receipt, (16, 34), (1.5, 3.4), 3),
+    "invoice": Kind(lay_out_invoice, (34, 60), _PAGE, 2.5),
+    "order": Kind(lay_out_order, (34, 60), _PAGE),
+    "statement": Kind(lay_out_statement, (34, 60), _PAGE),
+    "letter": Kind(lay_out_letter, (28, 56), _PAGE, 1.5),
+    "form": Kind(lay_out_form, (20, 60), (0.7, 1.5), 2.5),
+    "certificate": Kind(lay_out_certificate, (24, 44), (0.6, 0.8), 0.6),
+    "page": Kind(lay_out_plain_page, (20, 64), (0.6, 1.5), 1.5),
+    "note": Kind(lay_out_note, (12, 30), (0.5, 1.2)),
+    "table": Kind(lay_out_table, (16, 60), (0.4, 1.3), 2.5),
+    "spreadsheet": Kind(lay_out_spreadsheet, (26, 60), (0.4, 0.9), 1.2, True),
+    "menu": Kind(lay_out_menu, (18, 36), (1.0, 1.8)),
+    "timetable": Kind(lay_out_timetable, (16, 44), (0.6, 1.5)),
+    "label": Kind(lay_out_label, (14, 28), (0.6, 1.2)),
+    "ticket": Kind(lay_out_ticket, (20, 36), (0.3, 0.7)),
+    "card": Kind(lay_out_card, (16, 28), (0.5, 0.7)),
+    "phone": Kind(lay_out_phone, (16, 26), (1.6, 2.2), 1.2, True),
+    "dialog": Kind(lay_out_dialog, (18, 34), (0.4, 0.9), 0.6, True),
+    "slide": Kind(lay_out_slide, (22, 40), (0.56, 0.75), 1.2, True),
+    "bars": Kind(lay_out_bars, (22, 44), _CHART, 1.2, True),
+    "lying bars": Kind(lay_out_lying_bars, (20, 40), _CHART, 1, True),
+    "grouped bars": Kind(lay_out_grouped_bars, (26, 44), _CHART, 0.8, True),
+    "stacked bars": Kind(lay_out_stacked_bars, (26, 44), _CHART, 0.8, True),
+    "line chart": Kind(lay_out_line_chart, (24, 44), _CHART, 0.8, True),
+    "pie": Kind(lay_out_pie, (20, 36), (0.4, 0.8), 0.8, True),
+    "scatter": Kind(lay_out_scatter, (22, 40), (0.6, 0.9), 0.5, True),
+    SCRIBBLE: Kind(lay_out_scribble, (16, 60), (0.6, 1.5), 0.0),
+    PICTURE: Kind(lambda sheet: None, (0, 0), (1, 1), 1.6),
+}
+
+
+@dataclass(frozen=True)
+class VariedDocument:
+    """A document, or a picture that is none, with its questions.
+
+    Attributes:
+        size: (width, height) of the image in pixels.
+        sheet, wear: the page and what happens to it; None for a picture.
+        seed: of a picture's pixels.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    questions: tuple[Asked, ...]
+    sheet: Sheet | None
+    wear: Wear | None
+    seed: str
+
+    def render(self) -> Image.Image:
+        """The image, RGB."""
+        if self.sheet is None or self.wear is None:
+            return draw_picture(random.Random(self.seed))
+        return apply(draw_sheet(self.sheet), self.wear)
+
+    def characters(self) -> Iterator[tuple[str, float, float, float]]:
+        """Every visible character with the x and y of its middle in the image and its font size, run after run."""
+        if self.sheet is None or self.wear is None:
+            return
+        found = list(self.sheet.characters())
+        points = self.wear.place(np.array([(x, y) for _, x, y, _ in found]).reshape(-1, 2))
+        for (character, _, _, size), (x, y) in zip(found, points.tolist(), strict=True):
+            yield character, x, y, size
+
+    def scale(self, shown: int = SHOWN) -> float:
+        """Pixels that the model sees for one of the image's, along a side, if it sees at most `shown` in all."""
+        return min((shown / (self.size[0] * self.size[1])) ** 0.5, 1.0)
+
+
+def make_varied(
+    seed: int | str,
+    index: int,
+    *,
+    kind: str | None = None,
+    shown: int = SHOWN,
+    print_sizes: tuple[float, float] = PRINT,
+    fonts: tuple[Path, ...] | None = None,
+) -> VariedDocument:
+    """The document of a seed and an index.
+
+    Args:
+        seed: of the set of documents.
+        index: of the document in it.
+        kind: of `KINDS`; drawn by weight if not given.
+        shown: pixels that the model sees at most: text is chosen so large that it can be read at that.
+        print_sizes: range of the body text's size in pixels as the model sees it.
+        fonts: folders of fonts beside the wheel's; None for those of the system.
+    """
+    rng = random.Random(f"varied:{seed}:{index}")
+    kind = kind or rng.choices(list(KINDS), [each.weight for each in KINDS.values()])[0]
+    if kind == PICTURE:
+        picture_seed = f"picture:{seed}:{index}"
+        size = draw_picture(random.Random(picture_seed)).size
+        return VariedDocument(kind, size, tuple(ask_of_picture(rng)), None, None, picture_seed)
+    for _ in range(50):
+        sheet = _lay_out(rng, kind, shown, print_sizes, fonts)
+        if (sheet.facts or kind == SCRIBBLE) and _holds_its_text(sheet):
+            questions = tuple(ask_all(sheet)) if sheet.facts else ()
+            if questions or kind == SCRIBBLE:
+                wear = draw_wear(rng, sheet.size, sheet.em, KINDS[kind].screen)
+                return VariedDocument(kind, wear.size, questions, sheet, wear, f"{seed}:{index}")
+    raise RuntimeError(f"no {kind} of 50 tries for seed {seed!r}, index {index} holds its text")
+
+
+def _lay_out(
+    rng: random.Random, kind: str, shown: int, print_sizes: tuple[float, float], fonts: tuple[Path, ...] | None
+) -> Sheet:
+    about = KINDS[kind]
+    width, aspect = rng.uniform(*about.widths), rng.uniform(*about.aspects)
+    least, most = print_sizes
+    # The largest print at which the page is shown whole; a page too wide for the least print is made smaller.
+    largest = (shown / (width * width * aspect)) ** 0.5
+    if largest < least:
+        width *= largest / least
+        largest = least
+    seen = least * (min(largest, most) / least) ** rng.random()
+    drawn = seen * (rng.uniform(1.0, 2.2) if rng.random() < 0.4 else 1.0)
+    size = max(round(min(drawn, (DRAWN / (width * width * aspect)) ** 0.5)), 8)
+    style = draw_style(rng, find_families(fonts), size, 0.2 if about.screen else 0.05)
+    content = Content(rng)
+    sheet = Sheet(rng, content, style, (round(width * size), round(width * aspect * size)), fonts)
+    about.lay_out(sheet)
+    return sheet
+
+
+def _holds_its_text(sheet: Sheet) -> bool:
+    """Whether all text is on the page and in the characters that every font has, and no two runs overlap."""
+    width, height = sheet.size
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for run in sheet.texts:
+        if run.x < 0 or run.x + run.width > width or run.baseline - 0.75 * run.size < 0:
+            return False
+        if run.baseline + 0.25 * run.size > height or not set(run.text) <= set(CHARACTERS):
+            return False
+        lines.setdefault(round(run.baseline), []).append((run.x, run.x + run.width))
+    for spans in lines.values():
+        spans.sort()
+        if any(second[0] < first[1] - 0.5 for first, second in zip(spans, spans[1:], strict=False)):
+            return False
+    return True

@@ -1,0 +1,307 @@
+"""Sheets of paper: invoices, orders, statements, letters, forms, certificates, plain pages."""
+
+import string
+from datetime import date, timedelta
+
+from ..page import MIDDLE
+from .facts import Field, Line
+from .fonts import CHARACTERS, find_families
+from .labels import LABELS
+from .parts import address, dated, fields, labelled, logo, paragraph, stamp, sums, table, title
+from .sheet import Run, Sheet
+from .slips import stacked
+
+SALUTATIONS = ("Dear {name},", "Hello {name},", "To whom it may concern,", "Dear Sir or Madam,", "Hi {name},")
+CLOSINGS = ("Sincerely,", "Kind regards,", "Best wishes,", "Yours faithfully,", "With best regards,")
+
+
+def _letterhead(sheet: Sheet) -> None:
+    """The sender's name with or without a logo, and the address."""
+    rng = sheet.rng
+    firm = sheet.content.company()
+    x = sheet.left
+    if rng.random() < 0.6:
+        logo(sheet, sheet.left, sheet.top, 2.4 * sheet.em)
+        x += 3.2 * sheet.em
+    size = round(rng.choice((1.1, 1.5)) * sheet.em)
+    if sheet.measure(firm, sheet.style.head.bold, size) < sheet.right - x:
+        run = sheet.put(firm, x, face=sheet.style.head.bold, size=size, color=sheet.style.accent)
+        sheet.facts.append(Field("sender", firm, "name", (run,), ("Who sent it?", "Which company sent it?")))
+        sheet.unlabeled.add("company")
+    sheet.feed(1.3)
+    if rng.random() < 0.6:
+        address(sheet, x)
+    sheet.feed(0.8)
+
+
+def _commercial(sheet: Sheet, names: tuple[str, ...], heading: tuple[str, ...]) -> None:
+    """An invoice or order: sender, recipient, fields, goods in a table, sums."""
+    rng, content = sheet.rng, sheet.content
+    _letterhead(sheet)
+    recipient = content.person()
+    top = sheet.top
+    run = sheet.put(recipient, sheet.left)
+    wordings = ("Who is it addressed to?", "Who is the recipient?", "Who gets it?", "To whom was it sent?")
+    sheet.facts.append(Field("recipient", recipient, "name", (run,), wordings))
+    sheet.feed()
+    address(sheet, sheet.left)
+    below, sheet.top = sheet.top, top
+    if sheet.width > 30 * sheet.em:
+        middle = sheet.left + rng.uniform(0.5, 0.6) * sheet.width
+    else:
+        middle, sheet.top = sheet.left, below + 0.5 * sheet.em
+    dated(sheet, middle, label="Date: ")
+    fields(sheet, rng.sample(names, k=min(rng.randint(2, 4), len(names))), middle, sheet.right)
+    sheet.top = max(below, sheet.top) + 0.7 * sheet.em
+    title(sheet, rng.choice(heading), 0.0)
+    sheet.feed(0.4)
+    count = max(min(sheet.lines_left - 8, rng.choice((rng.randint(2, 8), rng.randint(4, 25)))), 2)
+    total, rows, values = 0, [], {"price": [], "amount": [], "quantity": []}  # type: ignore[var-annotated]
+    priced = rng.choice(("price", "amount"))
+    for name in content.distinct(content.product, count):
+        cents, quantity = content.cents(), rng.randint(1, 12)
+        cost = cents * quantity
+        rows.append([name, str(quantity), content.amount(cents, False), content.amount(cost, False)])
+        for column, number in (("price", cents), ("amount", cost), ("quantity", quantity)):
+            values[column].append(number)
+        total += cost
+    header = ["Item", "Quantity", "Price", "Amount"]
+    if rng.random() < 0.3:
+        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
+    elif rng.random() < 0.2:
+        rows = [[row[0], row[3]] for row in rows]
+        header, values = ["Item", "Price"], {"price": values["amount"]}
+        priced = "price"
+    complete = table(sheet, header, rows, noun="item", key=None if len(header) > 2 else priced, numeric=header[1:],
+                     values=values)  # fmt: skip
+    if complete is None or len(complete.names) < len(rows):
+        return
+    sheet.feed(0.3)
+    sums(sheet, total, max(sheet.right - 18 * sheet.em, sheet.left), sheet.right)
+    if rng.random() < 0.4:
+        sheet.feed()
+        paragraph(sheet, content.sentence(rng.randint(8, 20)), sheet.left, sheet.right, 3)
+    if rng.random() < 0.15:
+        stamp(sheet)
+
+
+def lay_out_invoice(sheet: Sheet) -> None:
+    names = ("invoice number", "customer number", "due date", "order number", "tax number", "reference", "contact")
+    _commercial(sheet, names, ("Invoice", "INVOICE", "Tax Invoice", "Bill"))
+
+
+def lay_out_order(sheet: Sheet) -> None:
+    names = ("order number", "delivery date", "tracking number", "payment", "contact", "phone", "department")
+    _commercial(sheet, names, ("Order", "Purchase Order", "Order confirmation", "Delivery note", "Quotation"))
+
+
+def lay_out_statement(sheet: Sheet) -> None:
+    """An account's movements with the balance."""
+    rng, content = sheet.rng, sheet.content
+    _letterhead(sheet)
+    title(sheet, rng.choice(("Account statement", "Bank Statement", "Monthly statement", "Transactions")), 0.0)
+    further = rng.sample(("start date", "end date", "customer", "reference"), k=2)
+    fields(sheet, ("account number", *further), sheet.left, sheet.right)
+    sheet.feed(0.5)
+    balance, rows, amounts = rng.randint(10_000, 900_000), [], []
+    day = date(1998 + rng.randint(0, 30), rng.randint(1, 12), 1)
+    count = max(min(sheet.lines_left - 4, rng.randint(4, 40)), 2)
+    for name in content.distinct(lambda: rng.choice((content.company, content.person))(), count):
+        day += timedelta(days=rng.randint(0, 3))
+        cents = content.cents() * rng.choice((1, -1, -1))
+        balance += cents
+        text = content.amount(abs(cents), False)
+        amounts.append(float(cents))
+        rows.append(
+            [name, content.format_date(day), f"-{text}" if cents < 0 else text, content.amount(abs(balance), False)]
+        )
+    header = ["Description", "Date", "Amount", "Balance"]
+    if balance < 0:
+        header, rows = header[:3], [row[:3] for row in rows]
+    table(sheet, header, rows, noun="entry", numeric=("Amount", "Balance"), values={"amount": amounts})
+
+
+def lay_out_letter(sheet: Sheet) -> None:
+    """Sender, recipient, date, subject, text, signature."""
+    rng, content = sheet.rng, sheet.content
+    _letterhead(sheet)
+    recipient = content.person()
+    run = sheet.put(recipient, sheet.left)
+    wordings = ("Who is the letter to?", "Who is it addressed to?", "Who is the recipient?")
+    sheet.facts.append(Field("recipient", recipient, "name", (run,), wordings))
+    sheet.feed()
+    address(sheet, sheet.left)
+    sheet.feed(0.6)
+    at_right = rng.random() < 0.5
+    dated(sheet, sheet.right if at_right else sheet.left, float(at_right))
+    if rng.random() < 0.4:
+        fields(sheet, rng.sample(("reference", "customer number", "policy number"), k=1), sheet.left, sheet.right)
+    sheet.feed(0.4)
+    subject = content.sentence(rng.randint(2, 4)).rstrip(".")
+    if sheet.measure("Subject: " + subject, sheet.style.body.bold) < sheet.width and rng.random() < 0.7:
+        face = sheet.style.body.bold
+        sheet.put("Subject:", sheet.left, face=face)
+        run = sheet.put(subject, sheet.left + sheet.measure("Subject: ", face), face=face)
+        about = ("What is the letter about?", "What is the subject?")
+        sheet.facts.append(Field("subject", subject, "title", (run,), about))
+        sheet.feed(1.4)
+    salutation = rng.choice(SALUTATIONS).format(name=recipient)
+    if sheet.measure(salutation) < sheet.width:
+        sheet.put(salutation, sheet.left)
+        sheet.feed(1.2)
+    for _ in range(rng.randint(1, 5)):
+        if sheet.lines_left < 8:
+            break
+        text = " ".join(content.sentence(rng.randint(5, 14)) for _ in range(rng.randint(1, 5)))
+        paragraph(sheet, text, sheet.left, sheet.right, sheet.lines_left - 5)
+        sheet.feed(0.6)
+    if sheet.lines_left >= 4:
+        sheet.put(rng.choice(CLOSINGS), sheet.left)
+        sheet.feed(rng.choice((1.0, 2.0)))
+        signer = content.person()
+        run = sheet.put(signer, sheet.left, face=sheet.style.body.italic if rng.random() < 0.4 else None)
+        signed = ("Who signed it?", "Who signed the letter?", "Who wrote it?", "Who is it from?")
+        sheet.facts.append(Field("name of the signer", signer, "name", (run,), signed))
+        sheet.feed()
+    if rng.random() < 0.15:
+        stamp(sheet)
+
+
+def lay_out_form(sheet: Sheet) -> None:
+    """Fields in one or two columns: after their labels, in boxes, on lines or below."""
+    rng, em = sheet.rng, sheet.em
+    heading = ("Application", "Registration form", "Claim form", "Patient record", "Booking", "Work order", "Request",
+               "Membership", "Customs declaration", "Hotel registration", "Vehicle inspection")  # fmt: skip
+    title(sheet, rng.choice(heading))
+    if rng.random() < 0.4:
+        sheet.rule()
+    sheet.feed(0.5)
+    names = [name for name in LABELS if name not in ("total", "subtotal", "tax")]
+    names = rng.sample(names, k=rng.randint(4, 22))
+    style = rng.choice(("plain", "aligned", "boxes", "underlined", "stacked"))
+    columns = 2 if sheet.width > 34 * em and rng.random() < 0.6 else 1
+    if style == "stacked":
+        stacked(sheet, names, columns + 1)
+        return
+    step = sheet.width / columns
+    for first in range(0, len(names), columns):
+        if sheet.lines_left < 1.5:
+            return
+        for place, name in enumerate(names[first : first + columns]):
+            left, right = sheet.left + place * step, sheet.left + (place + 1) * step - em
+            start = None if style == "plain" else left + 0.42 * step
+            if labelled(sheet, name, left, right, start) and style in ("boxes", "underlined"):
+                top, low = sheet.top + 0.03 * sheet.style.pitch, sheet.top + 0.97 * sheet.style.pitch
+                begin = sheet.texts[-1].x - 0.4 * em
+                bounds = (begin, top if style == "boxes" else low, right, low)
+                sheet.box(bounds, outline=sheet.style.accent, width=max(em // 14, 1))
+        sheet.feed(rng.choice((1.15, 1.3)) if style != "plain" else 1.0)
+
+
+def lay_out_certificate(sheet: Sheet) -> None:
+    """A framed certificate, centered."""
+    rng, content = sheet.rng, sheet.content
+    middle = sheet.left + 0.5 * sheet.width
+    sheet.feed(1.5)
+    headings = ("Certificate", "Certificate of Achievement", "Diploma", "Award", "Certificate of Completion")
+    title(sheet, rng.choice(headings), 0.5, rng.choice((1.8, 2.4)))
+    sheet.feed(1.2)
+    sheet.put(rng.choice(("This certifies that", "Presented to", "is awarded to")), middle, 0.5)
+    sheet.feed(1.5)
+    person = content.person()
+    if (run := sheet.heading(person, 0.5, 1.6)) is not None:
+        wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?")
+        sheet.facts.append(Field("name", run.text, "name", (run,), wordings))
+    sheet.feed(0.6)
+    for line in sheet.wrap(f"has completed {content.sentence(rng.randint(4, 9))}", 0.85 * sheet.width):
+        sheet.facts.append(Line(sheet.put(line, middle, 0.5)))
+        sheet.feed()
+    sheet.feed(1.2)
+    dated(sheet, middle, 0.5)
+    signer = content.person()
+    run = sheet.put(signer, middle, 0.5, sheet.style.body.italic)
+    sheet.facts.append(
+        Field("name of the signer", signer, "name", (run,), ("Who signed it?", "Who signed the certificate?"))
+    )
+    sheet.feed(1.5)
+    sheet.crop()
+    width, height = sheet.size
+    for edge in (0.4 * sheet.em, 0.7 * sheet.em):
+        sheet.box((edge, edge, width - edge, height - edge), outline=sheet.style.accent, width=max(sheet.em // 10, 1))
+
+
+def lay_out_plain_page(sheet: Sheet) -> None:
+    """Running text with headings, in one or two columns."""
+    rng, content = sheet.rng, sheet.content
+    title(sheet, content.sentence(rng.randint(2, 5)).rstrip("."))
+    if rng.random() < 0.4:
+        author = content.person()
+        run = sheet.put(f"by {author}", sheet.left)
+        sheet.facts.append(Field("author", author, "name", (run,), ("Who wrote it?", "Who is the author?", "author?")))
+        sheet.feed()
+    sheet.feed(0.5)
+    columns = 2 if sheet.width > 44 * sheet.em and rng.random() < 0.4 else 1
+    top, step = sheet.top, sheet.width / columns
+    lines = rng.choice((rng.randint(4, 14), rng.randint(10, 50), 160))
+    for column in range(columns):
+        sheet.top = top
+        left = sheet.left + column * step
+        while sheet.lines_left >= 2 and lines > 0:
+            if rng.random() < 0.25:
+                heading = content.sentence(rng.randint(1, 3)).rstrip(".")
+                if sheet.measure(heading, sheet.style.body.bold) < step - sheet.em:
+                    sheet.put(heading, left, face=sheet.style.body.bold)
+                    sheet.feed(1.1)
+            before = sheet.top
+            text = " ".join(content.sentence(rng.randint(4, 14)) for _ in range(rng.randint(2, 6)))
+            paragraph(sheet, text, left, left + step - sheet.em, lines)
+            lines -= round((sheet.top - before) / sheet.style.pitch)
+            sheet.feed(0.5)
+
+
+def lay_out_note(sheet: Sheet) -> None:
+    """A short notice with a few fields."""
+    rng, content = sheet.rng, sheet.content
+    title(sheet, content.sentence(rng.randint(1, 3)).rstrip("."))
+    paragraph(sheet, content.sentence(rng.randint(6, 20)), sheet.left, sheet.right, 5)
+    sheet.feed(0.4)
+    fields(sheet, rng.sample(list(LABELS), k=rng.randint(1, 4)), sheet.left, sheet.right)
+    if sheet.lines_left >= 2 and rng.random() < 0.5:
+        signer = content.person()
+        run = sheet.put(signer, sheet.left)
+        sheet.facts.append(Field("name of the signer", signer, "name", (run,), ("Who signed it?", "Who wrote it?")))
+        sheet.unlabeled |= {"contact", "customer", "manager", "cashier", "patient", "passenger"}
+        sheet.feed()
+    sheet.crop()
+
+
+def lay_out_scribble(sheet: Sheet) -> None:
+    """A page covered with words, codes, amounts and random characters in changing fonts: for learning letters."""
+    rng, content = sheet.rng, sheet.content
+    families = find_families(sheet.fonts)
+    marks = string.ascii_letters + 3 * string.digits + string.punctuation + CHARACTERS[95:]
+    draws = (content.word, content.product, content.person, content.code, content.date, content.made_up, content.phone,
+             lambda: content.amount(content.cents()), lambda: content.word().upper(), content.city,
+             lambda: "".join(rng.choices(marks, k=rng.randint(1, 9))))  # fmt: skip
+    size = sheet.em
+    faces = [face for family in rng.sample(families, k=min(3, len(families)))
+             for face in (family.regular, family.regular, family.bold, family.italic)]  # fmt: skip
+    while sheet.top + 1.6 * size < sheet.bottom:
+        if rng.random() < 0.3:
+            size = max(round(sheet.em * rng.choice((0.75, 1.0, 1.0, 1.4, 2.0))), 6)
+        face = rng.choice(faces)
+        dark = rng.random() < 0.12
+        color = rng.choice((sheet.style.ink, sheet.style.ink, sheet.style.accent))
+        pitch = size * rng.uniform(1.1, 1.5)
+        if dark:
+            sheet.box((0, sheet.top, sheet.size[0], sheet.top + pitch), fill=sheet.style.accent)
+            color = sheet.style.paper
+        x = sheet.left
+        while True:
+            text = rng.choice(draws)()
+            if x + sheet.measure(text, face, size) > sheet.right:
+                break
+            run = Run(text, x, sheet.top + 0.5 * pitch + MIDDLE * size, face, size, color)
+            sheet.texts.append(run)
+            x += run.width + rng.uniform(0.3, 1.2) * size
+        sheet.top += pitch

@@ -1,0 +1,348 @@
+"""Questions on what a page says, in many wordings and typing habits, each with its only right answer."""
+
+import random
+from dataclasses import dataclass
+
+from .content import Content
+from .facts import Entries, Field, Line
+from .labels import LABELS
+from .sheet import Run, Sheet
+
+NOT_THERE = "not in the document"
+NOT_A_DOCUMENT = "this is not a document I can read"
+MAX_COUNT = 12
+
+FIELD = (
+    "What is the {label}?",
+    "What's the {label}?",
+    "{Label}?",
+    "{label}",
+    "Which {label} is given?",
+    "Tell me the {label}.",
+    "What does it say for {label}?",
+    "What {label} is printed here?",
+    "Find the {label}.",
+    "Please give me the {label}.",
+    "Can you read the {label}?",
+    "I need the {label}.",
+)
+PRICE = (
+    "How much is {name}?",
+    "What is the price of {name}?",
+    "Price of {name}?",
+    "{name}?",
+    "What does {name} cost?",
+    "How much does {name} cost?",
+    "what did they charge for {name}?",
+    "Cost of {name}?",
+    "Give me the price of {name}.",
+)
+CELL = (
+    "What is the {column} of {name}?",
+    "{Column} of {name}?",
+    "What is the {column} for {name}?",
+    "{name}: {column}?",
+    "Which {column} does {name} have?",
+    "In the row {name}, what is the {column}?",
+    "What does the column {Column} say for {name}?",
+    "{Column} for {name}?",
+    "Tell me the {column} of {name}.",
+)
+VALUE = (
+    "What is the value of {name}?",
+    "Value of {name}?",
+    "{name}?",
+    "How many for {name}?",
+    "How high is {name}?",
+    "What value does {name} have?",
+    "Read the value at {name}.",
+    "What number belongs to {name}?",
+)
+LARGEST = (
+    "Which {noun} has the highest {column}?",
+    "Which {noun} has the largest {column}?",
+    "What {noun} is highest in {column}?",
+    "Which {noun} comes out on top in {column}?",
+    "Highest {column}: which {noun}?",
+    "Which {noun} has the most {column}?",
+)
+SMALLEST = (
+    "Which {noun} has the lowest {column}?",
+    "Which {noun} has the smallest {column}?",
+    "What {noun} is lowest in {column}?",
+    "Lowest {column}: which {noun}?",
+    "Which {noun} has the least {column}?",
+)
+DEAREST = (
+    "Which {noun} is the most expensive?",
+    "What is the most expensive {noun}?",
+    "Which {noun} costs the most?",
+    "Dearest {noun}?",
+)
+CHEAPEST = (
+    "Which {noun} is the cheapest?",
+    "What is the cheapest {noun}?",
+    "Which {noun} costs the least?",
+    "Cheapest {noun}?",
+)
+HIGHEST = (
+    "Which {noun} is the highest?",
+    "Which {noun} is the largest?",
+    "Which has the highest value?",
+    "Which {noun} is the biggest?",
+    "What is the largest {noun}?",
+)
+LOWEST = (
+    "Which {noun} is the lowest?",
+    "Which {noun} is the smallest?",
+    "Which has the lowest value?",
+    "What is the smallest {noun}?",
+)
+COUNT = (
+    "How many {nouns} are there?",
+    "How many {nouns} are listed?",
+    "Count the {nouns}.",
+    "Number of {nouns}?",
+    "How many {nouns} does it show?",
+    "How many different {nouns} do you see?",
+)
+FIRST = (
+    "What is the first {noun}?",
+    "First {noun}?",
+    "Which {noun} comes first?",
+    "Name the first {noun}.",
+    "Which {noun} is listed first?",
+)
+LAST = (
+    "What is the last {noun}?",
+    "Last {noun}?",
+    "Which {noun} comes last?",
+    "Name the last {noun}.",
+    "Which {noun} is listed last?",
+)
+LISTED = (
+    "Is {name} listed?",
+    "Is there {name}?",
+    "Does it list {name}?",
+    "Does {name} appear?",
+    "Is {name} on it?",
+    "Can you see {name}?",
+)
+MORE = ("Is {name} more than {other}?", "Is {name} higher than {other}?", "Is {name} above {other}?")
+DEARER = ("Does {name} cost more than {other}?", "Is {name} more expensive than {other}?")
+LINE = (
+    "Read the line that starts with {start}.",
+    "Read out the line starting with {start}.",
+    "What does the line with {start} say?",
+    "Give me the whole line that begins with {start}.",
+    "Which line begins with {start}?",
+)
+ANYTHING = (
+    "What is the total?",
+    "What is the title?",
+    "What is written here?",
+    "Read the text.",
+    "What date is it?",
+    "Who signed it?",
+    "How much is it?",
+    "What does it say?",
+    "What is the name?",
+    "total?",
+    "Read this.",
+    "Which number is the highest?",
+    "What is the price of bread?",
+    "Summarize the document.",
+)
+POLITE = (
+    "Please: ",
+    "Hi, ",
+    "Quick question: ",
+    "Look at the document. ",
+    "From the image: ",
+    "hey ",
+    "Could you tell me: ",
+)
+# Labels too general to be surely absent.
+GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question.
+
+    Attributes:
+        ability: `field`, `cell`, `price`, `date`, `name`, `title`, `total`, `line`, `count`, `extreme`, `order`,
+            `yes/no`, `unanswerable` or `no document`.
+        sources: the runs that hold the answer, empty where it is not printed.
+    """
+
+    text: str
+    answer: str
+    ability: str
+    sources: tuple[Run, ...] = ()
+
+
+def habit(text: str, rng: random.Random) -> str:
+    """A question as people type it: politely, in small letters, without its mark, or as it is.
+
+    Args:
+        text: the question.
+        rng: generator of the document.
+    """
+    if rng.random() < 0.06:
+        text = rng.choice(POLITE) + text[0].lower() + text[1:]
+    draw = rng.random()
+    if draw < 0.15:
+        text = text.lower()
+    elif draw < 0.22:
+        text = text[0].lower() + text[1:]
+    elif draw < 0.24:
+        text = text.upper()
+    if rng.random() < 0.25:
+        text = text.rstrip("?.")
+    return text + (" " if rng.random() < 0.02 else "")
+
+
+def ask_all(sheet: Sheet) -> list[Asked]:
+    """Questions on every fact of a page and, for one in eight of them, on what the page does not say.
+
+    Args:
+        sheet: the finished page.
+    """
+    rng, asked = sheet.rng, []
+    printed = " ".join(run.text for run in sheet.texts).lower()
+    for fact in sheet.facts:
+        if isinstance(fact, Field):
+            asked += _ask_field(fact, rng)
+        elif isinstance(fact, Entries):
+            asked += _ask_entries(fact, rng, printed)
+    asked += _ask_lines([fact for fact in sheet.facts if isinstance(fact, Line)], rng, printed)
+    answerable = len(asked)
+    rng.shuffle(asked)
+    asked = asked[:40]
+    for _ in range(max(round(min(answerable, 40) / 7), 1)):
+        if (question := _ask_absent(sheet, printed)) is not None:
+            asked.append(question)
+    rng.shuffle(asked)
+    return [Asked(habit(each.text, rng), each.answer, each.ability, each.sources) for each in asked]
+
+
+def ask_of_picture(rng: random.Random, count: int = 3) -> list[Asked]:
+    """Questions on a picture that is no document.
+
+    Args:
+        rng: generator of the picture.
+        count: number of questions.
+    """
+    texts = [rng.choice(ANYTHING)]
+    while len(texts) < count:
+        texts.append(rng.choice(FIELD).format(**_cases(label=rng.choice(list(LABELS)))))
+    return [Asked(habit(text, rng), NOT_A_DOCUMENT, "no document") for text in texts]
+
+
+def _cases(**words: str) -> dict[str, str]:
+    """Each word also with a capital, under its name with a capital."""
+    capitals = {name.capitalize(): word[:1].upper() + word[1:] for name, word in words.items()}
+    return {**words, **capitals}
+
+
+def _ask_field(fact: Field, rng: random.Random) -> list[Asked]:
+    template = rng.choice((*FIELD, *fact.wordings, *fact.wordings, *fact.wordings))
+    return [Asked(template.format(**_cases(label=fact.label)), fact.value, fact.ability, fact.sources)]
+
+
+Wordings = tuple[str, ...]
+
+
+def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]:
+    asked = []
+    names, noun = [run.text for run in fact.names], fact.noun
+    nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    for column, cells in fact.columns.items():
+        for name, cell in zip(names, cells, strict=True):
+            if cell is not None:
+                templates: Wordings
+                if column != fact.key:
+                    templates, ability = CELL, "cell"
+                else:
+                    templates, ability = (PRICE, "price") if column == "price" else ((*VALUE, *CELL), "cell")
+                text = rng.choice(templates).format(**_cases(name=name, column=column))
+                asked.append(Asked(text, cell.text, ability, (cell,)))
+    for column, numbers in fact.values.items():
+        if len(numbers) < 2:
+            continue
+        words = _cases(noun=noun, column=column)
+        high: Wordings
+        low: Wordings
+        high, low = (LARGEST, SMALLEST) if column != fact.key else (HIGHEST, LOWEST)
+        if column == "price":
+            high, low = DEAREST, CHEAPEST
+        for wordings, best in ((high, max(numbers)), (low, min(numbers))):
+            if numbers.count(best) == 1:
+                found = fact.names[numbers.index(best)]
+                asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,)))
+        one, two = rng.sample(range(len(numbers)), k=2)
+        if column == fact.key and numbers[one] != numbers[two]:
+            text = rng.choice(DEARER if column == "price" else MORE).format(name=names[one], other=names[two])
+            answer = "yes" if numbers[one] > numbers[two] else "no"
+            asked.append(Asked(text, answer, "yes/no", (fact.names[one], fact.names[two])))
+    if fact.complete:
+        if 1 < len(names) <= MAX_COUNT:
+            asked.append(Asked(rng.choice(COUNT).format(nouns=nouns), str(len(names)), "count", tuple(fact.names)))
+        if len(names) > 1:
+            asked.append(Asked(rng.choice(FIRST).format(noun=noun), names[0], "order", (fact.names[0],)))
+            asked.append(Asked(rng.choice(LAST).format(noun=noun), names[-1], "order", (fact.names[-1],)))
+    if names:
+        listed = rng.choice(fact.names)
+        asked.append(Asked(rng.choice(LISTED).format(name=listed.text), "yes", "yes/no", (listed,)))
+        if (absent := _absent_name(rng, printed)) is not None:
+            asked.append(Asked(rng.choice(LISTED).format(name=absent), "no", "yes/no"))
+    return asked
+
+
+def _absent_name(rng: random.Random, printed: str) -> str | None:
+    """A name of which no word is on the page."""
+    content = Content(rng)
+    for _ in range(5):
+        name = rng.choice((content.product, content.person, content.made_up))()
+        if not any(word in printed for word in name.lower().split()):
+            return name
+    return None
+
+
+def _ask_lines(lines: list[Line], rng: random.Random, printed: str) -> list[Asked]:
+    """Reading out of lines whose beginning no other place of the page has."""
+    asked = []
+    for line in rng.sample(lines, k=min(len(lines), 6)):
+        words = line.run.text.split()
+        start = " ".join(words[: rng.choice((1, 2, 2, 3))])
+        if len(words) > 3 and len(line.run.text) <= 90 and printed.count(start.lower()) == 1:
+            asked.append(Asked(rng.choice(LINE).format(start=f'"{start}"'), line.run.text, "line", (line.run,)))
+    return asked
+
+
+def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
+    """A question whose answer the page does not have: another label, row or column."""
+    rng = sheet.rng
+    lists = [fact for fact in sheet.facts if isinstance(fact, Entries) and fact.columns]
+    if lists and rng.random() < 0.6:
+        fact = rng.choice(lists)
+        name, column = _absent_name(rng, printed), rng.choice(list(fact.columns))
+        if name is None:
+            return None
+        templates = (PRICE if column == "price" else VALUE) if column == fact.key else CELL
+        return Asked(rng.choice(templates).format(**_cases(name=name, column=column)), NOT_THERE, "unanswerable")
+    known = {fact.label for fact in sheet.facts if isinstance(fact, Field)} | sheet.unlabeled
+    absent = [name for name in LABELS if name not in known | GENERAL and _is_absent(name, printed)]
+    if not absent:
+        return None
+    label = rng.choice(absent)
+    template = rng.choice((*FIELD, *LABELS[label].wordings))
+    return Asked(template.format(**_cases(label=label)), NOT_THERE, "unanswerable")
+
+
+def _is_absent(label: str, printed: str) -> bool:
+    """Whether neither a printed form of a label nor its own distinctive words are on the page."""
+    forms = [form.lower().rstrip(".#: ") for form in LABELS[label].printed]
+    words = [word for word in label.split() if word not in ("number", "date", "code", "post")]
+    return not any(form in printed for form in (*forms, *words))

@@ -1,0 +1,35 @@
+"""Draws a sheet, clean."""
+
+from PIL import Image, ImageDraw
+
+from .sheet import Shape, Sheet
+
+
+def draw_sheet(sheet: Sheet) -> Image.Image:
+    """The sheet in RGB: shapes in their order, then all text."""
+    image = Image.new("RGB", sheet.size, sheet.style.paper)
+    draw = ImageDraw.Draw(image)
+    for shape in sheet.shapes:
+        _draw_shape(draw, shape)
+    for run in sheet.texts:
+        draw.text((run.x, run.baseline), run.text, fill=run.color, font=run.face.load(run.size), anchor="ls")
+    return image
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
+    if shape.kind in ("line", "path"):
+        draw.line(shape.points, fill=shape.outline, width=shape.width, joint="curve")
+    elif shape.kind == "polygon":
+        draw.polygon(shape.points, fill=shape.fill)
+    else:
+        (left, top), (right, bottom) = shape.points
+        bounds = (left, top, max(right, left), max(bottom, top))
+        if shape.kind == "ellipse":
+            draw.ellipse(bounds, shape.fill, shape.outline, shape.width)
+        elif shape.kind == "round":
+            radius = 0.25 * min(right - left, bottom - top)
+            draw.rounded_rectangle(bounds, max(radius, 0), shape.fill, shape.outline, shape.width)
+        elif shape.kind == "slice":
+            draw.pieslice(bounds, *shape.angles, fill=shape.fill)
+        else:
+            draw.rectangle(bounds, shape.fill, shape.outline, shape.width)

@@ -1,0 +1,244 @@
+"""A page in the making: runs of text and shapes at exact places, in one style, and what the page says.
+
+Sizes and positions are pixels of the drawn page, (x, y) from the top left. The unit of every layout is the size of its
+body text, so that one layout serves a slip and a sheet of A4.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..page import MIDDLE, Color
+from .content import Content
+from .fonts import Face, Family, character_offsets, text_width
+
+if TYPE_CHECKING:
+    from .facts import Fact
+
+
+@dataclass(frozen=True)
+class Run:
+    """Characters on one baseline.
+
+    Attributes:
+        x: left end. `baseline`: y of the baseline. `size`: font size in pixels.
+    """
+
+    text: str
+    x: float
+    baseline: float
+    face: Face
+    size: int
+    color: Color
+
+    @property
+    def width(self) -> float:
+        return text_width(self.text, self.face, self.size)
+
+    def characters(self) -> Iterator[tuple[str, float, float]]:
+        """Each character with the x and y of its middle."""
+        offsets = character_offsets(self.text, self.face, self.size)
+        y = self.baseline - MIDDLE * self.size
+        for character, left, right in zip(self.text, offsets, offsets[1:], strict=False):
+            yield character, self.x + (left + right) / 2, y
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A figure: `box`, `round` (a box with round corners), `ellipse`, `line`, `polygon`, `slice` (of a pie).
+
+    Attributes:
+        points: corners; of a pie's slice the box of the circle, `angles` its two ends in degrees.
+        width: of the outline or line, in pixels.
+    """
+
+    kind: str
+    points: tuple[tuple[float, float], ...]
+    fill: Color | None = None
+    outline: Color | None = None
+    width: int = 1
+    angles: tuple[float, float] = (0.0, 360.0)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Look of one document.
+
+    Attributes:
+        body, head: families of the text and of titles.
+        size: of the body text in pixels.
+        pitch: distance of the lines, in pixels.
+        paper, ink, accent, soft: colors of the ground, the text, titles and rules, and filled rows.
+    """
+
+    body: Family
+    head: Family
+    size: int
+    pitch: float
+    paper: Color
+    ink: Color
+    accent: Color
+    soft: Color
+
+
+def draw_style(rng: random.Random, families: tuple[Family, ...], size: int, dark: float = 0.08) -> Style:
+    """Draw a look.
+
+    Args:
+        rng: generator of the document.
+        families: fonts to choose from.
+        size: of the body text in pixels.
+        dark: probability of light text on a dark ground.
+    """
+    body = rng.choice(families)
+    head = body if rng.random() < 0.6 else rng.choice(families)
+    hue = _accent(rng)
+    if rng.random() < dark:
+        level = rng.randint(10, 60)
+        paper: Color = (level, level, min(level + rng.choice((0, 0, 15, 40)), 255))
+        ink = (rng.randint(205, 255),) * 3
+        accent: Color = tuple(min(part + 110, 255) for part in hue)  # type: ignore[assignment]
+        soft: Color = tuple(min(part + 28, 255) for part in paper)  # type: ignore[assignment]
+    else:
+        light = rng.choice((255, 255, rng.randint(228, 255)))
+        paper = (light, light - rng.choice((0, 0, rng.randint(0, 8))), light - rng.choice((0, 0, rng.randint(0, 26))))
+        shade = rng.choice((0, rng.randint(0, 70)))
+        ink = (shade, shade, min(shade + rng.choice((0, 0, 60)), 140))
+        accent = hue if rng.random() < 0.6 else ink
+        soft = tuple(max(part - rng.randint(10, 26), 0) for part in paper)  # type: ignore[assignment]
+    return Style(body, head, size, rng.uniform(1.22, 1.7) * size, paper, ink, accent, soft)
+
+
+def _accent(rng: random.Random) -> Color:
+    """A dark color of any hue."""
+    channels = [rng.randint(0, 60), rng.randint(20, 110), rng.randint(60, 150)]
+    rng.shuffle(channels)
+    return channels[0], channels[1], channels[2]
+
+
+@dataclass
+class Sheet:
+    """A page that grows from top to bottom.
+
+    Attributes:
+        size: (width, height) in pixels; layouts of slips shorten the height to what they used.
+        fonts: folders of fonts, see `fonts.find_families`.
+        unlabeled: names in `LABELS` of values that are printed without a label, so that nobody calls them absent.
+        left, right, top, bottom: margins and cursor, in pixels; `top` is where the next line begins.
+    """
+
+    rng: random.Random
+    content: Content
+    style: Style
+    size: tuple[int, int]
+    fonts: tuple[Path, ...] | None = None
+    texts: list[Run] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    unlabeled: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        width, height = self.size
+        margin = self.rng.uniform(0.8, 3.0) * self.style.size * min(width / (24 * self.style.size), 1.5)
+        self.left, self.right = margin, width - margin
+        self.top, self.bottom = self.rng.uniform(0.6, 1.6) * margin, height - 0.7 * margin
+
+    @property
+    def em(self) -> int:
+        return self.style.size
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    @property
+    def lines_left(self) -> int:
+        return max(int((self.bottom - self.top) / self.style.pitch), 0)
+
+    def measure(self, text: str, face: Face | None = None, size: int | None = None) -> float:
+        return text_width(text, face or self.style.body.regular, size or self.style.size)
+
+    def put(
+        self,
+        text: str,
+        x: float,
+        align: float = 0.0,
+        face: Face | None = None,
+        size: int | None = None,
+        color: Color | None = None,
+        y: float | None = None,
+    ) -> Run:
+        """Place a text on the current line: its left end, middle or right end at x (align 0, 0.5 or 1).
+
+        Args:
+            text: to draw.
+            x: pixels from the left edge.
+            align: part of the text's width that lies left of x.
+            face, size, color: of the body text if not given.
+            y: top of the line in pixels; the cursor's if not given.
+        """
+        face, size = face or self.style.body.regular, size or self.style.size
+        top = self.top if y is None else y
+        x -= align * text_width(text, face, size)
+        run = Run(text, x, top + 0.5 * self.style.pitch + MIDDLE * size, face, size, color or self.style.ink)
+        self.texts.append(run)
+        return run
+
+    def feed(self, lines: float = 1.0) -> None:
+        """Move the cursor down by so many lines."""
+        self.top += lines * self.style.pitch
+
+    def rule(self, left: float | None = None, right: float | None = None, color: Color | None = None) -> None:
+        """A thin line across the page at the cursor."""
+        width = max(round(self.em * self.rng.choice((0.05, 0.08, 0.12))), 1)
+        points = ((self.left if left is None else left, self.top), (self.right if right is None else right, self.top))
+        self.shapes.append(Shape("line", points, outline=color or self.style.accent, width=width))
+
+    def box(self, bounds: tuple[float, float, float, float], kind: str = "box", **look) -> None:
+        """A figure in a box (left, top, right, bottom); see `Shape` for the look."""
+        left, top, right, bottom = bounds
+        self.shapes.append(Shape(kind, ((left, top), (right, bottom)), **look))
+
+    def heading(self, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
+        """A title in the fonts and color of titles, smaller where there is no room, or None where there is none."""
+        rng = self.rng
+        align = rng.choice((0.0, 0.0, 0.5)) if align is None else align
+        size = round(self.em * (scale or rng.choice((1.2, 1.4, 1.7, 2.0))))
+        face = self.style.head.bold if rng.random() < 0.7 else self.style.head.regular
+        while self.measure(text, face, size) > self.width and size > 0.8 * self.em:
+            size -= 1
+        if self.measure(text, face, size) > self.width:
+            return None
+        self.top += 0.5 * max(size - self.em, 0)
+        run = self.put(text, self.left + align * self.width, align, face, size, self.style.accent)
+        self.top += 0.5 * max(size - self.em, 0)
+        self.feed()
+        return run
+
+    def wrap(self, text: str, width: float, face: Face | None = None) -> list[str]:
+        """Lines of a text that fit a width in pixels, broken at spaces."""
+        lines: list[str] = []
+        line = ""
+        for word in text.split():
+            longer = f"{line} {word}".strip()
+            if line and self.measure(longer, face) > width:
+                lines.append(line)
+                line = word
+            else:
+                line = longer
+        return [*lines, line] if line else lines
+
+    def crop(self) -> None:
+        """End the page a little below what was placed."""
+        self.size = (self.size[0], min(self.size[1], round(self.top + self.rng.uniform(0.6, 2.5) * self.em)))
+
+    def characters(self) -> Iterator[tuple[str, float, float, int]]:
+        """Every visible character with the x and y of its middle and its size, run after run."""
+        for run in self.texts:
+            for character, x, y in run.characters():
+                if character != " ":
+                    yield character, x, y, run.size

@@ -1,0 +1,229 @@
+"""Varied documents: exact answers by construction, exact character positions, and every kind, wear and ability."""
+
+import random
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+pytest.importorskip("faker", reason="varied documents need the extra synthetic")
+
+from llava_uhd.synthetic.varied import KINDS, NOT_A_DOCUMENT, NOT_THERE, PICTURE, SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied.content import Content, plain
+from llava_uhd.synthetic.varied.facts import Entries, Field
+from llava_uhd.synthetic.varied.fonts import CHARACTERS, character_offsets, find_families
+from llava_uhd.synthetic.varied.labels import LABELS
+from llava_uhd.synthetic.varied.questions import ask_all, habit
+from llava_uhd.synthetic.varied.render import draw_sheet
+from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
+from llava_uhd.synthetic.varied.wear import IDENTITY, Wear, apply, draw_wear, homography
+
+WHEEL: tuple = ()  # the wheel's fonts alone: the same on every machine
+DRAWN = [kind for kind in KINDS if kind not in (PICTURE, SCRIBBLE)]
+
+
+def document(seed, kind=None):
+    return make_varied("test", seed, kind=kind, fonts=WHEEL)
+
+
+def printed(document):
+    return [run.text for run in document.sheet.texts]
+
+
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(DRAWN))
+@settings(max_examples=40, deadline=None)
+def test_every_answer_is_printed_or_follows_from_the_page(seed, kind):
+    made = document(seed, kind)
+    texts = printed(made)
+    assert made.questions
+    for question in made.questions:
+        if question.ability == "unanswerable":
+            assert question.answer == NOT_THERE and not question.sources
+        elif question.ability == "yes/no":
+            assert question.answer in ("yes", "no")
+        elif question.ability == "count":
+            assert question.answer == str(len(question.sources)) and 1 < len(question.sources) <= 12
+        else:
+            assert question.answer in texts, question
+            assert [run.text for run in question.sources] == [question.answer]
+
+
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(DRAWN))
+@settings(max_examples=40, deadline=None)
+def test_comparisons_agree_with_the_values_of_the_page(seed, kind):
+    made = document(seed, kind)
+    lists = [fact for fact in made.sheet.facts if isinstance(fact, Entries)]
+    for question in made.questions:
+        if question.ability == "extreme":
+            hits = [fact for fact in lists if question.sources[0] in fact.names]
+            row = hits[0].names.index(question.sources[0])
+            extremes = [numbers for numbers in hits[0].values.values() if numbers[row] in (max(numbers), min(numbers))]
+            assert extremes, question
+    for fact in lists:
+        for column, numbers in fact.values.items():
+            cells = fact.columns.get(column)
+            assert len(numbers) == len(fact.names), column
+            assert cells is None or len(cells) == len(numbers)
+
+
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(DRAWN))
+@settings(max_examples=40, deadline=None)
+def test_an_unanswerable_label_is_neither_printed_nor_known(seed, kind):
+    made = document(seed, kind)
+    page = " ".join(printed(made)).lower()
+    columns = {name for fact in made.sheet.facts if isinstance(fact, Entries) for name in fact.columns}
+    answered = {question.text.lower() for question in made.questions if question.ability != "unanswerable"}
+    for question in made.questions:
+        if question.ability == "unanswerable":
+            assert question.text.lower() not in answered
+            asked = max((name for name in LABELS if name in question.text.lower()), key=len, default=None)
+            if asked is not None and not any(column in question.text.lower() for column in columns):
+                assert not any(form.lower().rstrip(".#") in page for form in LABELS[asked].printed), question
+
+
+def test_extremes_of_a_printed_price_list():
+    for seed in range(12):
+        made = document(seed, "receipt")
+        goods = next(fact for fact in made.sheet.facts if isinstance(fact, Entries))
+        prices = [float("".join(c for c in run.text if c in "0123456789.")) for run in goods.columns["price"]]
+        assert [round(100 * price) for price in prices] == goods.values["price"]
+        for question in made.questions:
+            if question.ability == "extreme":
+                price = prices[[run.text for run in goods.names].index(question.answer)]
+                low = any(word in question.text.lower() for word in ("cheapest", "least"))
+                assert price == (min if low else max)(prices), question
+
+
+def test_a_sum_is_the_sum_of_its_goods():
+    for seed in range(20):
+        made = document(seed, "receipt")
+        goods = next(fact for fact in made.sheet.facts if isinstance(fact, Entries))
+        amounts = {fact.label: fact.value for fact in made.sheet.facts if isinstance(fact, Field)}
+        cents = {
+            name: int("".join(c for c in amounts[name] if c.isdigit()))
+            for name in ("subtotal", "tax", "total")
+            if name in amounts
+        }
+        if "subtotal" in cents and "tax" in cents and "total" in cents:
+            assert cents["subtotal"] == sum(goods.values["price"])
+            assert cents["total"] == cents["subtotal"] + cents["tax"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_function_of_seed_and_index(kind):
+    first, again = document(5, kind), document(5, kind)
+    assert first.questions == again.questions and first.size == again.size
+    image = first.render()
+    assert image.size == first.size and image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(again.render()))
+    assert document(6, kind).questions != first.questions or kind == SCRIBBLE
+
+
+def test_kinds_sizes_abilities_and_declined_questions_are_mixed():
+    documents = [document(seed) for seed in range(160)]
+    kinds = Counter(made.kind for made in documents)
+    assert len(kinds) >= 20 and 2 <= kinds[PICTURE] <= 20
+    abilities = Counter(question.ability for made in documents for question in made.questions)
+    assert set(abilities) == {
+        "field", "cell", "price", "date", "name", "title", "total", "line", "count", "extreme", "order", "yes/no",
+        "unanswerable", "no document",
+    }  # fmt: skip
+    assert 0.1 < abilities["unanswerable"] / abilities.total() < 0.16
+    texts = [question.text for made in documents for question in made.questions]
+    assert 0.1 < np.mean([text == text.lower() for text in texts]) < 0.4
+    assert 0.2 < np.mean([not text.endswith(("?", ".")) for text in texts]) < 0.5
+    prints = [
+        made.scale() * question.sources[0].size
+        for made in documents
+        for question in made.questions
+        if question.sources
+    ]
+    assert np.percentile(prints, 5) < 11 and np.percentile(prints, 90) > 18 and min(prints) >= 5
+    views = [made.size[0] * made.size[1] / 224**2 for made in documents]
+    assert np.percentile(views, 10) < 3 and np.percentile(views, 90) > 12
+
+
+def test_long_receipts_reach_forty_lines():
+    longest = max(len(printed(document(seed, "receipt"))) for seed in range(30))
+    assert longest >= 80  # name and price of each line are two runs
+
+
+def test_a_picture_is_declined():
+    made = document(3, PICTURE)
+    assert {question.answer for question in made.questions} == {NOT_A_DOCUMENT}
+    assert not list(made.characters())
+
+
+def test_a_habit_keeps_the_words():
+    rng = random.Random(0)
+    texts = {habit("What is the price of Milk 1L?", rng) for _ in range(200)}
+    assert len(texts) > 8
+    assert all("milk 1l" in text.lower() for text in texts)
+
+
+def test_characters_lie_where_they_are_drawn():
+    """A lone letter's pixels are centered on its position, also after skew and perspective."""
+    rng = random.Random(1)
+    style = draw_style(rng, find_families(WHEEL), 40, dark=0.0)
+    sheet = Sheet(rng, Content(rng), style, (400, 300))
+    sheet.put("AVATo", 40, y=20)
+    sheet.put("H", 300, y=200, color=(0, 0, 0))
+    corners = np.array([(0, 0), (400, 0), (400, 300), (0, 300)], float)
+    matrix = homography(corners, corners + [[12, 5], [-9, 14], [-4, -20], [10, -2]])
+    for rows in (IDENTITY, tuple(map(tuple, matrix.tolist()))):
+        wear = Wear((400, 300), rows)
+        dark = np.asarray(apply(draw_sheet(sheet), wear).convert("L")) < 100
+        dark[:150] = False
+        dark[:, :200] = dark[:, 390:] = False
+        dark[285:] = False
+        rows_of, columns = np.nonzero(dark)
+        found = (columns.min() + columns.max()) / 2, (rows_of.min() + rows_of.max()) / 2
+        x, y = wear.place(np.array([[x, y] for character, x, y, _ in sheet.characters() if character == "H"]))[0]
+        assert abs(found[0] - x) < 2 and abs(found[1] - y) < 2.5
+
+
+def test_offsets_of_characters_are_those_of_the_font():
+    """Sum of advances and pair kerning gives the width of every prefix."""
+    for family in find_families(WHEEL):
+        font = family.regular.load(21)
+        text = "AVATAR To, Ty. fi WAVE 0123"
+        offsets = character_offsets(text, family.regular, 21)
+        expected = [font.getlength(text[:end]) for end in range(1, len(text) + 1)]
+        assert np.allclose(offsets[1:], expected, atol=1.0), family.name
+
+
+def test_wear_has_screenshots_scans_and_photographs():
+    rng = random.Random(0)
+    wears = [draw_wear(rng, (300, 400), 12, False) for _ in range(300)]
+    assert 0.15 < np.mean([wear.matrix == IDENTITY for wear in wears]) < 0.5
+    assert any(wear.size != (300, 400) for wear in wears) and any(wear.gray for wear in wears)
+    assert any(wear.jpeg for wear in wears) and any(wear.blur for wear in wears)
+    image = Image.new("RGB", (300, 400), "white")
+    assert all(apply(image, wear).size == wear.size for wear in wears[:25])
+
+
+def test_text_outside_the_fonts_characters_is_made_plain():
+    assert plain("Žofia  Łódź é") == "Zofia ódz é".replace("ó", "o")
+    assert set(plain("日本 naïve ½")) <= set(CHARACTERS)
+
+
+def test_questions_know_what_is_printed_without_a_label():
+    rng = random.Random(2)
+    sheet = Sheet(rng, Content(rng), draw_style(rng, find_families(WHEEL), 14), (500, 500))
+    run = sheet.put("12 High Street", 20)
+    sheet.facts.append(Field("place", run.text, "field", (run,)))
+    sheet.unlabeled.update(LABELS)
+    assert all(question.ability == "field" for question in ask_all(sheet))
+
+
+@pytest.mark.slow
+def test_a_page_takes_less_than_eighty_milliseconds_of_one_core():
+    make_varied("speed", 0).render()
+    start = time.process_time()
+    for index in range(100):
+        make_varied("speed", index).render()
+    assert (time.process_time() - start) / 100 < 0.08
