@@ -278,9 +278,14 @@ def mmbench_rows(root: Path) -> list[dict[str, Any]]:
     """Rows of MMBench's TSV file, or of its Parquet mirror in the file's order of columns and without images."""
     if (root / MMBENCH_FILE).exists():
         return list(read_table(root / MMBENCH_FILE))
-    return [
-        row for paths in MIRRORS["mmbench"].files(root).values() for path in paths for row, *_ in iterate_rows(path)
-    ]
+    files = [path for paths in MIRRORS["mmbench"].files(root).values() for path in paths]
+    order = ("index", "question", "hint", "A", "B", "C", "D", "answer")
+    rows = []
+    for path in files:
+        for row, *_ in iterate_rows(path):
+            cells = {name: "" if value in (None, "nan") else value for name, value in row.items()}
+            rows.append({name: cells.pop(name) for name in order if name in cells} | cells)
+    return rows
 
 
 def read_seed(root: Path) -> list[Sample]:
