@@ -60,6 +60,10 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
         box_dtype: precision of the window corners. `bfloat16` rounds them as the published code does in bf16; the
             released weights were trained so.
         unshuffle_factor: side of the square of patches that `mlp` joins into one token.
+        bin_embedding: add a learned vector per bin and level to the keys of `hiwin`, so that a query can tell the bins
+            of its window apart. Off in the released weights; learns to read several times faster.
+        aligned_windows: pool windows with RoI-Align's `aligned=True`. The released weights were trained without, half
+            a feature pixel off.
     """
 
     model_type = "llava_uhd_projector"
@@ -72,6 +76,8 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
     num_attention_heads: int | None = None
     box_dtype: Literal["float32", "bfloat16"] = "float32"
     unshuffle_factor: int = 2
+    bin_embedding: bool = False
+    aligned_windows: bool = False
 
     def __post_init__(self, **kwargs):
         check_keys(self, kwargs)
