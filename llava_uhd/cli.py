@@ -1,56 +1,82 @@
 """The command line, one verb each: `llava-uhd --help`, `llava-uhd ask receipt.png "What is the total?"`.
 
 Only typer is imported here: a verb imports what it needs when it runs, so that help answers at once. Results go to
-stdout, one JSON object with --json; progress and errors go to stderr. Exit codes: 0 success, 2 bad use, 1 failure with
-one line that says what was wrong; --debug shows the traceback instead.
+stdout, one JSON object with --json; progress, notes and errors go to stderr, errors alone with --quiet. Exit codes: 0
+success, 2 bad use, 1 failure with one line that says what was wrong; --debug shows the traceback instead.
 """
 
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import __version__
 from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
+from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
 from .serving.cli import mount as mount_serving
+from .terminal import be_quiet, status, use_utf8
 from .training.cli import mount as mount_training
 
+if TYPE_CHECKING:
+    from .pages import Page
+    from .planning import ImagePlanner
+
+PROGRAM = "llava-uhd"
+
 app = typer.Typer(
+    name=PROGRAM,
     help="LLaVA-UHD: ask questions about images at their own resolution and aspect ratio.",
-    epilog="Any verb takes --debug, for the traceback of a failure.",
+    epilog="Any verb takes --debug, for the traceback of a failure, and --quiet, for nothing on stderr but errors.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
-MaxSlices = Annotated[
-    int | None, typer.Option(min=1, help="Most slices per image; 1 for the overview alone. Default: as trained.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog='Example: llava-uhd ask examples/receipt.png "What is the total?"')
 def ask(
-    images_and_question: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", show_default=False)],
+    images_and_question: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", show_default=False, help="Images, PDF or TIFF files.")
+    ],
     model: Model = "tiny",
+    pages: Pages = None,
+    max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="8bit or 4bit, of the language model alone.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a question about one or several images; the answer is streamed."""
+    """Ask a question about one or several images or documents; the answer is streamed."""
     *images, question = images_and_question
     if not images:
         raise typer.BadParameter(f"expected at least one image before the question, got only {question!r}")
     started = time.perf_counter()
-    with _progress(f"loading {model}"):
+    from .planning import ImagePlanner
+
+    planner = ImagePlanner.load(model)
+    opened = _open(images, planner, pages, max_pages, max_slices)
+    with status(f"loading {model}"):
         from transformers import TextStreamer
 
         from .answering import answer, prepare, question_message
@@ -59,7 +85,8 @@ def ask(
         loaded, processor = load(model, device, dtype, quantization)
     ready = time.perf_counter()
     sizes = {} if max_slices is None else {"max_slices": max_slices}
-    inputs = prepare(loaded, processor, [question_message(images, question)], max_new_tokens, **sizes)
+    message = question_message([page.image for page in opened], question)
+    inputs = prepare(loaded, processor, [message], max_new_tokens, **sizes)
     streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     text = answer(loaded, processor, inputs, max_new_tokens, streamer)
     if as_json:
@@ -68,6 +95,7 @@ def ask(
                 "answer": text,
                 "question": question,
                 "images": images,
+                "pages": [page.name for page in opened],
                 "model": model,
                 "num_views": inputs["num_views"].tolist(),
                 "grids": [grid if grid[0] else None for grid in inputs["grids"].tolist()],
@@ -81,37 +109,71 @@ def ask(
 
 @app.command(epilog="Example: llava-uhd explain examples/receipt.png --save explained.png")
 def explain(
-    image: Annotated[str, typer.Argument(show_default=False, help="Image file.")],
+    image: Annotated[str, typer.Argument(show_default=False, help="Image, or PDF or TIFF file with --page.")],
     model: Model = "tiny",
+    page: Annotated[int | None, typer.Option(min=1, help="Page of a PDF or TIFF file, counted from 1.")] = None,
     max_slices: MaxSlices = None,
     save: Annotated[Path | None, typer.Option(help="Draw the picture into this file.")] = None,
     picture: Annotated[
-        str, typer.Option(help="explanation, slices, pyramid, kernels, windows or answer.")
-    ] = "explanation",
-    point: Annotated[tuple[float, float], typer.Option(help="x y in 0..1, for --picture kernels.")] = (0.5, 0.5),
+        str | None,
+        typer.Option(help="explanation (default), slices, pyramid, kernels, windows or answer; needs --save."),
+    ] = None,
+    point: Annotated[
+        tuple[float, float] | None, typer.Option(help="x y in 0..1, for --picture kernels. Default: 0.5 0.5.")
+    ] = None,
     question: Annotated[str | None, typer.Option(help="For --picture answer.")] = None,
     word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all.")] = None,
-    method: Annotated[str, typer.Option(help="rollout or gradient, for --picture answer.")] = "rollout",
+    method: Annotated[str | None, typer.Option(help="rollout (default) or gradient, for --picture answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how an image is seen: its grid of slices, the views' sizes, the number of tokens."""
-    with _progress(f"loading {model}"):
-        from .inspection.explanation import explain_image
-        from .loading import load_processor
+    _check_picture_options(save, picture, point=point, question=question, word=word, method=method)
+    from .inspection.explanation import explain_image
+    from .planning import ImagePlanner
 
-        processor = load_processor(model)
-    explanation = explain_image(processor, image, max_slices)
+    planner = ImagePlanner.load(model)
+    opened = _open([image], planner, None if page is None else str(page), 1, max_slices)[0]
+    explanation = explain_image(planner, opened.image, max_slices)
     if save is not None:
-        with _progress(f"drawing {save}"):
+        with status(f"drawing {save}"):
             from .inspection.pictures import picture as draw
             from .loading import load
 
-            draw(picture, load(model)[0], processor, image, max_slices, point, question, word, method).savefig(save)
+            draw(
+                picture or "explanation",
+                *load(model),
+                opened.image,
+                max_slices,
+                point or (0.5, 0.5),
+                question,
+                word,
+                method or "rollout",
+            ).savefig(save)
     if as_json:
         _print_json(explanation)
     else:
         for name, value in explanation.items():
             typer.echo(f"{name.replace('_', ' '):18} {_words(value)}")
+
+
+def _check_picture_options(save: Path | None, picture: str | None, **options: Any) -> None:
+    """Raise BadParameter for an option that would have no effect."""
+    if save is None and picture is not None:
+        raise typer.BadParameter(f"--picture {picture} draws into a file: name it with --save")
+    used = {"kernels": ("point",), "answer": ("question", "word", "method")}.get(picture or "", ())
+    for name, value in options.items():
+        if value is not None and name not in used:
+            drawn = "kernels" if name == "point" else "answer"
+            raise typer.BadParameter(f"--{name} is for --picture {drawn}, with --save")
+
+
+def _open(
+    images: list[str], planner: "ImagePlanner", pages: str | None, max_pages: int, max_slices: int | None
+) -> "list[Page]":
+    """Open images and documents before the model is loaded, so that a wrong path is reported at once."""
+    from .pages import open_all
+
+    return open_all(images, pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
 
 
 mount_checkpoints(app)
@@ -131,25 +193,26 @@ def _print_json(result: dict[str, Any]) -> None:
     typer.echo(json.dumps(result, ensure_ascii=False))
 
 
-def _progress(what: str):
-    """A spinner on stderr while something takes its time."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(what)
-
-
 def main() -> None:
-    """Entry point of `llava-uhd`: runs a verb and turns a failure into one line and exit code 1."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    """Run a verb; turn a failure into one line on stderr and exit code 1."""
+    use_utf8()
+    arguments = list(sys.argv[1:])
+    flags = {"--debug": False, "--quiet": False}
+    for flag in flags:
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        if flag in arguments[:end]:
+            arguments.remove(flag)
+            flags[flag] = True
+    if flags["--quiet"]:
+        be_quiet()
     try:
-        app(args=[argument for argument in arguments if argument != "--debug"])
-    except (ValueError, OSError, ImportError) as error:
-        if debug:
+        app(args=arguments, prog_name=PROGRAM)
+    except Exception as error:
+        if flags["--debug"]:
             raise
-        from .loading import first_line
+        from .errors import report
 
-        typer.echo(f"error: {first_line(error)}", err=True)
+        typer.echo(report(error), err=True)
         sys.exit(1)
 
 

@@ -1,11 +1,14 @@
 """Loading a model and its processor by name: the built-in `tiny`, a folder, or a hub id."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from .errors import first_line
 from .quantization import quantization_config
 
 if TYPE_CHECKING:
+    import torch
+
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
@@ -25,7 +28,9 @@ def built_in(name: str = "tiny") -> str:
 
 
 def resolve(model: str) -> str:
-    """The folder of a built-in model, or the folder or hub id that was named, once it is known to exist.
+    """Return the folder of a built-in model, a folder, or a hub id that is known to exist.
+
+    A hub id that the cache holds becomes the folder in the cache where the hub cannot be reached.
 
     Raises:
         ValueError: there is no such model.
@@ -37,33 +42,47 @@ def resolve(model: str) -> str:
         if not (path / "config.json").is_file():
             raise ValueError(f"{model} is not a model folder: it holds no config.json")
         return str(path)
-    _check_hub(model)
-    return model
+    return _resolve_on_hub(model)
 
 
-def _check_hub(model: str) -> None:
-    """One question to the hub, unless its cache has the model: what loads files would ask for each many times."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+def _resolve_on_hub(model: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    known = f"built in: {', '.join(BUILT_IN)}; or a folder with a config.json, or a hub id"
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        problem, is_offline = ask_hub(model)
+    except HFValidationError as error:
+        raise ValueError(f"unknown model {model!r}: there is no such folder ({known})") from error
+    if problem is None:
+        return model
+    if is_offline and isinstance(cached, str):
+        return str(Path(cached).parent)
+    raise ValueError(f"cannot load model {model!r} from the hub ({known}): {problem}")
+
+
+def ask_hub(model: str) -> tuple[str | None, bool]:
+    """Ask the hub once whether it has a model: loading asks for every file, with several retries while offline.
+
+    Returns:
+        What the hub or the connection says is wrong, or None; and whether it is the connection.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     try:
         from huggingface_hub.utils import httpx  # the HTTP library that this release of the hub's client talks with
     except ImportError:
         import httpx  # type: ignore[no-redef]
 
-    known = f"built in: {', '.join(BUILT_IN)}; or a folder with a config.json, or a hub id"
     try:
-        if try_to_load_from_cache(model, "config.json") is None:
-            HfApi().model_info(model, timeout=10)
-    except HFValidationError as error:
-        raise ValueError(f"unknown model {model!r}: there is no such folder ({known})") from error
-    except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
-        raise ValueError(f"cannot load model {model!r} from the hub ({known}): {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        HfApi().model_info(model, timeout=10)
+    except HFValidationError:
+        raise
+    except (httpx.HTTPError, OSError) as error:
+        return first_line(error), getattr(error, "response", None) is None
+    return None, False
 
 
 def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
@@ -102,17 +121,12 @@ def load(
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    processor = load_processor(model)
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = str(accelerator) if accelerator is not None else "cpu"
-    try:
-        target = device if device == "auto" else torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {first_line(error)}") from error
+    target = usable_device(device)
+    folder = resolve(model)
+    processor = load_processor(folder)
     try:
         loaded = LlavaUhdForConditionalGeneration.from_pretrained(
-            resolve(model),
+            folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map="auto" if target == "auto" else ({"": target} if quantization else None),
             quantization_config=None if quantization is None else quantization_config(quantization),
@@ -122,3 +136,37 @@ def load(
     if target != "auto" and quantization is None:
         loaded.to(target)
     return loaded.eval(), processor
+
+
+def usable_device(name: str | None) -> "torch.device | Literal['auto']":
+    """Return a device that this PyTorch can put a tensor on.
+
+    Args:
+        name: see `load`.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "auto"
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: {first_line(error)}") from error
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no values; choose one that computes, such as cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        count = torch.accelerator.device_count()
+        here = "cpu alone" if accelerator is None else f"cpu and {count} x {accelerator.type}"
+        reason = first_line(error).partition(". ")[0]
+        raise ValueError(
+            f"device {name!r} cannot be used: {reason}; PyTorch {torch.__version__} has {here} here"
+        ) from error
+    return device

@@ -1,13 +1,19 @@
 """The command line as a user meets it: what is printed where, and the exit codes."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
+import llava_uhd
 from llava_uhd import LlavaUhdProcessor, cli
 from tests.conftest import build_model, picture, small_config
+from tests.documents import write_encrypted_pdf, write_pdf, write_tiff
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,8 @@ def test_failures_are_one_line_and_exit_1(run, folder, tmp_path):
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:2000])
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "folder").mkdir()
+    write_encrypted_pdf(tmp_path / "secret.pdf")
+    write_pdf(tmp_path / "long.pdf", 3)
     for arguments, said in [
         ((tmp_path / "none.png", "q", "--model", folder), "none.png"),
         ((tmp_path / "empty.png", "q", "--model", folder), "empty.png"),
@@ -93,6 +101,10 @@ def test_failures_are_one_line_and_exit_1(run, folder, tmp_path):
         ((image, "q", "--model", tmp_path / "folder"), "config.json"),
         ((image, "q", "--model", folder, "--dtype", "int3"), "int3"),
         ((image, "q", "--model", folder, "--device", "toaster"), "toaster"),
+        ((image, "q", "--model", folder, "--device", "meta"), "meta"),
+        ((image, "q", "--model", folder, "--pages", "2"), "no page 2"),
+        ((tmp_path / "secret.pdf", "q", "--model", folder), "secret.pdf is encrypted"),
+        ((tmp_path / "long.pdf", "q", "--model", folder, "--max-pages", "2"), "long.pdf has 3 pages; at most 2"),
         ((image, "q" * 3000, "--model", folder), "2048"),
         ((image, "q", "--model", folder, "--max-new-tokens", "5000"), "5000"),
     ]:
@@ -108,7 +120,11 @@ def test_bad_use_exits_2(run, folder):
         ["ask"],
         ["ask", folder / "picture.png", "q", "--max-slices", "0"],
         ["ask", folder / "picture.png", "q", "--max-new-tokens", "0"],
+        ["ask", folder / "picture.png", "q", "--max-pages", "0"],
         ["explain"],
+        ["explain", folder / "picture.png", "--picture", "slices"],
+        ["explain", folder / "picture.png", "--question", "What?"],
+        ["explain", folder / "picture.png", "--picture", "slices", "--save", "x.png", "--point", "0.1", "0.2"],
         ["sing"],
     ):
         assert run(*arguments)[0] == 2
@@ -128,3 +144,104 @@ def test_help_imports_neither_torch_nor_transformers():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.splitlines()[-1] == "[]" and "ask" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a PyTorch without CUDA")
+def test_a_device_that_is_not_there_is_one_line(run, folder):
+    code, out, err = run("ask", folder / "picture.png", "q", "--model", folder, "--device", "cuda")
+    assert (code, out) == (1, "") and "error: device 'cuda' cannot be used" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name, count", [("five.pdf", 5), ("three.tif", 3)])
+def test_ask_about_all_pages_and_some(run, folder, tmp_path, name, count):
+    write = write_pdf if name.endswith(".pdf") else write_tiff
+    file = write(tmp_path / name, count)
+    arguments = ("ask", file, "How many?", "--model", folder, "--max-new-tokens", "3", "--json", "--max-slices", "4")
+    code, out, _ = run(*arguments)
+    answer = json.loads(out)
+    assert code == 0 and len(answer["num_views"]) == len(answer["grids"]) == count
+    assert answer["pages"] == [f"{file}, page {number} of {count}" for number in range(1, count + 1)]
+    assert answer["images"] == [str(file)]
+    for option in ("--pages", "--page"):
+        code, out, _ = run(*arguments, option, "3,1")
+        assert code == 0 and json.loads(out)["pages"] == [answer["pages"][2], answer["pages"][0]]
+
+
+def test_explain_a_page(run, folder, tmp_path):
+    file = write_tiff(tmp_path / "three.tif", 3)
+    code, out, _ = run("explain", file, "--model", folder, "--page", "2", "--json")
+    assert code == 0 and json.loads(out)["size"] == [496, 702]
+    code, _, err = run("explain", file, "--model", folder)
+    assert code == 1 and "three.tif has 3 pages" in err and "--page" in err
+
+
+def test_a_wrong_path_is_reported_before_the_model_is_loaded(run, folder, monkeypatch):
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("llava_uhd.loading.load", load)
+    for verb, *arguments in (["ask", "none.png", "q"], ["chat", "none.png"]):
+        code, out, err = run(verb, *arguments, "--model", folder)
+        assert (code, out) == (1, "") and "error: there is no file none.png" in err
+
+
+def test_a_busy_port_is_reported_before_the_model_is_loaded(run, folder, monkeypatch):
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("llava_uhd.loading.load", load)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for verb in ("serve", "web"):
+            code, out, err = run(verb, "--model", folder, "--port", port)
+            assert (code, out) == (1, "") and f"error: cannot listen on 127.0.0.1 port {port}" in err
+            assert "--port" in err and "Traceback" not in err
+
+
+def test_version(run):
+    assert run("--version") == (0, f"llava-uhd {llava_uhd.__version__}\n", "")
+
+
+def test_the_package_is_a_module_to_run():
+    done = subprocess.run([sys.executable, "-m", "llava_uhd", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: llava-uhd" in done.stdout
+    assert (Path(llava_uhd.__file__).parent / "py.typed").is_file()
+
+
+def test_quiet_leaves_stderr_to_errors(folder):
+    command = [sys.executable, "-m", "llava_uhd", "--quiet", "ask", str(folder / "picture.png"), "What?"]
+    options = ["--model", str(folder), "--max-new-tokens", "3"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.strip()
+    done = subprocess.run([*command, "--model", "nowhere/at/all"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_bug_is_not_shown_as_a_mistake_of_the_user(run, folder, monkeypatch):
+    monkeypatch.setattr("llava_uhd.answering.prepare", lambda *_, **__: {}["inputs"])
+    code, out, err = run("ask", folder / "picture.png", "q", "--model", folder)
+    assert (code, out) == (1, "") and "unexpected error: KeyError: 'inputs'" in err and "--debug" in err
+
+
+def test_shell_completion_of_verbs_and_models(tmp_path):
+    script = subprocess.run(
+        [sys.executable, "-m", "llava_uhd", "--show-completion", "bash"], capture_output=True, text=True
+    )
+    assert script.returncode == 0 and "_LLAVA_UHD_COMPLETE" in script.stdout
+    for words, expected in [("llava-uhd expl", ["explain"]), ("llava-uhd ask --model ti", ["tiny"])]:
+        environment = {
+            **os.environ,
+            "_LLAVA_UHD_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        command = [sys.executable, "-m", "llava_uhd"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.stdout.split() == expected, done.stderr
+
+
+def test_results_are_utf8_whatever_the_code_page():
+    script = "from llava_uhd.terminal import use_utf8\nuse_utf8()\nprint('\u20ac \U0001f9fe')"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
+    assert done.stdout.decode("utf-8").split() == ["\u20ac", "\U0001f9fe"], done.stderr

@@ -4,14 +4,14 @@ Only typer is imported here: help answers at once.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+from ..options import AsJson
+from ..terminal import stderr_console
 
 
 def _part(what: str) -> Any:
@@ -158,9 +158,7 @@ class _Bar:
     """Progress on stderr, where that is a terminal."""
 
     def __init__(self, what: str) -> None:
-        from rich.console import Console
-
-        self.what, self.status = what, Console(file=sys.stderr).status(what)
+        self.what, self.status = what, stderr_console().status(what)
 
     def __enter__(self) -> "_Bar":
         self.status.start()

@@ -98,7 +98,22 @@ def resolve(name: str) -> Path:
         raise ValueError(f"there is no folder or file {name}")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
+    from ..loading import ask_hub
+
+    problem, is_offline = ask_hub(repository)
+    if problem is not None and not is_offline:
+        raise OSError(f"cannot download {name}: {problem}")
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=list(HUB_FILES),
+                local_files_only=is_offline,  # what the cache has, without retries
+            )
+        )
+    except OSError as error:
+        raise OSError(f"cannot download {name}: {problem or error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..options import AsJson, Device, Dtype, MaxSlices, Model
+
 VLMEVALKIT_INSTALL = (
     "git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit rouge-score, "
     "in an environment whose torchvision belongs to its torch (docs/evaluation.md)"
@@ -19,8 +21,6 @@ app = typer.Typer(
     help="Benchmarks whose every number carries its protocol.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
 Data = Annotated[
     Path | None, typer.Option(help="Folder with the benchmarks' data: `eval list` says what belongs there.")
 ]
@@ -34,14 +34,11 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes side by side; default: one a core if that pays (a small model on a CPU)."),
 ]
-MaxSlices = Annotated[int | None, typer.Option(min=1, help="Most slices per image. Default: as trained.")]
 MaxSide = Annotated[
     int | None, typer.Option(min=0, help="Scale images to this long side; 0 leaves them. Default: the benchmark's.")
 ]
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy. Default: the benchmark's.")]
 NewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the benchmark's.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help="Recorded in the protocol; decoding is deterministic.")]
 
 

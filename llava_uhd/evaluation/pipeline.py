@@ -5,7 +5,6 @@ Every rank appends to a file of its own in `shards/`, batch by batch; the first 
 number of ranks: what is answered is not asked again.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..terminal import note, stderr_console
 from .predictions import PredictionStore, Problems, Rank, match_predictions
 from .report import html_report, markdown_report
 from .results import Result, build_result, check_problems, check_protocol, describe_protocol, load_protocol
@@ -90,10 +90,9 @@ def evaluate_task(
     from .generation import BatchGenerator
 
     rank = Rank.from_environment()
-    samples, form = task.read_data(data)
-    samples = samples[: options.limit]
+    samples = task.load(data)[: options.limit]
     generator = BatchGenerator(model, processor, options.generation(task))
-    protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit, form)
+    protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit)
     predictions = PredictionStore(out, samples, rank, model_name)
     check_protocol(out / "protocol.json", protocol, write=rank.index == 0)
     generate(generator, predictions, options.workers, out.name)
@@ -122,15 +121,12 @@ def score_file(task: Task, predictions: Path, data: Path | None, out: Path | Non
     Raises:
         ValueError: there is no such file; or it has such answers, or answers to other questions.
     """
-    samples, form = task.read_data(data)
+    samples = task.load(data)
     rows, unreadable = read_rows(predictions)
     texts, problems = match_predictions(samples, rows, task.match_key)
     problems.unreadable = unreadable
     check_problems(problems, len(samples), str(predictions), allow_missing=allow_missing)
-    protocol = load_protocol(predictions.with_name("protocol.json")) or {
-        "predictions": predictions.name,
-        "data_form": form,
-    }
+    protocol = load_protocol(predictions.with_name("protocol.json")) or {"predictions": predictions.name}
     return finalize(task, samples, texts, problems, protocol, out, data)
 
 
@@ -194,10 +190,9 @@ def generate(generator: "BatchGenerator", predictions: PredictionStore, workers:
 @contextmanager
 def _progress(name: str, total: int, done: int) -> Iterator:
     """Show count, rate and remaining time on stderr: a bar on a terminal, now and then a line elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = stderr_console()
     started, first, last_said = time.monotonic(), done, time.monotonic()
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -212,6 +207,6 @@ def _progress(name: str, total: int, done: int) -> Iterator:
                 rate = (done - first) / (now - started)
                 last_said = now
                 eta = (total - done) / rate
-                print(f"{name}: {done} of {total}, {rate:.2f} questions/s, {eta:.0f} s left", file=sys.stderr)
+                note(f"{name}: {done} of {total}, {rate:.2f} questions/s, {eta:.0f} s left")
 
         yield advance

@@ -2,21 +2,33 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..model.image_processing_llava_uhd import decode_image
+from ..planning import ImagePlanner
 
 if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
 
 
-def explain_image(processor: "LlavaUhdProcessor", image: Any, max_slices: int | None = None) -> dict[str, Any]:
-    """Grid, sizes and token counts of an image, ready for JSON. Sizes are [width, height], the grid [columns, rows].
+def explain_image(
+    processor: "LlavaUhdProcessor | ImagePlanner", image: Any, max_slices: int | None = None
+) -> dict[str, Any]:
+    """Return grid, sizes and token counts of an image, ready for JSON.
+
+    Sizes are [width, height] in pixels, the grid is [columns, rows].
+
+    Args:
+        processor: of the model, or the planner with its settings.
+        image: whatever the image processor takes.
+        max_slices: most slices; None as trained.
 
     Raises:
         ValueError: the image cannot be read.
     """
+    from ..model.image_processing_llava_uhd import decode_image
+
+    planner = processor if isinstance(processor, ImagePlanner) else ImagePlanner.from_processor(processor)
     size = decode_image(image).size
-    plan = processor.image_processor.plan(*size, max_slices=max_slices)
-    layout = processor.image_layout(*size, max_slices=max_slices)
+    plan = planner.plan(*size, max_slices=max_slices)
+    layout = planner.image_layout(*size, max_slices=max_slices)
     return {
         "size": list(size),
         "grid": list(plan.grid) if plan.grid else None,
@@ -25,5 +37,5 @@ def explain_image(processor: "LlavaUhdProcessor", image: Any, max_slices: int | 
         "num_views": plan.num_views,
         "num_image_tokens": layout.num_image_tokens,
         "sequence_length": layout.length,
-        "layout": processor.layout,
+        "layout": planner.layout,
     }

@@ -5,9 +5,10 @@ read is a question or a command, and a failed one makes the exit code 1 at the e
 """
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,35 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 from ..answering import Message
-from ..model.image_processing_llava_uhd import decode_image
+from ..pages import MAX_PAGES, Page, open_all
+from ..planning import ImagePlanner
 from .engine import Engine
 from .generation import Sampling
 
 HELP = """\
-/image FILE...  add images to the next question
+/image FILE...  add images, or the pages of PDF and TIFF files, to the next question
 /slices [N]     cut images added from now on into at most N slices (auto: as trained); alone: show how they are cut
 /save FILE      write the conversation: as JSON, or as Markdown if the file ends in .md
 /clear          forget the conversation
 /help           show this
-/exit           end (as does the end of input)"""
+/exit           end (as do exit, quit and the end of input)"""
+END = ("/exit", "/quit", "exit", "quit")
 
 
 class Chat:
     """A conversation: what was said, the images of the next question, the settings."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, max_slices: int | None, console: Console):
+    def __init__(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        max_slices: int | None,
+        console: Console,
+        max_pages: int = MAX_PAGES,
+    ):
         self.engine, self.sampling, self.max_slices, self.console = engine, sampling, max_slices, console
+        self.max_pages = max_pages
+        self.planner = ImagePlanner.from_processor(engine.processor)
         self.messages: list[Message] = []
         self.pending: list[Message] = []
         self.failures = 0
@@ -42,7 +54,7 @@ class Chat:
         """Take questions and commands, one a line, until they end."""
         for line in lines:
             line = line.strip()
-            if line == "/exit":
+            if line.lower() in END:
                 return
             try:
                 if line.startswith("/"):
@@ -67,14 +79,17 @@ class Chat:
         commands[name](rest.strip())
 
     def add_images(self, files: str) -> None:
-        names = shlex.split(files)
+        names = [str(Path(name).expanduser()) for name in split_paths(files)]
         if not names:
             raise ValueError("name one or more files: /image receipt.png")
-        parts = []
-        for name in names:
-            path = Path(name).expanduser()
-            decode_image(path)  # told now rather than with the next question
-            parts.append({"type": "image", "image": path, "max_slices": self.max_slices})
+        num_pixels = self.planner.num_pixels(self.max_slices)
+        self.add_pages(open_all(names, max_pages=self.max_pages, num_pixels=num_pixels))
+
+    def add_pages(self, pages: Sequence[Page]) -> None:
+        """Add opened pages to the next question."""
+        parts = [
+            {"type": "image", "image": page.image, "path": page.name, "max_slices": self.max_slices} for page in pages
+        ]
         self.pending += parts
         for part in parts:
             self.say(self.describe(part))
@@ -91,13 +106,12 @@ class Chat:
             self.say("\n".join(map(self.describe, images)) or "no images yet")
 
     def describe(self, part: Message) -> str:
-        """How an image is seen, in a line."""
-        width, height = decode_image(part["image"]).size
-        options = {"max_slices": part["max_slices"]}
-        plan = self.engine.processor.image_processor.plan(width, height, **options)
-        layout = self.engine.processor.image_layout(width, height, **options)
+        """Return how an image is seen, in a line."""
+        width, height = part["image"].size
+        plan = self.planner.plan(width, height, part["max_slices"])
+        layout = self.planner.image_layout(width, height, part["max_slices"])
         cut = f"{plan.grid[0]} x {plan.grid[1]} slices and the overview" if plan.grid else "the overview alone"
-        return f"{part['image']}: {width} x {height} pixels, {cut}, {layout.num_image_tokens} tokens"
+        return f"{part['path']}: {width} x {height} pixels, {cut}, {layout.num_image_tokens} tokens"
 
     def ask(self, question: str) -> None:
         """Answer a question; one that fails or is interrupted leaves no trace in the conversation."""
@@ -145,7 +159,7 @@ class Chat:
             {
                 "role": message["role"],
                 "content": [
-                    {"type": "image", "path": str(part["image"])} if part["type"] == "image" else part
+                    {"type": "image", "path": part["path"]} if part["type"] == "image" else part
                     for part in message["content"]
                 ],
             }
@@ -156,17 +170,24 @@ class Chat:
         blocks = []
         for message in self.messages:
             parts = [
-                f"![]({part['image']})" if part["type"] == "image" else part["text"] for part in message["content"]
+                f"![]({part['path']})" if part["type"] == "image" else part["text"] for part in message["content"]
             ]
             blocks.append("\n\n".join([f"**{message['role']}**", *parts]))
         return "\n\n".join(blocks) + "\n"
 
     def say(self, text: str) -> None:
-        """Tell the person something that is no answer: on stderr."""
+        """Print something that is no answer on stderr."""
         print(text, file=sys.stderr)
 
     def _parts(self) -> list[Message]:
         return [part for message in self.messages for part in message["content"]]
+
+
+def split_paths(files: str, windows: bool = os.name == "nt") -> list[str]:
+    """Split a line into file names, quoted where they hold spaces; on Windows a backslash is part of a path."""
+    if not windows:
+        return shlex.split(files)
+    return [name.strip("\"'") for name in shlex.split(files, posix=False)]
 
 
 def input_lines(prompt: str) -> Iterator[str]:

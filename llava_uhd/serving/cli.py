@@ -4,17 +4,17 @@ Only typer is imported here: help answers at once.
 """
 
 import json
+import os
+import socket
 import sys
 from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.")]
-MaxSlices = Annotated[
-    int | None, typer.Option(min=1, help="Most slices per image; 1 for the overview alone. Default: as trained.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda:0, auto. Default: an accelerator, or the CPU.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+from ..errors import InputError, first_line
+from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
+from ..terminal import status
+
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Answers written at a time.")]
@@ -53,6 +53,7 @@ def serve(
     ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
@@ -67,8 +68,9 @@ def serve(
         max_images=max_images,
         images=ImageSource(frozenset(image_host or ()), max_body_mb * 2**20),
     )
+    check_port(host, port)
     bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
-    engine = _engine(model, device, dtype, **bounds)
+    engine = _engine(model, device, dtype, quantization, **bounds)
 
     def announce(url: str) -> None:
         if as_json:
@@ -81,30 +83,37 @@ def serve(
 
 
 def chat(
-    images: Annotated[list[str] | None, typer.Argument(help="Images of the first question.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Images, PDF or TIFF files of the first question.")
+    ] = None,
     model: Model = "tiny",
+    pages: Pages = None,
+    max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the most likely words.")] = 0.0,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the conversation as JSON when it ends.")] = False,
 ) -> None:
     """Talk about images in the terminal: a question a line, /help for commands."""
-    import os
-    import shlex
-
     from rich.console import Console
+
+    from ..pages import open_all
+    from ..planning import ImagePlanner
+
+    num_pixels = ImagePlanner.load(model).num_pixels(max_slices)
+    opened = open_all(images or [], pages, max_pages=max_pages, num_pixels=num_pixels)  # before the model is loaded
 
     from .chat import HELP, Chat, input_lines
     from .generation import Sampling
 
-    engine = _engine(model, device, dtype, batch_size=1, preparers=1, deadline=3600)
+    engine = _engine(model, device, dtype, quantization, batch_size=1, preparers=1, deadline=3600)
     with engine, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere) if as_json else Console()
-        conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console)
-        if images:
-            conversation.add_images(shlex.join(images))
+        conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console, max_pages)
+        conversation.add_pages(opened)
         if sys.stdin.isatty():
             conversation.say(HELP)
         conversation.run(input_lines("> "))
@@ -128,6 +137,7 @@ def web(
     max_pixels: MaxPixels = LARGEST_IMAGE,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Open a web page to ask about images and to see what the model saw; runs until stopped."""
@@ -136,8 +146,9 @@ def web(
 
     from ..web.page import build_page, launch_page, run_until_stopped
 
+    check_port(host, port)
     bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
-    engine = _engine(model, device, dtype, **bounds)
+    engine = _engine(model, device, dtype, quantization, **bounds)
     with engine, tempfile.TemporaryDirectory() as folder:
         page = build_page(engine, Path(folder))
         url = launch_page(page, host, port, max_upload_mb * 2**20)
@@ -184,14 +195,33 @@ def _bounds(
     }
 
 
-def _engine(model: str, device: str | None, dtype: str, **options: Any) -> Any:
-    """The engine with its model loaded, a spinner on stderr meanwhile; see `EngineOptions` for the options."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"loading {model}"):
+def _engine(model: str, device: str | None, dtype: str, quantization: str | None, **options: Any) -> Any:
+    """Return the engine with its model loaded, a spinner on stderr meanwhile; see `EngineOptions` for the options."""
+    with status(f"loading {model}"):
         from ..loading import load
         from .engine import Engine, EngineOptions
 
         checked = EngineOptions(**options)
-        loaded, processor = load(model, device, dtype)
+        loaded, processor = load(model, device, dtype, quantization)
     return Engine(loaded, processor, checked)
+
+
+def check_port(host: str, port: int) -> None:
+    """Try to listen on an address before anything is loaded.
+
+    Raises:
+        ValueError: the port is in use, or the address is not this machine's.
+    """
+    if port == 0:
+        return
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            if os.name == "posix":  # elsewhere it would let two servers share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise InputError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --port, or 0 for any that is free"
+        ) from error

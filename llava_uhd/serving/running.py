@@ -44,4 +44,10 @@ def run_server(app: FastAPI, host: str, port: int, grace: float, announce: Calla
         server_header=False,
         timeout_graceful_shutdown=int(grace) + 1,
     )
-    _Server(config, announce).run()
+    server = _Server(config, announce)
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn's own exit where it cannot listen; its log has said why
+        raise OSError(f"the server could not listen on {host} port {port}") from error
+    if not server.started:
+        raise OSError(f"the server could not listen on {host} port {port}")

@@ -5,13 +5,13 @@ Only typer is imported here: help answers at once.
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+from ..options import AsJson
+from ..terminal import stderr_console
 
 data_app = typer.Typer(
     help="Training data: check it, or make some.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -163,13 +163,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Count samples and tokens; find missing and broken images and whatever does not fit: exit code 1."""
-    from rich.console import Console
-
     from ..loading import load_processor
     from .data.check import check_source
     from .recipe import Source
 
-    with Console(file=sys.stderr).status(f"checking {source}") as status:
+    with stderr_console().status(f"checking {source}") as status:
         report = check_source(
             Source(source, images),
             load_processor(model) if model else None,

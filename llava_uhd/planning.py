@@ -1,0 +1,104 @@
+"""Plan how an image is cut and how many tokens it takes, from a model's settings alone.
+
+A `LlavaUhdProcessor` does the same, and imports torch and transformers for it; this needs neither, which is what makes
+`llava-uhd explain` answer at once.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
+from .model.slicing import SlicePlan, enlarged_size, plan_slices
+
+if TYPE_CHECKING:
+    from .model.processing_llava_uhd import LlavaUhdProcessor
+
+CONFIG_FILE = "processor_config.json"
+
+
+@dataclass(frozen=True)
+class ImagePlanner:
+    """The settings of a processor that decide the views and tokens of an image.
+
+    Attributes:
+        token_grid: tokens per view.
+        layout: order of the tokens.
+        max_slices: most slices per image.
+        view_size: side of a view in pixels.
+        patch_size: side of a patch in pixels.
+        max_side: long side that a smaller image is enlarged to, or None.
+    """
+
+    token_grid: TokenGrid
+    layout: LayoutName = "stitched"
+    max_slices: int = 7
+    view_size: int = 336
+    patch_size: int = 14
+    max_side: int | None = None
+
+    @classmethod
+    def from_processor(cls, processor: "LlavaUhdProcessor") -> Self:
+        """Return the planner with the settings of a processor."""
+        images = processor.image_processor
+        return cls(
+            processor.token_grid,
+            processor.layout,
+            images.max_slices,
+            images.view_size,
+            images.patch_size,
+            images.max_side,
+        )
+
+    @classmethod
+    def load(cls, model: str = "tiny") -> Self:
+        """Return the planner of a model: built in, a folder or a hub id.
+
+        Raises:
+            ValueError: there is no such model, or it is not a LLaVA-UHD.
+        """
+        from .loading import load_processor, resolve
+
+        folder = resolve(model)
+        file = Path(folder) / CONFIG_FILE
+        if not file.is_file():
+            return cls.from_processor(load_processor(folder))
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            images = values["image_processor"]
+            is_ours = values["processor_class"] == "LlavaUhdProcessor"
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            return cls.from_processor(load_processor(folder))  # which says what is wrong
+        return cls(
+            TokenGrid(values.get("query_grid", 12), values.get("unshuffle_factor")),
+            **{name: values[name] for name in ("layout",) if name in values},
+            **{name: images[name] for name in ("max_slices", "view_size", "patch_size", "max_side") if name in images},
+        )
+
+    @property
+    def num_view_pixels(self) -> int:
+        """Pixels of one view."""
+        return self.view_size**2
+
+    def num_pixels(self, max_slices: int | None = None) -> int:
+        """Return the most pixels of an image that its slices show."""
+        return (max_slices or self.max_slices) * self.num_view_pixels
+
+    def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
+        """Return the views of an image of this size in pixels."""
+        if self.max_side is not None:
+            width, height = enlarged_size(width, height, self.max_side)
+        return plan_slices(
+            width,
+            height,
+            max_slices=self.max_slices if max_slices is None else max_slices,
+            view_size=self.view_size,
+            patch_size=self.patch_size,
+        )
+
+    def image_layout(self, width: int, height: int, max_slices: int | None = None) -> ImageLayout:
+        """Return the token template, order and counts of an image of this size in pixels."""
+        return plan_layout(self.plan(width, height, max_slices), self.token_grid, self.layout)
