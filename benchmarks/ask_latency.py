@@ -16,25 +16,27 @@ import torch
 from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.benchmark.compare import published_forward
 from llava_uhd.loading import load
+from llava_uhd.model import hiwin
 from llava_uhd.model.hiwin import HiWinProjector
 
 
 def ways(projector: HiWinProjector) -> dict[str, Callable[[], None]]:
-    """What makes the projector compute in each way."""
+    """Functions that make the projector compute in each way."""
+    choice = hiwin.reason_not_to_fuse
 
     def restore() -> None:
-        for name in ("forward", "can_fold"):
-            projector.__dict__.pop(name, None)
+        projector.__dict__.pop("forward", None)
+        hiwin.reason_not_to_fuse = choice
 
-    def layer_by_layer() -> None:
+    def formula() -> None:
         restore()
-        projector.__dict__["can_fold"] = lambda: False
+        hiwin.reason_not_to_fuse = lambda projector: "the formula is measured"
 
     def published() -> None:
         restore()
         projector.__dict__["forward"] = published_forward(projector)
 
-    return {"folded": restore, "layer by layer": layer_by_layer, "published": published}
+    return {"folded": restore, "formula": formula, "published": published}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 Ours packs the samples into one sequence and never makes whole logits (`training/loss.py`, `data/collation.py`). The
 plain loop takes sample after sample, adds up their gradients, asks the model for its own loss over whole logits, and
-computes pyramid and projector by the published formulas (`llava_uhd/oracle/`).
+computes pyramid and projector by the reference formulation (`llava_uhd/benchmark/reference.py`).
 Both make the same step with AdamW on the same samples; the losses printed must agree.
 """
 

@@ -1,1 +1,1 @@
-"""`llava-uhd bench`: the plain formulas of `llava_uhd.oracle` against this package, side by side in one process."""
+"""`llava-uhd bench`: the reference formulation (`reference.py`) against this package, side by side in one process."""

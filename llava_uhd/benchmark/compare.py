@@ -1,9 +1,6 @@
 """The rows of `llava-uhd bench`: one computation the plain way and this package's, side by side.
 
-Plain is `llava_uhd.oracle`, on the same weights and inputs, of the same type: every position projected to the language
-model's width, keys and values pooled apart, the pooled keys and values projected again for each of the four query
-sets, up-sampling by 49 shifts; all layers of the tower, an image's slices together and then its overview. Its pooling
-is the separable one of this package and its attention PyTorch's own.
+Plain is the reference formulation of `reference.py`, on the same weights and inputs, of the same dtype.
 """
 
 import time
@@ -16,8 +13,7 @@ import torch
 from ..model.hiwin import HiWinProjector
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..model.vision_tower import encode_views
-from ..oracle import hiwin as oracle
-from . import flops
+from . import flops, reference
 from .inputs import Images, image_features, plain_image_features, prepare
 from .measure import Run, alternate, matmul_rate, relative_error
 from .sizes import Sizes, build
@@ -132,8 +128,8 @@ def published_forward(projector: HiWinProjector) -> Callable:
 
     def forward(features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]):
         if isinstance(features, torch.Tensor) and isinstance(pixels, torch.Tensor):
-            return oracle.tokens(projector, features, pixels)
-        return [oracle.tokens(projector, *group) for group in zip(features, pixels, strict=True)]
+            return reference.tokens(projector, features, pixels)
+        return [reference.tokens(projector, *group) for group in zip(features, pixels, strict=True)]
 
     return forward
 
@@ -145,14 +141,14 @@ def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     features, pixels = random_views(sizes, views, setting)
     row, _, _ = compare(
         f"projector, {views} view(s) of {sizes.grid[0]}x{sizes.grid[1]}",
-        lambda: oracle.tokens(projector, features, pixels),
+        lambda: reference.tokens(projector, features, pixels),
         lambda: projector(features, pixels),
         setting,
         views * flops.folded_projector(sizes, sizes.grid).total,
         views * flops.plain_projector(sizes, sizes.grid).total,
         {},
     )
-    return replaced(row, kept_bytes=projector.kept_bytes)
+    return replaced(row, kept_bytes=projector.folded_weights.nbytes)
 
 
 def vision_gflop(sizes: Sizes, shapes: list[tuple[int, int]], plain: bool) -> float:
@@ -199,7 +195,7 @@ def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: S
         vision_gflop(sizes, images.shapes, plain=True),
         {"encoder": encode, "projector": project_all},
     )
-    return replaced(row, kept_bytes=projector.kept_bytes)
+    return replaced(row, kept_bytes=projector.folded_weights.nbytes)
 
 
 @torch.no_grad()
@@ -226,7 +222,7 @@ def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: 
         vision_gflop(sizes, images.shapes, plain=True) + text,
         {},
     )
-    return replaced(row, kept_bytes=hiwin_of(model).kept_bytes)
+    return replaced(row, kept_bytes=hiwin_of(model).folded_weights.nbytes)
 
 
 @torch.no_grad()
@@ -262,7 +258,7 @@ def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_toke
         vision_gflop(sizes, images.shapes, plain=True) + text,
         {},
     )
-    return replaced(row, kept_bytes=hiwin_of(model).kept_bytes, tokens=new_tokens)
+    return replaced(row, kept_bytes=hiwin_of(model).folded_weights.nbytes, tokens=new_tokens)
 
 
 def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
@@ -285,7 +281,7 @@ def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
         return out.detach()
 
     def plain() -> torch.Tensor:
-        return step(lambda: oracle.tokens(projector, features, pixels))
+        return step(lambda: reference.tokens(projector, features, pixels))
 
     def ours() -> torch.Tensor:
         return step(lambda: projector(features, pixels))

@@ -8,7 +8,7 @@ grid, S = 4 query sets, L bins of a window at one level.
 
 from dataclasses import dataclass
 
-from ..model.hiwin import QUERY_SETS
+from ..model.hiwin import NUM_QUERY_SETS
 from ..model.windows import bin_shape
 from .sizes import Sizes
 
@@ -59,7 +59,7 @@ def _pooling(sizes: Sizes, shape: tuple[int, int], channels: int) -> float:
 
 def _output(sizes: Sizes) -> float:
     """Output projection of every set, their join, the last projection."""
-    return 2 * sizes.query_grid**2 * sizes.hidden**2 * (2 * QUERY_SETS + 1)
+    return 2 * sizes.query_grid**2 * sizes.hidden**2 * (2 * NUM_QUERY_SETS + 1)
 
 
 def plain_projector(sizes: Sizes, shape: tuple[int, int]) -> Counts:
@@ -76,7 +76,7 @@ def plain_projector(sizes: Sizes, shape: tuple[int, int]) -> Counts:
         corrections=sum(2 * positions[level] * d**2 for level in corrected),
         projections=sum(2 * positions[level] * d * e for level in sizes.levels),
         pooling=2 * _pooling(sizes, shape, e),
-        attention=QUERY_SETS * (2 * windows * e**2 + 4 * keys * e**2 + 4 * keys * e),
+        attention=NUM_QUERY_SETS * (2 * windows * e**2 + 4 * keys * e**2 + 4 * keys * e),
         output=_output(sizes),
     )
 
@@ -97,7 +97,8 @@ def folded_projector(sizes: Sizes, shape: tuple[int, int]) -> Counts:
         corrections=0,
         projections=2 * positions[1] * sizes.vision_hidden * k * len(sizes.levels),
         pooling=_pooling(sizes, shape, k),
-        attention=QUERY_SETS * (heads * keys * (4 * (k + 1) + 2 * windows) + 2 * windows * len(sizes.levels) * k * e),
+        attention=NUM_QUERY_SETS
+        * (heads * keys * (4 * (k + 1) + 2 * windows) + 2 * windows * len(sizes.levels) * k * e),
         output=_output(sizes),
     )
 
@@ -106,8 +107,8 @@ def folding(sizes: Sizes) -> float:
     """What folding costs: once per model, or once per training step (forward)."""
     d, e, windows = sizes.vision_hidden, sizes.hidden, sizes.query_grid**2
     k = min(d + 1, e)
-    per_level = 4 * e**2 * k + 2 * QUERY_SETS * windows * e * k + 4 * e * k**2
-    return len(sizes.levels) * per_level + 2 * QUERY_SETS * windows * e**2 + 2 * windows * e * (e + windows * 4)
+    per_level = 4 * e**2 * k + 2 * NUM_QUERY_SETS * windows * e * k + 4 * e * k**2
+    return len(sizes.levels) * per_level + 2 * NUM_QUERY_SETS * windows * e**2 + 2 * windows * e * (e + windows * 4)
 
 
 def training_step(sizes: Sizes, shape: tuple[int, int], views: int, plain: bool) -> float:

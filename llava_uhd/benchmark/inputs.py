@@ -10,8 +10,7 @@ from PIL import Image
 from ..model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from ..model.layout import Mark, plan_layout
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, token_grid
-from ..model.packing import unpack
-from ..oracle.vision import view_tokens
+from .reference import view_tokens
 from .sizes import Sizes
 
 PROMPT_TOKENS = 48
@@ -74,16 +73,11 @@ def plain_image_features(model: LlavaUhdForConditionalGeneration, images: Images
     For every image its slices together, then its overview, each through all the tower's layers.
     """
     inner, inputs = model.model, images.inputs
-    packing = unpack(
-        len(inputs["pixel_values"]),
-        inputs["view_shapes"],
-        inputs["num_views"],
-        inputs["grids"],
-        inner.token_grid,
-        model.config.layout,
+    grouped = inner.group_views(
+        len(inputs["pixel_values"]), inputs["view_shapes"], inputs["num_views"], inputs["grids"]
     )
     views = inputs["pixel_values"].split([rows * columns for rows, columns in images.shapes])
-    of_shape: dict[tuple[int, int], list[torch.Tensor]] = {group.shape: [] for group in packing.groups}
+    of_shape: dict[tuple[int, int], list[torch.Tensor]] = {group.shape: [] for group in grouped.groups}
     view = 0
     for count in inputs["num_views"].tolist():
         overview = view + count - 1
@@ -94,8 +88,8 @@ def plain_image_features(model: LlavaUhdForConditionalGeneration, images: Images
             view_tokens(inner, views[overview][None], images.shapes[overview]).flatten(0, 1)
         )
         view += count
-    tokens = torch.cat([torch.cat(of_shape[group.shape]) for group in packing.groups])
-    return tokens[packing.order.to(tokens.device)]
+    tokens = torch.cat([torch.cat(of_shape[group.shape]) for group in grouped.groups])
+    return tokens[grouped.order.to(tokens.device)]
 
 
 def image_features(model: LlavaUhdForConditionalGeneration, images: Images) -> torch.Tensor:

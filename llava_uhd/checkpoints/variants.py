@@ -27,6 +27,8 @@ PROJECTOR_TYPES = {
 LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llava_qwen": "qwen2"}
 # Path-like names of a tower in `mm_vision_tower` end so: most released configs name a private folder.
 KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_LARGE_336}
+# The published code has them in its source; a model of our own may have others, which its config then names.
+SEPARATORS = {"slice_separator_id": 29892, "row_separator_id": 13}
 DEFAULT_MASK = 7  # where the config does not say, as in the published code
 # Keys of any config.json that describe the file rather than the language model.
 NOT_THE_MODEL = {
@@ -125,6 +127,7 @@ def to_our_config(
         layout=overrides.layout or _layout(released),
         max_slices=overrides.max_slices or 7,
         vision_feature_layer=released.get("mm_vision_select_layer", -2),
+        **{key: released.get(key, published) for key, published in SEPARATORS.items()},
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
 
@@ -183,6 +186,7 @@ def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
         "mm_use_im_patch_token": False,
         **(mode if stitched else {"model_mode": "uhd_v2" if hiwin else "uhd_v1"}),
         **({"feature_scale_mask": sum(projector.levels)} if hiwin else {}),
+        **{key: getattr(config, key) for key, published in SEPARATORS.items() if getattr(config, key) != published},
     }
 
 

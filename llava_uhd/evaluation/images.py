@@ -19,7 +19,7 @@ def scaled_size(width: int, height: int, max_side: int) -> tuple[int, int]:
 def image_size(sample: Sample, max_side: int | None) -> tuple[int, int] | None:
     """The size at which a sample's image will be seen, from the file's header; None without a readable image."""
     size = sample.image_size
-    if size is None and sample.image_source is not None and not callable(sample.image_source):
+    if size is None and sample.image_source is not None:
         try:
             with open_image(sample.image_source) as image:
                 size = image.size

@@ -13,6 +13,7 @@ from .scorers import (
     GqaAnswer,
     MmbenchAnswer,
     MmeAnswer,
+    OcrbenchAnswer,
     ScienceQaAnswer,
     SeedAnswer,
     ai2d_match,
@@ -22,6 +23,8 @@ from .scorers import (
     mmbench_circular,
     mmbench_match,
     mme_scores,
+    ocrbench_match,
+    ocrbench_scores,
     parse_mme,
     parse_pope,
     pope_scores,
@@ -217,6 +220,20 @@ def _score_refcoco(samples: Sequence[Sample], texts: Texts, compat: Compat) -> S
     return Scores("mean accuracy", values, rows)
 
 
+def _score_ocrbench(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+    """Count of right answers, in all and by group; a missing answer is wrong."""
+    answers = [
+        OcrbenchAnswer(text or "", list(sample.answers), sample.category)
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+    rows = _score_rows(
+        samples, texts, lambda text, sample: ocrbench_match(text, list(sample.answers), sample.category)
+    )
+    values: dict[str, float | int | None] = {name: int(value) for name, value in ocrbench_scores(answers).items()}
+    values["Final Score Norm"] = sum(rows) / 10
+    return Scores("Final Score", values, rows)
+
+
 def _score_exact(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
     """Exact match, by kind of document and by size of the text that holds the answer."""
     rows = _score_rows(samples, texts, lambda text, sample: float(text == sample.answers[0]))
@@ -233,6 +250,7 @@ METRICS: dict[str, Metric] = {
     "gqa": _score_gqa,
     "mmbench": _score_mmbench,
     "mme": _score_mme,
+    "ocrbench": _score_ocrbench,
     "pope": _score_pope,
     "refcoco": _score_refcoco,
     "scienceqa": _score_scienceqa,

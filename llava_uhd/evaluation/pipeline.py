@@ -90,9 +90,10 @@ def evaluate_task(
     from .generation import BatchGenerator
 
     rank = Rank.from_environment()
-    samples = task.load(data)[: options.limit]
+    samples, form = task.read_data(data)
+    samples = samples[: options.limit]
     generator = BatchGenerator(model, processor, options.generation(task))
-    protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit)
+    protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit, form)
     predictions = PredictionStore(out, samples, rank, model_name)
     check_protocol(out / "protocol.json", protocol, write=rank.index == 0)
     generate(generator, predictions, options.workers, out.name)
@@ -121,12 +122,15 @@ def score_file(task: Task, predictions: Path, data: Path | None, out: Path | Non
     Raises:
         ValueError: there is no such file; or it has such answers, or answers to other questions.
     """
-    samples = task.load(data)
+    samples, form = task.read_data(data)
     rows, unreadable = read_rows(predictions)
     texts, problems = match_predictions(samples, rows, task.match_key)
     problems.unreadable = unreadable
     check_problems(problems, len(samples), str(predictions), allow_missing=allow_missing)
-    protocol = load_protocol(predictions.with_name("protocol.json")) or {"predictions": predictions.name}
+    protocol = load_protocol(predictions.with_name("protocol.json")) or {
+        "predictions": predictions.name,
+        "data_form": form,
+    }
     return finalize(task, samples, texts, problems, protocol, out, data)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .samples import Sample
+from .samples import MatchKey, Sample
 from .storage import (
     CHECKSUM,
     Row,
@@ -24,7 +24,6 @@ from .storage import (
     warn,
     write_atomically,
 )
-from .tasks import MatchKey
 
 Key = tuple[Any, ...]
 _POLL = 0.5  # seconds between looks at the other ranks' files

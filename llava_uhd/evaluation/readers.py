@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .samples import DataError, Sample, read_json, read_jsonl
+from .mirrors import MIRRORS, iterate_rows, split_files
+from .samples import LETTER_ANSWER as LETTER_ANSWER
+from .samples import SHORT_ANSWER as SHORT_ANSWER
+from .samples import DataError, MissingFileError, Sample, mmbench_sample, read_json, read_jsonl
 from .scorers import textvqa_question
 
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 _YES_NO = "Please answer yes or no."
 
 
@@ -69,7 +70,7 @@ def _mme_labels(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DataError(f"missing file: {path}") from error
+        raise MissingFileError(f"missing file: {path}") from error
     fields = [line.split("\t") for line in lines if line.strip()]
     return {_mme_question(question): label.strip() for question, label in fields}
 
@@ -113,7 +114,7 @@ def read_docvqa_val(root: Path) -> list[Sample]:
         if (root / name).exists():
             return _read_docvqa(root, name)
     if not (root / "docvqa_questions.jsonl").exists():
-        raise DataError(f"missing file: {root / 'val_v1.0_withQT.json'} (or docvqa_questions.jsonl beside it)")
+        raise MissingFileError(f"missing file: {root / 'val_v1.0_withQT.json'} (or docvqa_questions.jsonl beside it)")
     return read_paired(root, "docvqa_questions.jsonl", "docvqa_annotations.jsonl", (".", "images"))
 
 
@@ -140,7 +141,7 @@ def read_chartqa(root: Path) -> list[Sample]:
     halves = {half: root / "test" / f"test_{half}.json" for half in ("human", "augmented")}
     if not any(path.exists() for path in halves.values()):
         if not (root / "chartqa_questions.jsonl").exists():
-            raise DataError(f"missing file: {halves['human']} (or chartqa_questions.jsonl in {root})")
+            raise MissingFileError(f"missing file: {halves['human']} (or chartqa_questions.jsonl in {root})")
         return read_paired(root, "chartqa_questions.jsonl", "chartqa_annotations.jsonl", ("test/png", "."))
     return [
         Sample(
@@ -230,7 +231,14 @@ def read_vqav2(root: Path) -> list[Sample]:
 
 
 def read_vqav2_all(root: Path) -> list[str | int]:
-    """Ids of all test questions: the server wants an answer to each, an empty one where there is none."""
+    """Ids of all test questions: the server wants an answer to each, an empty one where there is none.
+
+    Of a mirror without its test split, the ids of test-dev.
+    """
+    if not (root / "llava_vqav2_mscoco_test2015.jsonl").exists():
+        files = split_files(root, "", "test") or split_files(root, "", "testdev")
+        if files:
+            return [int(row["question_id"]) for path in files for row, *_ in iterate_rows(path)]
     return [row["question_id"] for row in read_jsonl(root / "llava_vqav2_mscoco_test2015.jsonl")]
 
 
@@ -252,46 +260,32 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file, delimiter="\t"))
     except FileNotFoundError as error:
-        raise DataError(f"missing file: {path}") from error
+        raise MissingFileError(f"missing file: {path}") from error
 
 
 MMBENCH_FILE = "mmbench_dev_20230712.tsv"
 
 
-def mmbench_choices(row: dict[str, str]) -> dict[str, str]:
-    """Options by letter, up to the first that is empty."""
-    choices: dict[str, str] = {}
-    for letter in "ABCD":
-        option = row.get(letter) or ""
-        if option.lower() in ("", "nan", "none"):
-            break
-        choices[letter] = option
-    return choices
-
-
 def read_mmbench(root: Path) -> list[Sample]:
     """MMBench's dev split: one TSV file, images inside."""
-    samples = []
-    for row in read_table(root / MMBENCH_FILE):
-        choices = mmbench_choices(row)
-        hint = row.get("hint") or ""
-        question = row["question"] if hint.lower() in ("", "nan", "none") else f"{hint}\n{row['question']}"
-        options = "".join(f"\n{letter}. {option}" for letter, option in choices.items())
-        samples.append(
-            Sample(
-                int(row["index"]),
-                question + options + LETTER_ANSWER,
-                row["index"],
-                row["image"],
-                answers=(row["answer"],) if row.get("answer") else (),
-                category=row.get("category") or "",
-                details={"choices": choices},
-            )
-        )
-    return samples
+    return [mmbench_sample(row, row["image"]) for row in read_table(root / MMBENCH_FILE)]
+
+
+def mmbench_rows(root: Path) -> list[dict[str, Any]]:
+    """Rows of MMBench's TSV file, or of its Parquet mirror in the file's order of columns and without images."""
+    if (root / MMBENCH_FILE).exists():
+        return list(read_table(root / MMBENCH_FILE))
+    files = [path for paths in MIRRORS["mmbench"].files(root).values() for path in paths]
+    order = ("index", "question", "hint", "A", "B", "C", "D", "answer")
+    rows = []
+    for path in files:
+        for row, *_ in iterate_rows(path):
+            cells = {name: "" if value in (None, "nan") else value for name, value in row.items()}
+            rows.append({name: cells.pop(name) for name in order if name in cells} | cells)
+    return rows
 
 
 def read_seed(root: Path) -> list[Sample]:
@@ -313,4 +307,19 @@ def read_refcoco(root: Path) -> list[Sample]:
     return [
         _answered(sample, [_look_up(labels, sample.question_id, "annotations.jsonl")])
         for _, sample in _question_rows(root, "questions.jsonl", "images/train2017")
+    ]
+
+
+def read_ocrbench(root: Path) -> list[Sample]:
+    """OCRBench: `OCRBench.json` and `OCRBench_Images`."""
+    return [
+        Sample(
+            index,
+            row["question"],
+            row["image_path"],
+            _image(root, row["image_path"], "OCRBench_Images", "."),
+            answers=tuple(row["answers"]) if isinstance(row["answers"], list) else (row["answers"],),
+            category=row["type"],
+        )
+        for index, row in enumerate(read_json(root / "OCRBench.json"))
     ]

@@ -47,10 +47,14 @@ def describe_protocol(
     model_name: str,
     seed: int,
     limit: int | None,
+    form: str,
 ) -> Protocol:
     """Gather what was asked, how, of which model, with which software.
 
     Neither time nor the number of ranks is part of it: they must not change a result.
+
+    Args:
+        form: name of the form in which the data was read: official files or a mirror.
     """
     example = generator.batches.prompt(samples[0]).replace(samples[0].prompt, "{question}")
     options = asdict(generator.options)
@@ -61,6 +65,7 @@ def describe_protocol(
         "split": task.split,
         "limit": limit,
         "data": fingerprint(list(samples)),
+        "data_form": form,
         "prompt": example,
         "suffix": task.suffix,
         **options,

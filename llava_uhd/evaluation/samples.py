@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
+
+# What identifies a question in a prediction file.
+MatchKey = Literal["id", "id+prompt", "id+image+prompt"]
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 
 
 class DataError(ValueError):
@@ -55,6 +60,34 @@ def open_image(source: ImageSource) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(source))) if isinstance(source, str) else source()
 
 
+def _is_empty(value: Any) -> bool:
+    return value is None or str(value).lower() in ("", "nan", "none")
+
+
+def mmbench_sample(row: Mapping[str, Any], image: ImageSource) -> Sample:
+    """Sample of a row of MMBench: the hint, the question and the options up to the first that is empty."""
+    choices: dict[str, str] = {}
+    for letter in "ABCD":
+        if _is_empty(row.get(letter)):
+            break
+        choices[letter] = row[letter]
+    question = row["question"] if _is_empty(row.get("hint")) else f"{row['hint']}\n{row['question']}"
+    options = "".join(f"\n{letter}. {option}" for letter, option in choices.items())
+    return Sample(
+        int(row["index"]),
+        question + options + LETTER_ANSWER,
+        str(row["index"]),
+        image,
+        answers=() if _is_empty(row.get("answer")) else (row["answer"],),
+        category=row.get("category") or "",
+        details={"choices": choices},
+    )
+
+
+class MissingFileError(DataError):
+    """A file of a data set is missing."""
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -63,31 +96,36 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path} is no JSON: {error}") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line; blank lines are skipped.
 
     Raises:
-        DataError: it is missing, or a line is no JSON.
+        DataError: it is missing, or a line is no JSON object.
     """
     rows = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number} is no JSON object but a {type(row).__name__}")
+            rows.append(row)
     return rows
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"missing file: {path}") from error
+        raise MissingFileError(f"missing file: {path}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def fingerprint(samples: list[Sample]) -> str:

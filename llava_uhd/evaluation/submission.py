@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .readers import MMBENCH_FILE, read_table, read_vqav2_all
+from .readers import mmbench_rows, read_vqav2_all
 from .samples import Sample
 from .scorers import evalai_normalize
 from .storage import Row, dump_row, printable, replace_file, write_atomically
 
 # What the MMBench server must not see, or does not want.
-_MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
+_MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "split")
 _MMBENCH_PREDICTION_COLUMN = 6
 
 
@@ -54,7 +54,7 @@ def mmbench_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[int, str]) -
         rows: of the TSV, by column.
         texts: answers by index; a row without one keeps an empty cell.
     """
-    columns = [name for name in rows[0] if name not in _MMBENCH_DROPPED]
+    columns = [name for name in rows[0] if name.lower() not in _MMBENCH_DROPPED]
     columns.insert(_MMBENCH_PREDICTION_COLUMN, "prediction")
     table = []
     for row in rows:
@@ -111,7 +111,7 @@ def _seed(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str
 
 def _mmbench(path: Path, root: Path, samples: Sequence[Sample], texts: Sequence[str]) -> Path:
     answers = {int(sample.question_id): text for sample, text in zip(samples, texts, strict=True)}
-    _write_sheet(path / "submission.xlsx", *mmbench_table(read_table(root / MMBENCH_FILE), answers))
+    _write_sheet(path / "submission.xlsx", *mmbench_table(mmbench_rows(root), answers))
     return path / "submission.xlsx"
 
 

@@ -6,13 +6,11 @@ Beams, new tokens and image sizes are those of the published scripts (the only e
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from . import readers
-from .samples import DataError, Sample
+from .mirrors import MIRRORS, Mirror
+from .samples import DataError, MatchKey, MissingFileError, Sample
 from .synthdoc import read_synthdoc
-
-MatchKey = Literal["id", "id+prompt", "id+image+prompt"]
 
 
 @dataclass(frozen=True)
@@ -56,26 +54,37 @@ class Task:
         return data / self.folder if self.folder is not None and (data / self.folder).is_dir() else data
 
     def load(self, data: Path | None) -> list[Sample]:
-        """Read all samples and check that their images are there.
+        """Read all samples and check that their images are there; see `read_data`."""
+        return self.read_data(data)[0]
+
+    def read_data(self, data: Path | None) -> tuple[list[Sample], str]:
+        """Read all samples, from the official files or else from a Parquet mirror, and check their images' files.
 
         Args:
             data: the data folder; None will do where none is needed.
 
+        Returns:
+            The samples, and a name of the form of the data that was read.
+
         Raises:
-            DataError: a file or an image is missing; says where to put it and where it is found.
+            DataError: a file or an image is missing or damaged; says where to put it and where it is found.
         """
         if self.folder is None:
-            return self.read(Path())
+            return self.read(Path()), "made on the spot"
         if data is None:
             raise DataError(f"{self.name} needs a data folder (--data) with {self.folder}/ in it: {self.source}")
-        root = self.root(data)
+        root, mirror = self.root(data), MIRRORS.get(self.name)
         advice = f"put it below {data / self.folder}; found at: {self.source}"
+        if mirror is not None:
+            advice += f"; or as Parquet files: {mirror.repo} on the Hugging Face hub"
         try:
-            samples = self.read(root)
+            samples, form = self._read(root, mirror)
         except KeyError as error:
             raise DataError(f"{self.name}: a row in {root} lacks the field {error}; {advice}") from error
         except DataError as error:
             raise DataError(f"{self.name}: {error}; {advice}") from error
+        except (TypeError, IndexError, AttributeError, ValueError) as error:
+            raise DataError(f"{self.name}: a file in {root} is not in its format ({error!r}); {advice}") from error
         if not samples:
             raise DataError(f"{self.name}: the question file in {root} has 0 rows; {advice}")
         paths = {sample.image_source for sample in samples if isinstance(sample.image_source, Path)}
@@ -84,7 +93,15 @@ class Task:
             raise DataError(
                 f"{self.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}; {advice}"
             )
-        return samples
+        return samples, form
+
+    def _read(self, root: Path, mirror: Mirror | None) -> tuple[list[Sample], str]:
+        try:
+            return self.read(root), "official files"
+        except MissingFileError:
+            if mirror is None or not mirror.files(root):
+                raise
+            return mirror.load(root), mirror.describe(root)
 
 
 _LLAVA_ZIP = "LLaVA's eval.zip (github.com/haotian-liu/LLaVA, docs/Evaluation.md)"
@@ -319,6 +336,21 @@ _TABLE = (
         submission="mmvet",
         source=f"llava-mm-vet.jsonl in {_LLAVA_ZIP}; images from github.com/yuweihao/MM-Vet",
         comparable="scored by a judge (GPT-4); name the judge with the number",
+    ),
+    Task(
+        name="ocrbench",
+        split="test",
+        count=1000,
+        folder="ocrbench",
+        read=readers.read_ocrbench,
+        suffix="",
+        max_side=1024,
+        num_beams=3,
+        max_new_tokens=1024,
+        match_key="id",
+        metric="ocrbench",
+        source="OCRBench.json and OCRBench_Images of github.com/Yuliang-Liu/MultimodalOCR",
+        comparable="with VLMEvalKit's and lmms-eval's OCRBench (right answers of 1,000)",
     ),
     Task(
         name="synthdoc",

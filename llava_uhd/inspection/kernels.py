@@ -71,7 +71,7 @@ def point_kernels(
         raise ValueError(f"an up-sampler of type {model.config.projector.upsampler!r} has no kernels")
     encoded = encode_view(model, processor, image, view, max_slices)
     kernels = []
-    for stage, (upsampler, _) in enumerate(pyramid.stages(), start=1):
+    for stage, (upsampler, _) in enumerate(pyramid.steps(), start=1):
         height, width = (side * 2**stage for side in encoded.features.shape[-2:])
         guidance = F.adaptive_avg_pool2d(encoded.pixels, (height, width))
         row, column = (min(int(part * side), side - 1) for part, side in ((point[1], height), (point[0], width)))

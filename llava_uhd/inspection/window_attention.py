@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..model.hiwin import pooled_keys_and_values
 from ..model.windows import bin_shape
 from .view import encode_view, hiwin_projector
 
@@ -57,7 +58,7 @@ def window_attention(
     """
     projector = hiwin_projector(model)
     encoded = encode_view(model, processor, image, view, max_slices)
-    keys, _ = projector.keys_and_values(encoded.features, encoded.pixels)  # 1, G², K·L, E
+    keys, _ = pooled_keys_and_values(projector, encoded.features, encoded.pixels)  # 1, G², K·L, E
     queries = projector.ln_q(projector.queries) + projector.positions  # S, G², E
     attention = projector.attention
     q = attention.heads(attention.q_proj(queries.transpose(0, 1)))  # G², h, S, d

@@ -4,11 +4,31 @@ The projector's settings live in a nested config, because they travel as one: wh
 condensed, how they are up-sampled, by which projector.
 """
 
-from typing import Any, Literal
+from difflib import get_close_matches
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .validation import (
+    LARGEST,
+    MAX_SLICES,
+    QUERY_GRID,
+    TOKEN_ID,
+    UNSHUFFLE_FACTOR,
+    check_divides,
+    check_dtype,
+    check_int,
+    check_keys,
+    check_misspelled,
+    check_sizes,
+    describe,
+    raise_value_errors,
+)
+
+# Hidden size of a head of the projector where its config names no number of heads, as published.
+HEAD_SIZE = 128
+VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 LEVELS = (1, 2, 4, 8)
 # CLIP ViT-L/14-336, the tower of every released checkpoint.
 CLIP_LARGE_336: dict[str, Any] = {
@@ -23,6 +43,7 @@ CLIP_LARGE_336: dict[str, Any] = {
 }
 
 
+@raise_value_errors
 @strict
 class LlavaUhdProjectorConfig(PreTrainedConfig):
     """How the features of one view become its image tokens.
@@ -39,6 +60,10 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
         box_dtype: precision of the window corners. `bfloat16` rounds them as the published code does in bf16; the
             released weights were trained so.
         unshuffle_factor: side of the square of patches that `mlp` joins into one token.
+        bin_embedding: add a learned vector per bin and level to the keys of `hiwin`, so that a query can tell the bins
+            of its window apart. Off in the released weights; learns to read several times faster.
+        aligned_windows: pool windows with RoI-Align's `aligned=True`. The released weights were trained without, half
+            a feature pixel off.
     """
 
     model_type = "llava_uhd_projector"
@@ -51,21 +76,41 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
     num_attention_heads: int | None = None
     box_dtype: Literal["float32", "bfloat16"] = "float32"
     unshuffle_factor: int = 2
+    bin_embedding: bool = False
+    aligned_windows: bool = False
 
     def __post_init__(self, **kwargs):
+        check_keys(self, kwargs)
+        check_dtype("projector.dtype", self.dtype)
         super().__post_init__(**kwargs)
-        self.levels = list(self.levels)
-        if self.levels != sorted(set(self.levels)) or not {1} <= set(self.levels) <= set(LEVELS):
-            raise ValueError(f"levels must ascend, be taken from {list(LEVELS)} and contain 1, got {self.levels}")
-        if self.upsampler == "none" and self.levels != [1]:
-            raise ValueError(f"upsampler 'none' makes no level above 1, but levels are {self.levels}")
+        self.validate_values()
+
+    def validate_values(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: naming the value that is wrong.
+        """
+        levels = self.levels
+        if not isinstance(levels, list | tuple) or any(type(level) is not int for level in levels):
+            raise ValueError(f"levels must be a list of whole numbers, got {levels!r}")
+        self.levels = levels = list(levels)
+        if levels != sorted(set(levels)) or not {1} <= set(levels) <= set(LEVELS):
+            raise ValueError(f"levels must ascend, be taken from {list(LEVELS)} and contain 1, got {levels}")
+        if self.upsampler == "none" and levels != [1]:
+            raise ValueError(f"upsampler 'none' makes no level above 1, but levels are {levels}")
         if self.query_grid < 1 or self.unshuffle_factor < 1:
             raise ValueError(
                 "query_grid and unshuffle_factor must be at least 1, "
                 f"got {self.query_grid} and {self.unshuffle_factor}"
             )
+        check_int("query_grid", self.query_grid, 1, QUERY_GRID)
+        check_int("unshuffle_factor", self.unshuffle_factor, 1, UNSHUFFLE_FACTOR)
+        if self.num_attention_heads is not None:
+            check_int("projector.num_attention_heads", self.num_attention_heads, 1, LARGEST["num_attention_heads"])
 
 
+@raise_value_errors
 @strict
 class LlavaUhdConfig(PreTrainedConfig):
     """Configuration of a whole model. The defaults are the published v2: CLIP-ViT-L/14-336 and a Llama.
@@ -100,24 +145,97 @@ class LlavaUhdConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None:
-            self.vision_config = dict(CLIP_LARGE_336)
-        if isinstance(self.vision_config, dict):
-            self.vision_config = _sub_config(self.vision_config, "clip_vision_model")
-        if self.text_config is None or isinstance(self.text_config, dict):
-            self.text_config = _sub_config(self.text_config or {}, "llama")
+        check_keys(self, kwargs)
+        check_dtype("dtype", self.dtype)
+        vision = dict(CLIP_LARGE_336) if self.vision_config is None else self.vision_config
+        self.vision_config = _sub_config("vision_config", vision, "clip_vision_model")
+        text = {} if self.text_config is None else self.text_config
+        self.text_config = _sub_config("text_config", text, "llama")
         if self.projector is None or isinstance(self.projector, dict):
             self.projector = LlavaUhdProjectorConfig(**(self.projector or {}))
-        if self.max_slices < 1:
-            raise ValueError(f"max_slices must be at least 1, got {self.max_slices}")
+        if not isinstance(self.projector, LlavaUhdProjectorConfig):
+            raise ValueError(f"projector must be a config or a dict, got {type(self.projector).__name__}")
         if not self.tie_word_embeddings and self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
         super().__post_init__(**kwargs)
+        self.validate_values()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Return the config of a file's values, checked after the options of the call are in it."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.validate_values()
+        return loaded
+
+    def validate_values(self) -> None:
+        """Check every value, those of the nested configs too, and those that must fit one another.
+
+        Raises:
+            ValueError: naming the value that is wrong, and what it must be.
+        """
+        vision, text, projector = self.vision_config, self.text_config, self.projector
+        projector.validate_values()
+        if vision.model_type not in VISION_TOWERS:
+            known = " or ".join(VISION_TOWERS)
+            raise ValueError(f"vision_config.model_type must be {known}, got {vision.model_type!r}")
+        check_sizes("vision_config", vision)
+        check_int("vision_config.patch_size", vision.patch_size, 1, vision.image_size)
+        layers = vision.num_hidden_layers
+        check_int("vision_feature_layer", self.vision_feature_layer, -layers - 1, layers)
+        for key in ("hidden_size", "vocab_size"):
+            if not isinstance(getattr(text, key, None), int):
+                raise ValueError(f"text_config of type {text.model_type!r} has no {key}: it is no language model's")
+        check_sizes("text_config", text)
+        if (pad := getattr(text, "pad_token_id", None)) is not None:
+            check_int("text_config.pad_token_id", pad, -text.vocab_size, text.vocab_size - 1)
+        self._check_projector()
+        if self.max_slices < 1:
+            raise ValueError(f"max_slices must be at least 1, got {self.max_slices}")
+        check_int("max_slices", self.max_slices, 1, MAX_SLICES)
+        check_int("image_token_id", self.image_token_id, 0, TOKEN_ID)
+        for key in ("slice_separator_id", "row_separator_id"):
+            check_int(f"{key} (a token of the vocabulary)", getattr(self, key), 0, text.vocab_size - 1)
+            if getattr(self, key) == self.image_token_id:
+                raise ValueError(f"{key} and image_token_id must differ, both are {self.image_token_id}")
+
+    def _check_projector(self) -> None:
+        """The projector's sizes against those of the tower and of the language model."""
+        vision, hidden_size, projector = self.vision_config, self.text_config.hidden_size, self.projector
+        if projector.type == "mlp":
+            check_int("unshuffle_factor", projector.unshuffle_factor, 1, vision.image_size // vision.patch_size)
+            return
+        if projector.num_attention_heads is None:
+            if hidden_size % HEAD_SIZE:
+                raise ValueError(
+                    f"text_config.hidden_size is {hidden_size}, no multiple of {HEAD_SIZE}, the hidden size of a head "
+                    "of the projector: name projector.num_attention_heads"
+                )
+        else:
+            heads = projector.num_attention_heads
+            check_divides("projector.num_attention_heads", heads, "text_config.hidden_size", hidden_size)
+        # Sine and cosine of the column and of the row.
+        check_divides("the 4 parts of a position embedding", 4, "text_config.hidden_size", hidden_size)
 
 
-def _sub_config(values: dict, default_type: str) -> PreTrainedConfig:
+def _sub_config(name: str, values: Any, default_type: str) -> PreTrainedConfig:
+    """A nested config from one, or from a dict with its `model_type`."""
+    if isinstance(values, PreTrainedConfig):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be a config or a dict, got {type(values).__name__}")
     model_type = values.get("model_type", default_type)
-    return CONFIG_MAPPING[model_type](**values)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        near = get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name}.model_type {model_type!r} is unknown to transformers{hint}")
+    config_class = CONFIG_MAPPING[model_type]
+    check_misspelled(name, config_class, values)
+    check_dtype(f"{name}.dtype", values.get("dtype", values.get("torch_dtype")))
+    try:
+        return config_class(**values)
+    except Exception as error:  # transformers' configs meet wrong values with errors of any kind
+        raise ValueError(f"{name}: {describe(error)}") from error
 
 
 __all__ = ["LlavaUhdConfig", "LlavaUhdProjectorConfig"]

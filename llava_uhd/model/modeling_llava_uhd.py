@@ -1,35 +1,40 @@
-"""LLaVA-UHD for transformers: packed views in, image tokens into the text, any causal language model behind.
+"""LLaVA-UHD for transformers: packed views in, image tokens scattered into the text, any causal language model behind.
 
-Shapes: B samples, I images, V views of all images, T image tokens of all images, E channels of the language model.
+Shapes: B samples, I images, V views of all images, T image tokens of all images, E hidden size of the language model,
+N views of one shape, H W their grid of patches, p patch side in pixels.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel, initialization
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .attention import sincos_position_embedding
 from .configuration_llava_uhd import LlavaUhdConfig
-from .hiwin import HiWinProjector, LevelProjection
+from .hiwin import HiWinProjector
 from .layout import TokenGrid
-from .packing import unpack
-from .pyramid import JointBilateralUpsampler
-from .resampler import SpatiallyConstrainedResampler, UnshuffleMLP
-from .vision_tower import encode_views, patches_to_pixels
+from .projector import Projector, SpatiallyConstrainedResampler, UnshuffleMLP
+from .view_groups import GroupedViews, group_views
+from .vision_tower import adapt_tower, encode_pixels, patches_to_pixels
 
-PROJECTORS = {"hiwin": HiWinProjector, "resampler": SpatiallyConstrainedResampler, "mlp": UnshuffleMLP}
-# What the image processor makes of images; only the first step of a generation needs it.
+PROJECTORS: dict[str, type[Projector]] = {
+    "hiwin": HiWinProjector,
+    "resampler": SpatiallyConstrainedResampler,
+    "mlp": UnshuffleMLP,
+}
+# Inputs that the image processor makes of images; only the first step of a generation needs them.
 IMAGE_INPUTS = ("pixel_values", "view_shapes", "num_views", "grids")
+# Name of the KV cache in model outputs and forward arguments: `cache` since transformers 5.24.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 def token_grid(config: LlavaUhdConfig) -> TokenGrid:
-    """How many tokens the config's projector makes of a view."""
+    """Return the grid of tokens that the config's projector makes of a view."""
     if config.projector.type == "mlp":
         return TokenGrid(query_grid=None, unshuffle_factor=config.projector.unshuffle_factor)
     return TokenGrid(query_grid=config.projector.query_grid)
@@ -39,32 +44,35 @@ def _mismatch(num_tokens: int, num_features: int) -> ValueError:
     return ValueError(f"the prompt has {num_tokens} image tokens, but the images have {num_features} features")
 
 
+def _one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    if past_key_values is not None and cache is not None:
+        raise ValueError("past_key_values and cache are two names of one argument: give one of them")
+    return past_key_values if cache is None else cache
+
+
 @dataclass
 class LlavaUhdModelOutputWithPast(BaseModelOutputWithPast):
-    """Attributes beyond the base: `image_hidden_states`, the (T, E) image tokens, where images were given."""
+    """Outputs of the base class, and `image_hidden_states`, the (T, E) image tokens, where images were given."""
 
     image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
-class LlavaUhdCausalLMOutputWithPast(ModelOutput):
-    """`logits` (B, length, vocabulary), `loss` where labels were given, and what the language model returns."""
+class LlavaUhdCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Outputs of the base class, and `image_hidden_states`, the (T, E) image tokens, where images were given."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
 class LlavaUhdPreTrainedModel(PreTrainedModel):
+    """Base class: configuration, capabilities and the initialization of new weights."""
+
     config_class = LlavaUhdConfig
     config: LlavaUhdConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _no_split_modules = ["HiWinProjector", "SpatiallyConstrainedResampler", "JointBilateralUpsampler"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -73,26 +81,12 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the published code: truncated normal, fixed sine-cosine positions, a level's embedding from zero."""
         super()._init_weights(module)
-        if isinstance(module, HiWinProjector | SpatiallyConstrainedResampler):
-            channels = module.proj.shape[0]
-            initialization.trunc_normal_(module.queries, std=0.02)
-            initialization.normal_(module.proj, std=channels**-0.5)
-            initialization.copy_(module.positions, sincos_position_embedding(channels, module.query_grid))
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    initialization.trunc_normal_(layer.weight, std=0.02)
-                    if layer.bias is not None:
-                        initialization.zeros_(layer.bias)
-        elif isinstance(module, LevelProjection):
-            initialization.zeros_(module.embedding)
-        elif isinstance(module, JointBilateralUpsampler):
-            initialization.zeros_(module.range_temp)
-            initialization.ones_(module.sigma_spatial)
+        if isinstance(module, Projector):
+            module.reset_parameters()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """As the base class, and says which class of the code beside the weights is which (trust_remote_code)."""
+        """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:
             self.config.auto_map = {
                 "AutoConfig": "configuration_llava_uhd.LlavaUhdConfig",
@@ -107,7 +101,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
 
     def __init__(self, config: LlavaUhdConfig):
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = adapt_tower(AutoModel.from_config(config.vision_config), config.vision_feature_layer)
         self.multi_modal_projector = PROJECTORS[config.projector.type](
             config.projector, config.vision_config.hidden_size, config.text_config.hidden_size
         )
@@ -116,20 +110,28 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the language model."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the language model."""
         self.language_model.set_input_embeddings(value)
 
-    def encode_group(self, patches: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the projector takes of views of one shape: patches (N, H·W, 3·p·p) to features and pixels."""
-        features = encode_views(self.vision_tower, patches, shape, self.config.vision_feature_layer)
+    def encode(self, patches: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode views of one shape: patches (N, H·W, 3·p·p) to features (N, C, H, W) and pixels (N, 3, H·p, W·p)."""
         pixels = patches_to_pixels(patches, shape, self.config.vision_config.patch_size)
+        features = encode_pixels(self.vision_tower, pixels, self.config.vision_feature_layer)
         return features, pixels.to(features.device, features.dtype)
 
     def project_views(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The tokens of views of one shape: patches (N, H·W, 3·p·p) to (N, tokens, E)."""
-        return self.multi_modal_projector(*self.encode_group(patches, shape))
+        """Compute the image tokens of views of one shape: patches (N, H·W, 3·p·p) to (N, tokens, E)."""
+        return self.multi_modal_projector(*self.encode(patches, shape))
+
+    def group_views(
+        self, num_patches: int, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor
+    ) -> GroupedViews:
+        """Group packed views by shape; see `view_groups.group_views`."""
+        return group_views(num_patches, view_shapes, num_views, grids, self.token_grid, self.config.layout)
 
     def get_image_features(
         self,
@@ -139,13 +141,13 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         grids: torch.Tensor,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """The tokens of every image, in the order in which they enter the sequence.
+        """Compute the image tokens of every image, in the order in which they enter the sequence.
 
         Args:
             pixel_values: (patches of all views, 3·p·p), image after image, in each the slices, then the overview.
             view_shapes: (V, 2), rows and columns of patches of each view.
             num_views: (I,), views of each image.
-            grids: (I, 2), columns and rows of slices of each image, zeros where it was not cut.
+            grids: (I, 2), columns and rows of slices of each image, zeros where it was not sliced.
 
         Returns:
             `pooler_output`: a list with one (tokens, E) tensor per image.
@@ -153,18 +155,17 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         Raises:
             ValueError: the patches do not add up to the view shapes, or the views to the images.
         """
-        packing = unpack(len(pixel_values), view_shapes, num_views, grids, self.token_grid, self.config.layout)
+        views = self.group_views(len(pixel_values), view_shapes, num_views, grids)
         encoded = [
-            self.encode_group(pixel_values[group.rows.to(pixel_values.device)], group.shape)
-            for group in packing.groups
+            self.encode(pixel_values[group.patch_indices.to(pixel_values.device)], group.shape)
+            for group in views.groups
         ]
-        if isinstance(self.multi_modal_projector, HiWinProjector):
-            of_groups = self.multi_modal_projector([f for f, _ in encoded], [p for _, p in encoded])
-        else:
-            of_groups = [self.multi_modal_projector(*of_group) for of_group in encoded]
-        tokens = torch.cat([of_group.flatten(0, 1) for of_group in of_groups])
-        in_order = tokens[packing.order.to(tokens.device)]
-        return BaseModelOutputWithPooling(pooler_output=list(in_order.split(packing.tokens_of_image)))
+        projected = self.multi_modal_projector(
+            [features for features, _ in encoded], [pixels for _, pixels in encoded]
+        )
+        tokens = torch.cat([group.flatten(0, 1) for group in projected])
+        tokens = tokens[views.order.to(tokens.device)]  # T, E
+        return BaseModelOutputWithPooling(pooler_output=list(tokens.split(views.tokens_per_image)))
 
     @can_return_tuple
     def forward(
@@ -179,20 +180,23 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         num_views: torch.Tensor | None = None,
         grids: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> LlavaUhdModelOutputWithPast:
-        """The language model's hidden states.
+        """Compute the hidden states of the language model.
 
         Args:
             input_ids: (B, length), `image_token_id` wherever an image token belongs.
             inputs_embeds: (B, length, E) in place of `input_ids`, image tokens already in it.
             pixel_values: with `view_shapes`, `num_views` and `grids` as in `get_image_features`, images in the order
                 of their tokens over the whole batch.
-            image_features: (T, E) image tokens in place of pixels, as `get_image_features` gave them before.
+            image_features: (T, E) image tokens in place of pixels, as returned by `get_image_features` before.
+            cache: name of `past_key_values` since transformers 5.24; either works with every version.
 
         Raises:
             ValueError: the image tokens in the prompt are not as many as the features.
         """
+        cache = _one_cache(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if pixel_values is not None and image_features is not None:
@@ -205,7 +209,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             )
         if input_ids is not None:
             # Tokens after the prompt are the model's own: to look for images there would cost a wait at every step.
-            is_prompt = past_key_values is None or past_key_values.get_seq_length() == 0
+            is_prompt = cache is None or cache.get_seq_length() == 0
             if is_prompt or image_features is not None:
                 inputs_embeds = self.embed_tokens(input_ids, image_features)
             else:
@@ -216,24 +220,24 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         return LlavaUhdModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
         )
 
     def embed_tokens(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
-        """(B, length) and (T, E) to (B, length, E): the features take the places of the image tokens, in order."""
+        """Embed (B, length) token ids and put the (T, E) features at the image tokens, in order; (B, length, E)."""
         is_image = torch.eq(input_ids, self.config.image_token_id)
         num_features = 0 if image_features is None else len(image_features)
         if (num_tokens := int(is_image.sum())) != num_features:
             raise _mismatch(num_tokens, num_features)
-        # The image token may lie outside the vocabulary: any token serves where a feature will stand.
+        # The image token may lie outside the vocabulary: any token does where a feature will be.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if image_features is None:
             return embeds
@@ -241,7 +245,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
 
 
 class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin):
-    """The model with its language-model head: `generate`, and a loss where labels are given."""
+    """The model with its language modeling head: `generate`, and a loss where labels are given."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
@@ -252,12 +256,15 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the language model."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the language model."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """Return the language modeling head."""
         return self.lm_head
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -279,17 +286,23 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         num_views: torch.Tensor | None = None,
         grids: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> LlavaUhdCausalLMOutputWithPast:
-        """Logits, and the mean next-token loss over `labels` (B, length), -100 where nothing is asked for.
+        """Compute logits, and the mean next-token loss where labels are given.
 
-        See `LlavaUhdModel.forward` for the images.
+        See `LlavaUhdModel.forward` for the other arguments.
+
+        Args:
+            labels: (B, length) token ids; positions with label -100 are ignored, and so are the positions of images:
+                `labels=input_ids.clone()` gives the loss of the text alone.
+            logits_to_keep: number of last positions to compute logits for, 0 for all; or the positions themselves.
         """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: _one_cache(past_key_values, cache)},
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             view_shapes=view_shapes,
@@ -302,13 +315,17 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
+            counts = None
+            if pixel_values is not None and view_shapes is not None and num_views is not None and grids is not None:
+                counts = self.model.group_views(len(pixel_values), view_shapes, num_views, grids).tokens_per_image
+            labels = ignore_images(labels, input_ids, self.config, counts)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
         return LlavaUhdCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
@@ -318,15 +335,25 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         self,
         input_ids: torch.Tensor,
         past_key_values: Cache | None = None,
-        is_first_iteration: bool = False,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """Prepare the inputs of a decoding step; images go with the step that reads the prompt."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_features")}
+        cache = _one_cache(past_key_values, cache)
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            **{CACHE_NAME: cache},
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
-        # With a cache the images are in it after the first step; without one every step sees the whole prompt.
-        if is_first_iteration or not kwargs.get("use_cache", True):
+        # With a cache the images are in it after the prompt; without one every step reads the whole prompt. A step
+        # of embeddings has the images in them already.
+        reads_prompt = is_first_iteration or cache is None or cache.get_seq_length() == 0
+        if (reads_prompt or not kwargs.get("use_cache", True)) and inputs.get("input_ids") is not None:
             inputs.update(images)
         return inputs
 
@@ -337,21 +364,55 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeats every sample for its beams. Images are packed, not one row a sample: encoded once, then repeated."""
+        """Repeat every sample for its beams. Images are packed, not one row a sample: encoded once, then repeated."""
         images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
         features = model_kwargs.pop("image_features", None)
         if expand_size > 1 and images["pixel_values"] is not None:
             features, images = torch.cat(self.get_image_features(**images).pooler_output), {}
         if expand_size > 1 and features is not None:
             assert input_ids is not None
-            tokens_of_sample = torch.eq(input_ids, self.config.image_token_id).sum(dim=1).tolist()
-            if sum(tokens_of_sample) != len(features):
-                raise _mismatch(sum(tokens_of_sample), len(features))
-            features = torch.cat([sample.repeat(expand_size, 1) for sample in features.split(tokens_of_sample)])
+            tokens_per_sample = torch.eq(input_ids, self.config.image_token_id).sum(dim=1).tolist()
+            if sum(tokens_per_sample) != len(features):
+                raise _mismatch(sum(tokens_per_sample), len(features))
+            features = torch.cat([sample.repeat(expand_size, 1) for sample in features.split(tokens_per_sample)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **images, "image_features": features}
+
+
+def ignore_images(
+    labels: torch.Tensor, input_ids: torch.Tensor | None, config: LlavaUhdConfig, tokens_per_image: list[int] | None
+) -> torch.Tensor:
+    """Set the labels of image tokens and of the separators between them to -100.
+
+    Args:
+        labels: (B, length).
+        input_ids: (B, length), or None: then labels that are the image token itself are ignored.
+        config: its image token and separators are read.
+        tokens_per_image: number of image tokens of every image of the batch, where it is known: whatever lies between
+            the first and the last token of an image is a separator. Where it is not, up to two separators in a row
+            with image tokens on both sides are.
+
+    Returns:
+        (B, length), on the device of the labels and without waiting for it.
+    """
+    is_image = torch.eq(labels if input_ids is None else input_ids, config.image_token_id)
+    if input_ids is None:
+        ignored = is_image
+    elif tokens_per_image is not None:
+        num_before = is_image.flatten().cumsum(0)  # image tokens up to a position; between images, all of some images
+        ends = torch.tensor([0, *tokens_per_image]).cumsum(0).to(num_before.device, non_blocking=True)
+        ignored = is_image | ~torch.isin(num_before, ends).view_as(is_image)
+    else:
+        separators = torch.tensor([config.slice_separator_id, config.row_separator_id], device=input_ids.device)
+        is_separator = torch.isin(input_ids, separators)
+        after = nn.functional.pad(is_image, (2, 0))  # after[:, i] is is_image[:, i - 2]
+        before = nn.functional.pad(is_image, (0, 2))
+        follows = after[:, 1:-1] | (nn.functional.pad(is_separator, (1, 0))[:, :-1] & after[:, :-2])
+        precedes = before[:, 1:-1] | (nn.functional.pad(is_separator, (0, 1))[:, 1:] & before[:, 2:])
+        ignored = is_image | (is_separator & follows & precedes)
+    return labels.masked_fill(ignored.to(labels.device), -100)
 
 
 __all__ = ["LlavaUhdForConditionalGeneration", "LlavaUhdModel", "LlavaUhdPreTrainedModel"]

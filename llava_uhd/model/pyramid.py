@@ -1,7 +1,7 @@
-"""The semantic pyramid: a view's feature map at 1x and up-sampled to 2x, 4x, 8x.
+"""The semantic pyramid: a view's feature map at 1x and up-sampled to 2x, 4x, 8x (arXiv 2412.13871, section 3.2).
 
-Joint bilateral up-sampling (JBU, as in FeatUp): a map is doubled bicubically, then every position becomes a weighted
-sum of its 7 x 7 neighbours. The weights come from the view's own pixels: neighbours of similar colour count more
+Joint bilateral up-sampling (JBU, as in FeatUp): a map is enlarged 2x bicubically, then every position becomes a
+weighted sum of its 7 x 7 neighbors. The weights come from the view's own pixels: neighbors of similar color count more
 (range kernel), near ones count more (spatial kernel), and a small network corrects both.
 
 Shapes: N views, C channels, h w source map, H W = 2h 2w, P = 49 taps in row-major order.
@@ -12,16 +12,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
-from .doubling import SPAN, TAPS, border_mode, double
+from .upsample_2x import SPAN, TAPS, border_mode, upsample_2x
 
 KEY_DIM = 32
-# Weight of the learned corrections, of the kernels and of the up-sampled maps, as published.
+# Weight of the learned fix-ups, of the kernels and of the up-sampled maps, as in the reference implementation.
 FIXUP_SCALE = 0.1
 
 
 def shifts(keys: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The P shifted views of a map (N, C, H, W), continued beyond its border; none of them is a copy."""
+    """Yield the P shifted views of a map (N, C, H, W), padded beyond its border; none of them is a copy."""
     height, width = keys.shape[-2:]
     padded = F.pad(keys, (SPAN // 2,) * 4, mode=border_mode((height, width)))
     for dy in range(SPAN):
@@ -29,10 +30,20 @@ def shifts(keys: torch.Tensor) -> Iterator[torch.Tensor]:
             yield padded[..., dy : dy + height, dx : dx + width]
 
 
-class JointBilateralUpsampler(nn.Module):
-    """The kernels of one doubling of a map, from the pixels at the doubled resolution."""
+def reset_convolutions(module: nn.Module) -> None:
+    """Initialize every convolution below `module` as PyTorch does, which the reference implementation keeps."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = (layer.weight.numel() / len(layer.weight)) ** -0.5
+            init.uniform_(layer.weight, -bound, bound)
+            if layer.bias is not None:
+                init.uniform_(layer.bias, -bound, bound)
 
-    def __init__(self):
+
+class JointBilateralUpsampler(nn.Module):
+    """The kernels of one 2x step, from the pixels at the upsampled resolution."""
+
+    def __init__(self) -> None:
         super().__init__()
         self.range_temp = nn.Parameter(torch.zeros(1))
         self.sigma_spatial = nn.Parameter(torch.ones(1))
@@ -44,19 +55,19 @@ class JointBilateralUpsampler(nn.Module):
         )
 
     def range_kernel(self, guidance: torch.Tensor) -> torch.Tensor:
-        """Softmax over the neighbours' likeness in colour: (N, 3, H, W) to (N, P, H, W)."""
+        """Softmax over the neighbors' similarity in color: (N, 3, H, W) to (N, P, H, W)."""
         keys = self.range_proj(guidance)  # N, 32, H, W
-        likeness = torch.stack([(shifted * keys).sum(dim=1) for shifted in shifts(keys)], dim=1)
-        return (self.range_temp.exp().clamp(1e-4, 1e4) * likeness).softmax(dim=1)
+        similarity = torch.stack([(shifted * keys).sum(dim=1) for shifted in shifts(keys)], dim=1)
+        return (self.range_temp.exp().clamp(1e-4, 1e4) * similarity).softmax(dim=1)
 
     def spatial_kernel(self) -> torch.Tensor:
-        """A Gaussian of the distance, not normalised: (1, P, 1, 1)."""
+        """Gaussian of the distance, not normalized: (1, P, 1, 1)."""
         axis = torch.linspace(-1, 1, SPAN, device=self.sigma_spatial.device)
         distance = axis[:, None] ** 2 + axis[None, :] ** 2
         return torch.exp(-distance / (2 * self.sigma_spatial**2)).view(1, TAPS, 1, 1)
 
     def forward(self, guidance: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, P, H, W). The correction comes after the normalisation: they need not sum to one."""
+        """Compute the kernels, (N, 3, H, W) to (N, P, H, W). The fix-up keeps them from summing to one."""
         combined = self.range_kernel(guidance) * self.spatial_kernel()
         combined = combined / combined.sum(dim=1, keepdim=True).clamp(min=1e-7)
         fixup = self.fixup_proj(torch.cat([combined.to(guidance.dtype), guidance], dim=1))
@@ -64,42 +75,43 @@ class JointBilateralUpsampler(nn.Module):
 
 
 def guide(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The pixels that guide a map of this shape: (N, 3, ., .) at any resolution to (N, 3, H, W)."""
+    """Average the pixels to the shape of the map they guide: (N, 3, ., .) at any resolution to (N, 3, H, W)."""
     return F.adaptive_avg_pool2d(pixels, shape)
 
 
 def upsample(upsampler: JointBilateralUpsampler, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """One doubling, not corrected: (N, C, h, w), (N, 3, ., .) to (N, C, 2h, 2w)."""
+    """Upsample 2x, without the map's fix-up: (N, C, h, w), (N, 3, ., .) to (N, C, 2h, 2w)."""
     kernels = upsampler(guide(pixels, (2 * features.shape[-2], 2 * features.shape[-1])))
-    # Summed in the kernels' precision: fp32 even when the features are bf16, as published.
-    return double(features.to(kernels.dtype), kernels).to(features.dtype)
+    # Summed in the kernels' precision: fp32 even when the features are bf16, as in the reference implementation.
+    return upsample_2x(features.to(kernels.dtype), kernels).to(features.dtype)
 
 
 class MapFixup(nn.Sequential):
-    """The correction of a map, of which 0.1 is added: dropout of channels, and a 1 x 1 convolution."""
+    """The fix-up of a map, of which 0.1 is added: dropout of channels, and a 1 x 1 convolution."""
 
     def __init__(self, channels: int):
         super().__init__(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
 
     @property
     def convolution(self) -> nn.Conv2d:
+        """The 1 x 1 convolution."""
         _, convolution = self
         assert isinstance(convolution, nn.Conv2d)
         return convolution
 
     def dropout_factors(self, num_views: int) -> torch.Tensor:
-        """What a training step's dropout multiplies channels with: (N, C), float32."""
+        """Draw the factors by which a training step's dropout multiplies channels: (N, C), float32."""
         dropout, convolution = self[0], self.convolution
         assert isinstance(dropout, nn.Dropout2d)
         return dropout(convolution.weight.new_ones(num_views, convolution.in_channels, 1, 1)).flatten(1).float()
 
 
 class JBUPyramid(nn.Module):
-    """Doublings of a map up to the highest level, parameters named as published.
+    """2x steps up to the highest level, parameters named as in the original checkpoints.
 
-    The stacks differ: up to 4x only the last map is corrected, and the raw 2x map feeds the next doubling; at 8x each
-    map is corrected and the corrected one feeds the next (the released code's `forward_stageloss`; `fixup_proj` is
-    then used by nothing, and kept for the checkpoint's sake).
+    The stacks differ: up to 4x only the last map gets a fix-up, and the raw 2x map feeds the next step; at 8x each map
+    gets one and feeds the next with it (`forward_stageloss` of the reference implementation; `fixup_proj` is then
+    unused, and kept for the checkpoint's sake).
     """
 
     def __init__(self, channels: int, levels: list[int]):
@@ -116,8 +128,15 @@ class JBUPyramid(nn.Module):
             self.fixup_proj_8x = MapFixup(channels)
         self.fixup_proj = MapFixup(channels)
 
-    def stages(self) -> list[tuple[JointBilateralUpsampler, MapFixup | None]]:
-        """The doublings from low to high, each with the correction of its map."""
+    def reset_parameters(self) -> None:
+        """Draw new weights as the reference implementation does."""
+        reset_convolutions(self)
+        for upsampler, _ in self.steps():
+            init.zeros_(upsampler.range_temp)
+            init.ones_(upsampler.sigma_spatial)
+
+    def steps(self) -> list[tuple[JointBilateralUpsampler, MapFixup | None]]:
+        """The 2x steps from low to high, each with the fix-up of its map."""
         if self.highest == 8:
             return [
                 (self.up1, self.fixup_proj_2x),
@@ -131,28 +150,28 @@ class JBUPyramid(nn.Module):
     def kernels(
         self, shape: tuple[int, int], pixels: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """What the doublings of a map of `shape`, (h, w), take from the pixels, without a map.
+        """Compute what the 2x steps of a map of `shape`, (h, w), take from the pixels, without a map.
 
         Returns:
-            of each doubling its kernels, (N, P, 2h, 2w) and so on, float32; and the dropout's factors, (N, C), of its
-            map's correction, None where nothing is dropped. Drawn in the order in which `forward` draws them.
+            the kernels of each step, (N, P, 2h, 2w) and so on, float32; and the dropout factors, (N, C), of its map's
+            fix-up, None where nothing is dropped. Drawn in the order in which `forward` draws them.
         """
         kernels: list[torch.Tensor] = []
         factors: list[torch.Tensor | None] = []
-        for stage, (upsampler, fixup) in enumerate(self.stages(), start=1):
-            kernels.append(upsampler(guide(pixels, (2**stage * shape[0], 2**stage * shape[1]))).float())
+        for step, (upsampler, fixup) in enumerate(self.steps(), start=1):
+            kernels.append(upsampler(guide(pixels, (2**step * shape[0], 2**step * shape[1]))).float())
             factors.append(fixup.dropout_factors(len(pixels)) if fixup is not None and fixup.training else None)
         return kernels, factors
 
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """The maps of the chosen levels, ascending: (N, C, h, w), (N, 3, ., .) to a list of (N, C, s·h, s·w)."""
+        """Return the maps of the levels, ascending: (N, C, h, w), (N, 3, ., .) to a list of (N, C, s·h, s·w)."""
         maps = {1: features}
         current = features
-        for stage, (upsampler, fixup) in enumerate(self.stages(), start=1):
+        for step, (upsampler, fixup) in enumerate(self.steps(), start=1):
             current = upsample(upsampler, current, pixels)
             if fixup is not None:
                 current = current + FIXUP_SCALE * fixup(current)
-            maps[2**stage] = current
+            maps[2**step] = current
         return [maps[level] for level in self.levels]
 
 
@@ -163,8 +182,11 @@ class BilinearPyramid(nn.Module):
         super().__init__()
         self.levels = levels
 
+    def reset_parameters(self) -> None:
+        """Do nothing: there are no weights."""
+
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """As `JBUPyramid.forward`; the pixels are not looked at."""
+        """See `JBUPyramid.forward`; the pixels are ignored."""
         return [
             features
             if level == 1
@@ -174,7 +196,7 @@ class BilinearPyramid(nn.Module):
 
 
 def build_pyramid(upsampler: str, channels: int, levels: list[int]) -> JBUPyramid | BilinearPyramid:
-    """The pyramid of a config; level 1 alone needs no up-sampler, whichever is named."""
+    """Build the pyramid of a config; level 1 alone needs no up-sampler, whichever is named."""
     if upsampler == "jbu" and levels != [1]:
         return JBUPyramid(channels, levels)
     return BilinearPyramid(levels)

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava_uhd.benchmark import flops
 from llava_uhd.benchmark.compare import Setting, hiwin_of, random_views
+from llava_uhd.benchmark.reference import tokens
 from llava_uhd.benchmark.sizes import Sizes, build
-from llava_uhd.oracle.hiwin import tokens
 
 SMALL = Sizes(
     hidden=256, heads=4, vision_hidden=64, vision_layers=3, vision_intermediate=128, vision_heads=4, view_size=168

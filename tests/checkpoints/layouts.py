@@ -79,7 +79,7 @@ def april_tensors() -> dict[str, torch.Tensor]:
     """The same vision path before a Qwen2, of random weights: an April 2025 checkpoint."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: value for name, value in published_tensors().items() if "vision" in name or "mm_" in name}
-    shapes = {"model.embed_tokens.weight": (600, 64), "lm_head.weight": (600, 64), "model.norm.weight": (64,)}
+    shapes = {"model.embed_tokens.weight": (29900, 64), "lm_head.weight": (29900, 64), "model.norm.weight": (64,)}
     for layer in (0, 1):
         for name, rows, columns in (
             ("self_attn.q_proj", 64, 64),
@@ -106,7 +106,7 @@ QWEN = {
     "architectures": ["LlavaQwenForCausalLM"],
     "_name_or_path": "Qwen/Qwen2-7B-Instruct",
     "num_key_value_heads": 2,
-    "vocab_size": 600,
+    "vocab_size": 29900,  # the separators have the ids of the Vicuna vocabulary
     "rope_theta": 1000000.0,
     "bos_token_id": None,
 }

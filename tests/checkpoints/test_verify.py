@@ -89,7 +89,7 @@ def test_weights_of_another_model(folder, change, match):
     "name, value, problem",
     [
         ("image_token_id", 31999, "the tokenizer's id of <image> is 32000, the config says 31999"),
-        ("slice_separator_id", 40000, "slice_separator_id is 40000 in the config and 29892 in the processor"),
+        ("slice_separator_id", 4000, "slice_separator_id is 4000 in the config and 29892 in the processor"),
         ("layout", "sequential", "the layout is 'sequential' in the config and 'stitched' in the processor"),
         ("auto_map", {"AutoConfig": "a.B"}, "auto_map should name AutoConfig, AutoModel, AutoModelForImageTextToText"),
     ],

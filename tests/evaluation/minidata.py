@@ -252,6 +252,29 @@ def refcoco(data: Path) -> None:
     write_jsonl(root / "annotations.jsonl", labels)
 
 
+def ocrbench(data: Path) -> None:
+    root, rows = data / "ocrbench", []
+    for index, (kind, answers) in enumerate(
+        (
+            ("Regular Text Recognition", ["Sale"]),
+            ("Doc-oriented VQA", ["12 USD", "12"]),
+            ("Handwritten Mathematical Expression Recognition", "x ^ 2"),
+        )
+    ):
+        draw(root / "OCRBench_Images" / f"set/{index}.png", index)
+        rows.append(
+            {
+                "dataset_name": "mini",
+                "type": kind,
+                "id": index,
+                "question": f"What is written in image {index}?",
+                "answers": answers,
+                "image_path": f"set/{index}.png",
+            }
+        )
+    write_json(root / "OCRBench.json", rows)
+
+
 BUILDERS = {
     "mme": mme,
     "ai2d": ai2d,
@@ -268,6 +291,7 @@ BUILDERS = {
     "seed": seed,
     "refcoco": refcoco,
     "mm_vet": mm_vet,
+    "ocrbench": ocrbench,
 }
 
 

@@ -11,7 +11,7 @@ from llava_uhd.evaluation.compare import compare_results
 from llava_uhd.evaluation.metrics import METRICS
 from llava_uhd.evaluation.pipeline import score_file
 from llava_uhd.evaluation.predictions import match_predictions
-from llava_uhd.evaluation.results import load_result
+from llava_uhd.evaluation.results import load_result, show
 from llava_uhd.evaluation.samples import Sample
 from llava_uhd.evaluation.storage import append_rows, drop_partial_line, read_rows
 from llava_uhd.evaluation.submission import (
@@ -38,6 +38,7 @@ ANSWERS = {
     "mmbench": ["A", "The answer is B"],
     "seed": ["B", "B", "B."],
     "refcoco": ["[0.1,0.2,0.5,0.6]", "here"],
+    "ocrbench": ["A sale!", "thirteen", "$x^2$"],
 }
 SCORES = {  # (official, as published)
     "mme": ({"perception": 75 + 50 + 200, "cognition": 200, "existence": 125}, {"perception": 325}),
@@ -57,6 +58,10 @@ SCORES = {  # (official, as published)
     "pope": ({"mean F1": 100 * (1 + 0 + 2 / 3) / 3, "popular F1": 0, "random yes": 100}, {"adversarial F1": 100}),
     "mmbench": ({"circular accuracy": 100, "accuracy": 100}, {"accuracy": 100}),
     "seed": ({"image accuracy": 50, "video accuracy": 100, "accuracy": 200 / 3, "Text": 0}, {"accuracy": 200 / 3}),
+    "ocrbench": (
+        {"Final Score": 2, "Final Score Norm": 0.2, "Text Recognition": 1, "Doc-oriented VQA": 0},
+        {"Final Score": 2},
+    ),
     "refcoco": ({"mean accuracy": 50, "answers without a box": 1}, {"mean accuracy": 50}),
 }
 
@@ -100,7 +105,7 @@ def test_scores_computed_by_hand(name, data, tmp_path, evaluate):
         for score, value in expected.items():
             assert scores[mode]["values"][score] == pytest.approx(value, abs=1e-9), (mode, score)
     name = scores["official"]["headline"]
-    quoted = f"{name} {scores['official']['values'][name]:.2f} over {len(rows)} questions"
+    quoted = f"{name} {show(scores['official']['values'][name])} over {len(rows)} questions"
     assert quoted in printed["results"][0]["headline"]
 
 

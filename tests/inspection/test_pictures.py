@@ -25,7 +25,8 @@ from llava_uhd.inspection.pictures import picture as draw
 from llava_uhd.inspection.slices import slice_boxes, slice_figure
 from llava_uhd.inspection.view import encode_view
 from llava_uhd.inspection.window_attention import window_attention, window_figure
-from llava_uhd.model.doubling import RADIUS, SPAN
+from llava_uhd.model.hiwin import pooled_keys_and_values
+from llava_uhd.model.upsample_2x import RADIUS, SPAN
 from tests.conftest import build_model, picture, small_config
 
 IMAGE = picture(300, 200)
@@ -106,7 +107,7 @@ def test_window_attention_is_what_the_projector_attends_with(small):
     torch.testing.assert_close(flat.sum(dim=-1), torch.ones(sets, grid**2))
     encoded = encode_view(model, processor, IMAGE, view=2)
     with torch.no_grad():
-        keys, values = projector.keys_and_values(encoded.features, encoded.pixels)
+        keys, values = pooled_keys_and_values(projector, encoded.features, encoded.pixels)
         queries = (projector.ln_q(projector.queries) + projector.positions).transpose(0, 1)
         expected = projector.attention(queries, keys, values)[0]
         seen = torch.einsum("swl,wle->wse", flat, projector.attention.v_proj(values)[0])

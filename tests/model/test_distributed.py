@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llava_uhd.model.pyramid import JointBilateralUpsampler
-from tests.model.test_fused import build, view
+from tests.model.test_hiwin_fused import build, view
 
 SHAPE = (5, 6)
 

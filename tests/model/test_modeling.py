@@ -10,7 +10,7 @@ import torch
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import Mark, plan_layout
-from llava_uhd.model.modeling_llava_uhd import token_grid
+from llava_uhd.model.modeling_llava_uhd import CACHE_NAME, token_grid
 from llava_uhd.model.vision_tower import encode_views
 from tests.conftest import build_model, picture, small_config
 
@@ -360,3 +360,47 @@ print("same logits")
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert result.stdout.strip().endswith("same logits"), result.stderr
+
+
+def test_generate_from_embeddings():
+    config = small_config()
+    model, inputs = build_model(config), sample(config, [(150, 120)])
+    with torch.no_grad():
+        expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        images = {name: inputs[name] for name in ("pixel_values", "view_shapes", "num_views", "grids")}
+        features = torch.cat(model.get_image_features(**images).pooler_output)
+        embeds = model.model.embed_tokens(inputs["input_ids"], features)
+        for options in ({}, {"num_beams": 2}, {"use_cache": False}):
+            from_ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)
+            answer = model.generate(inputs_embeds=embeds, max_new_tokens=6, do_sample=False, **options)
+            assert torch.equal(answer, from_ids[:, inputs["input_ids"].shape[1] :])
+    assert expected.shape[1] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_lookup_num_tokens": 2}], ids=["assistant", "prompt lookup"])
+def test_assisted_generation(options):
+    config = small_config()
+    model, inputs = build_model(config), sample(config, [(150, 120)])
+    if not options:
+        options = {"assistant_model": build_model(config, seed=1)}
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False, **options), expected)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_has_either_name(name):
+    """Transformers 5.24 renames `past_key_values` to `cache`; `forward` takes both with every version."""
+    from transformers import DynamicCache
+
+    config = small_config()
+    model, inputs = build_model(config), sample(config, [(150, 120)])
+    ids = inputs.pop("input_ids")
+    with torch.no_grad():
+        expected = model(input_ids=ids, **inputs).logits[:, -1]
+        cache = DynamicCache(config=config.text_config)
+        outputs = model(input_ids=ids[:, :-1], **inputs, **{name: cache}, use_cache=True)
+        assert outputs[CACHE_NAME] is cache
+        step = model(input_ids=ids[:, -1:], **{name: cache}, use_cache=True).logits[:, -1]
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="past_key_values and cache"):
+        model(input_ids=ids[:, -1:], past_key_values=cache, cache=cache)

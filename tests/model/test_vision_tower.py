@@ -10,7 +10,7 @@ from tests.golden import load, relative_error, under
 SIZES = [(336, 336), (266, 406), (350, 308)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tower():
     config = CLIPVisionConfig(
         hidden_size=32,

@@ -1,18 +1,21 @@
-"""What both adapters share: a model that answers prompts about at most one image each, in batches."""
+"""Shared by both adapters: load a model by name and answer questions with any number of images each."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from ...answering import answer, prepare
 from ...loading import load
 from ..generation import BatchGenerator, GenerationOptions
+from ..images import load_image
 from ..samples import Sample
 
-# A text and its image: a file, a decoded image, or none.
-Question = tuple[str, Path | Image.Image | None]
+# Texts and images in their order; an image is a file or decoded.
+Question = Sequence[str | Path | Image.Image]
 
 
 def load_generator(model: str, device: str | None, dtype: str, options: GenerationOptions) -> BatchGenerator:
@@ -22,18 +25,58 @@ def load_generator(model: str, device: str | None, dtype: str, options: Generati
 
 
 def answer_questions(generator: BatchGenerator, questions: Sequence[Question]) -> list[str]:
-    """Answer questions as one batch.
+    """Answer questions: those with at most one image as one batch, the image first; the others one by one, in order.
 
     Raises:
-        ValueError: an image cannot be read.
+        ValueError: an image cannot be read, or a prompt leaves no room for an answer.
     """
-    samples = [
-        Sample(index, text, image_source=partial(Image.Image.copy, image) if isinstance(image, Image.Image) else image)
-        for index, (text, image) in enumerate(questions)
-    ]
-    with ThreadPoolExecutor() as pool:
-        batch = generator.batches.build(samples, range(len(samples)), pool)
-    if batch.errors:
-        raise ValueError("; ".join(batch.errors.values()))
-    answers = generator.generate(batch)
-    return [answers[index] for index in range(len(samples))]
+    answers: dict[int, str] = {}
+    samples: dict[int, Sample] = {}
+    for index, question in enumerate(questions):
+        images = [part for part in question if not isinstance(part, str)]
+        if len(images) > 1:
+            answers[index] = _answer_about_images(generator, question)
+        else:
+            text = "\n".join(part for part in question if isinstance(part, str)).strip()
+            samples[index] = _sample(index, text, *images)
+    if samples:
+        with ThreadPoolExecutor() as pool:
+            batch = generator.batches.build(list(samples.values()), range(len(samples)), pool)
+        if batch.errors:
+            raise ValueError("; ".join(batch.errors.values()))
+        texts = generator.generate(batch)
+        answers |= {index: texts[position] for position, index in enumerate(samples)}
+    return [answers[index] for index in range(len(questions))]
+
+
+def _sample(index: int, text: str, image: Path | Image.Image | None = None) -> Sample:
+    source = partial(Image.Image.copy, image) if isinstance(image, Image.Image) else image
+    return Sample(index, text, image_source=source)
+
+
+def _answer_about_images(generator: BatchGenerator, question: Question) -> str:
+    """Answer one question about several images, each in its place among the texts."""
+    options = generator.options
+    content: list[dict[str, Any]] = []
+    for index, part in enumerate(question):
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            image = load_image(_sample(index, "", part), options.max_side)
+            content.append({"type": "image", "image": image})
+    inputs = prepare(
+        generator.model,
+        generator.processor,
+        [{"role": "user", "content": content}],
+        max_new_tokens=1,
+        **generator.batches.slices,
+    )
+    room = generator.context - inputs["input_ids"].shape[1]
+    return answer(
+        generator.model,
+        generator.processor,
+        inputs,
+        min(options.max_new_tokens, room),
+        do_sample=False,
+        num_beams=options.num_beams,
+    )

@@ -1,16 +1,22 @@
-"""This model in lmms-eval's sense; loaded by lmms-eval alone, in its own process, through `lmms_eval_plugin`.
+"""Model class for lmms-eval, which alone loads it, in its own process, through `lmms_eval_plugin`.
 
 lmms-eval brings prompts, images, decoding options and metrics, so its numbers follow its protocols, not the paper's.
+A request's images are all used: at the `<image>` placeholders of its text if there is one for each, else before it.
 """
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import torch
 from lmms_eval.api.model import lmms
+from PIL import Image
 
 from ..generation import GenerationOptions
 from ..predictions import Rank
-from .answering import answer_questions, load_generator
+from .answering import Question, answer_questions, load_generator
+
+_PLACEHOLDER = "<image>"
 
 
 def _cut(text: str, stops: list[str]) -> str:
@@ -19,14 +25,36 @@ def _cut(text: str, stops: list[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
+def _question(text: str, visuals: list[Any]) -> Question:
+    """Texts and images of a request in their order.
+
+    Raises:
+        ValueError: a visual is no image.
+    """
+    images: list[Image.Image | Path] = []
+    for visual in visuals:
+        if isinstance(visual, str):
+            visual = Path(visual)
+        if not isinstance(visual, Image.Image | Path):
+            raise ValueError(f"this model takes images; the task gives a {type(visual).__name__}")
+        images.append(visual)
+    texts = text.split(_PLACEHOLDER)
+    if len(images) > 1 and len(texts) == len(images) + 1:
+        parts = [part for pair in zip(texts, [*images, ""], strict=True) for part in pair]
+    else:
+        parts = [*images, text.replace(_PLACEHOLDER, "").strip()]
+    return [part for part in parts if not isinstance(part, str) or part.strip()]
+
+
 class LlavaUhdForLmmsEval(lmms):
     """`--model llava_uhd --model_args pretrained=tiny,max_slices=7,max_side=1024`.
 
     Args:
         pretrained: tiny, a folder or a hub id.
-        device: such as cuda:0; None takes the first accelerator, or else the CPU.
-        max_slices: most slices per image; None as trained.
-        max_side: long side to which images are scaled first; None leaves them.
+        device: such as cuda:0; None takes the first accelerator, or else the CPU; with several ranks each its own.
+        batch_size: requests of at most one image answered at a time.
+        max_slices: maximum number of slices per image; None as trained.
+        max_side: long side to which images are scaled first, in pixels; None leaves them.
     """
 
     is_simple = True
@@ -51,23 +79,30 @@ class LlavaUhdForLmmsEval(lmms):
 
             self.accelerator = Accelerator()
             device = str(self.accelerator.device)
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1")
         self.batch_size = int(batch_size)
         self.max_slices, self.max_side = max_slices, max_side
         self.generator = load_generator(pretrained, device, dtype, self._options({}))
 
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank; lmms-eval gathers the ranks' requests and results on it."""
+        return self.generator.model.device
+
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
-        if given.get("do_sample") or given.get("temperature"):
-            raise ValueError("this adapter decodes without sampling; the task asks for it")
+        if given.get("do_sample", bool(given.get("temperature"))):
+            raise ValueError(f"this adapter decodes without sampling; the task asks for it ({given})")
         return GenerationOptions(
             max_side=self.max_side,
             max_slices=self.max_slices,
             num_beams=given.get("num_beams") or 1,
-            max_new_tokens=given.get("max_new_tokens", 128),
+            max_new_tokens=given.get("max_new_tokens") or 128,
             batch_size=self.batch_size,
         )
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Answer each request about the first of its images; those of like options share batches."""
+        """Answer each request about all of its images; requests of like options share batches."""
         answers: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -75,14 +110,14 @@ class LlavaUhdForLmmsEval(lmms):
         for indices in groups.values():
             given = requests[indices[0]].args[1]
             self.generator.options = self._options(given)
-            stops = given.get("until", [])
+            stops = given.get("until") or []
             remaining = iter(indices)
             while chosen := list(islice(remaining, self.batch_size)):
                 questions = []
                 for index in chosen:
                     text, _, doc_to_visual, doc_id, task, split = requests[index].args
-                    visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or [None]
-                    questions.append((text.replace("<image>", "").strip(), visuals[0]))
+                    visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+                    questions.append(_question(text, visuals))
                 texts = answer_questions(self.generator, questions)
                 for index, text in zip(chosen, texts, strict=True):
                     answers[index] = _cut(text, [stops] if isinstance(stops, str) else stops).strip()

@@ -2,9 +2,11 @@
 
     python -m llava_uhd.evaluation.adapters.vlmevalkit OCRBench SEEDBench_IMG --model tiny --out results
 
-The protocol is the published adapter's intention (it could not start): three beams, 1,024 new tokens, the first image
-alone, scaled to a long side of 1,024 pixels, the data set's own prompt and, after options, the instruction to answer
-with a letter. Import this module in a process of its own: VLMEvalKit switches gradients and the verification of
+The protocol is the published adapter's intention (it could not start): three beams, 1,024 new tokens, images scaled to
+a long side of 1,024 pixels, the data set's own prompt and, after options, the instruction to answer with a letter. The
+published adapter takes the first image of a question alone; this one takes all of them, each in its place.
+
+Import this module in a process of its own: VLMEvalKit switches gradients and the verification of
 certificates off and sets seeds.
 """
 
@@ -30,7 +32,7 @@ except (ImportError, RuntimeError) as error:
 
 from ...loading import first_line
 from ..generation import BatchGenerator, GenerationOptions
-from ..readers import LETTER_ANSWER
+from ..samples import LETTER_ANSWER
 from .answering import answer_questions, load_generator
 
 DATASETS = ("OCRBench", "MMMU_DEV_VAL", "SEEDBench_IMG", "MMBench_DEV_EN_V11", "RealWorldQA", "HRBench4K")
@@ -44,13 +46,17 @@ def letter_prompt(text: str) -> str:
     """Ask for a letter where a prompt lists options: its wording tells, not the data set's name, which may be new."""
     if _OPTIONS_MARK not in text:
         return text
+    return _ask_for_letter(text)
+
+
+def _ask_for_letter(text: str) -> str:
     return text.strip().removesuffix(_THEIR_INSTRUCTION).rstrip() + LETTER_ANSWER
 
 
 class LlavaUhdForVlmEvalKit(BaseModel):
     """A model in VLMEvalKit's sense."""
 
-    INTERLEAVE = False
+    INTERLEAVE = True
 
     def __init__(self, generator: BatchGenerator):
         super().__init__()
@@ -61,10 +67,25 @@ class LlavaUhdForVlmEvalKit(BaseModel):
         return False
 
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
-        """Answer texts (joined) about the first image, or about none."""
-        text = "\n".join(part["value"] for part in message if part["type"] == "text")
-        images = [Path(part["value"]) for part in message if part["type"] == "image"]
-        return answer_questions(self.generator, [(letter_prompt(text), images[0] if images else None)])[0]
+        """Answer a message about all of its images.
+
+        Raises:
+            ValueError: a part of the message is neither a text nor an image.
+        """
+        unknown = [part["type"] for part in message if part["type"] not in ("text", "image")]
+        if unknown:
+            raise ValueError(f"this model takes texts and images; the message has a part of type {unknown[0]!r}")
+        if sum(part["type"] == "image" for part in message) <= 1:
+            text = "\n".join(part["value"] for part in message if part["type"] == "text")
+            images = [Path(part["value"]) for part in message if part["type"] == "image"]
+            return answer_questions(self.generator, [[*images, letter_prompt(text)]])[0]
+        parts: list[str | Path] = [
+            part["value"] if part["type"] == "text" else Path(part["value"]) for part in message
+        ]
+        texts = [index for index, part in enumerate(parts) if isinstance(part, str)]
+        if any(_OPTIONS_MARK in part for part in parts if isinstance(part, str)):
+            parts[texts[-1]] = _ask_for_letter(str(parts[texts[-1]]))
+        return answer_questions(self.generator, [parts])[0]
 
 
 def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str, **dataset_options: Any) -> Any:

@@ -64,5 +64,5 @@ def make_plan(recipe: UpsamplerRecipe, devices: int) -> UpsamplerPlan:
     # Of each level the enlarged map, moved, blurred, cut into squares, with their gradients; and the tower.
     maps = 8 * 4 * recipe.batch // devices * vision["hidden_size"] * recipe.image_size**2
     tower = 4 * 12 * vision["hidden_size"] ** 2 * vision["num_hidden_layers"]
-    memory = 16 * sum(parameters.values()) + len(module.pyramid.stages()) * maps + tower
+    memory = 16 * sum(parameters.values()) + len(module.pyramid.steps()) * maps + tower
     return UpsamplerPlan(parameters, devices, pictures, steps, round(memory / 2**30, 1))

@@ -36,7 +36,7 @@ STATE_FILE = "state.pt"
 def stage_maps(pyramid: JBUPyramid, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
     """The maps above 1x, ascending; each level learns for itself, the map below it taken as given."""
     maps = []
-    for upsampler, fixup in pyramid.stages():
+    for upsampler, fixup in pyramid.steps():
         current = upsample(upsampler, features, pixels)
         if fixup is not None:
             current = current + FIXUP_SCALE * fixup(current)
@@ -55,7 +55,7 @@ class Reconstruction(nn.Module):
         self.pyramid = JBUPyramid(channels, levels)
         if recipe.highest == 8:
             self.pyramid.fixup_proj.requires_grad_(False)  # used by no map
-        trained = len(self.pyramid.stages())
+        trained = len(self.pyramid.steps())
         self.downsamplers = nn.ModuleList(
             AttentionDownsampler(channels, recipe.downsampler_kernel) for _ in range(trained)
         )

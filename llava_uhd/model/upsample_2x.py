@@ -1,8 +1,8 @@
-"""Doubling a map under kernels of its own at every position, tile by tile.
+"""Upsampling a map 2x under kernels of its own at every position, tile by tile.
 
-Joint bilateral up-sampling first doubles a map bicubically and then takes a weighted sum of 7 x 7 neighbours, with
+Joint bilateral up-sampling first enlarges a map 2x bicubically and then takes a weighted sum of 7 x 7 neighbors, with
 other weights at every position. Both are linear and act on every channel alike, so a tile of 8 x 8 outputs is one
-small matrix times the 10 x 10 source positions that reach it. The doubled map and its 49 shifts are never formed, in
+small matrix times the 10 x 10 source positions that reach it. The upsampled map and its 49 shifts are never formed, in
 neither direction: the matrices are built from the kernels by two contractions with sliding pieces of the bicubic
 matrix, one per side, which depend on the shape alone.
 
@@ -22,7 +22,7 @@ TAPS = SPAN**2
 TILE = 8
 STEP = TILE // 2
 REACH = STEP + 6
-# Numbers in an intermediate: small enough to stay near a CPU's cache, or to keep an accelerator busy; more where
+# Elements of an intermediate: small enough to stay near a CPU's cache, or to keep an accelerator busy; more where
 # gradients are recorded, since every piece adds to the gradient of the whole.
 PIECE = {"cpu": 2**21}
 PIECE_ELSEWHERE = 2**27
@@ -30,41 +30,41 @@ PIECE_FACTOR_WITH_GRADIENT = 8
 
 
 def piece_size(device: torch.device) -> int:
-    """How many numbers an intermediate should have where work is done piece by piece."""
+    """Return the number of elements an intermediate should have where work is done piece by piece."""
     return PIECE.get(device.type, PIECE_ELSEWHERE) * (PIECE_FACTOR_WITH_GRADIENT if torch.is_grad_enabled() else 1)
 
 
 def border_mode(shape: tuple[int, int]) -> str:
-    """How a map is continued beyond its border: by reflection, or by repetition where a side is too short to reflect.
+    """Return the padding mode of a map: reflection, or replication where a side is too short to reflect.
 
-    The published code fails on such maps; they come from views of one patch on a side.
+    The reference implementation fails on such maps; they come from views of one patch on a side.
     """
     return "reflect" if min(shape) > RADIUS else "replicate"
 
 
 @lru_cache(maxsize=256)
 def sliding_matrices(side: int, mode: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """For each doubled position along a side, its 7 neighbours as sums of its tile's 10 source positions.
+    """Express each upsampled position's 7 neighbors along a side as sums of its tile's 10 source positions.
 
     Returns:
-        (8 · tiles, 7, 10), zeros for what the last tile has beyond the map.
+        (8 · tiles, 7, 10), zeros where the last tile reaches beyond the map.
     """
     # Made outside of inference mode even when first asked for inside it: a later training step may use it.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(side, dtype=torch.float64)[None, None]
-        doubled = F.interpolate(identity, size=(2 * side, side), mode="bicubic", align_corners=False)[0, 0]
+        upsampled = F.interpolate(identity, size=(2 * side, side), mode="bicubic", align_corners=False)[0, 0]
         border = F.pad(torch.arange(2.0 * side)[None, None], (RADIUS, RADIUS), mode=mode)[0, 0].long()
         tiles = -(-2 * side // TILE)
         # The source begins three positions before the first tile and ends where the last tile's reach does.
-        matrix = F.pad(doubled[border], (3, (tiles - 1) * STEP + REACH - 3 - side, 0, tiles * TILE - 2 * side))
+        matrix = F.pad(upsampled[border], (3, (tiles - 1) * STEP + REACH - 3 - side, 0, tiles * TILE - 2 * side))
         position = torch.arange(tiles * TILE)
-        neighbours = position[:, None] + torch.arange(SPAN)
+        neighbors = position[:, None] + torch.arange(SPAN)
         sources = position[:, None] // TILE * STEP + torch.arange(REACH)
-        return matrix[neighbours[:, :, None], sources[:, None, :]].to(device, dtype)
+        return matrix[neighbors[:, :, None], sources[:, None, :]].to(device, dtype)
 
 
 def tile_matrices(kernels: torch.Tensor) -> torch.Tensor:
-    """The matrix of every tile: (N, P, H, W) kernels of a doubled map to (N, Ty, Tx, 64, 100)."""
+    """Build the matrix of every tile: (N, P, H, W) kernels of an upsampled map to (N, Ty, Tx, 64, 100)."""
     n, _, height, width = kernels.shape
     mode = border_mode((height, width))
     down = sliding_matrices(height // 2, mode, kernels.device, kernels.dtype)  # 8·Ty, 7, 10
@@ -79,21 +79,21 @@ def tile_matrices(kernels: torch.Tensor) -> torch.Tensor:
 
 
 def pad_source(source: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-    """A source map (N, h, w, C) with the border that the tiles reach into; the matrices are zero there."""
+    """Pad a source map (N, h, w, C) by the border that the tiles reach into; the matrices are zero there."""
     rows, columns = ((count - 1) * STEP + REACH - 3 for count in tiles.shape[1:3])
     return F.pad(source, (0, 0, 3, columns - source.shape[2], 3, rows - source.shape[1]))
 
 
-def double_band(
+def upsample_2x_band(
     padded: torch.Tensor, tiles: torch.Tensor, first: int, shape: tuple[int, int], offset: torch.Tensor
 ) -> torch.Tensor:
-    """Some rows of the doubled map.
+    """Compute some rows of the upsampled map.
 
     Args:
-        padded: the whole source, from `pad_source`.
-        tiles: (N, rows of tiles, Tx, 64, 100), the matrices of this band.
-        first: the band's first row of tiles.
-        shape: (H, W) of the doubled map.
+        padded: the whole source, padded by `pad_source`.
+        tiles: (N, rows of tiles, Tx, 64, 100), matrices of this band.
+        first: first row of tiles of the band.
+        shape: (H, W), size of the upsampled map.
         offset: (N or 1, C), added at every position.
 
     Returns:
@@ -111,24 +111,24 @@ def double_band(
 
 
 def bands(tiles: torch.Tensor, channels: int) -> list[tuple[int, int]]:
-    """The rows of tiles that are taken together: (first, last) of each band, last excluded."""
+    """Split the rows of tiles into bands: (first, last) of each, last excluded."""
     n, rows, columns = tiles.shape[:3]
     count = max(piece_size(tiles.device) // (n * columns * REACH**2 * channels), 1)
     return [(first, min(first + count, rows)) for first in range(0, rows, count)]
 
 
-def double_tiled(
+def upsample_2x_tiled(
     source: torch.Tensor, tiles: torch.Tensor, shape: tuple[int, int], offset: torch.Tensor
 ) -> torch.Tensor:
-    """The whole doubled map, (N, h, w, C) to (N, H, W, C); arguments as of `double_band`."""
+    """Compute the whole upsampled map, (N, h, w, C) to (N, H, W, C); arguments as in `upsample_2x_band`."""
     padded = pad_source(source, tiles)
     pieces = bands(tiles, padded.shape[-1])
-    out = [double_band(padded, tiles[:, first:last], first, shape, offset) for first, last in pieces]
+    out = [upsample_2x_band(padded, tiles[:, first:last], first, shape, offset) for first, last in pieces]
     return torch.cat(out, dim=1) if len(out) > 1 else out[0]
 
 
-def double(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """The whole doubled map: (N, C, h, w), (N, P, 2h, 2w) to (N, C, 2h, 2w)."""
+def upsample_2x(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """Compute the whole upsampled map: (N, C, h, w), (N, P, 2h, 2w) to (N, C, 2h, 2w)."""
     shape, no_offset = (kernels.shape[2], kernels.shape[3]), source.new_zeros(1, source.shape[1])
-    doubled = double_tiled(source.permute(0, 2, 3, 1), tile_matrices(kernels), shape, no_offset)
-    return doubled.permute(0, 3, 1, 2)
+    upsampled = upsample_2x_tiled(source.permute(0, 2, 3, 1), tile_matrices(kernels), shape, no_offset)
+    return upsampled.permute(0, 3, 1, 2)

@@ -1,9 +1,9 @@
-"""Packing: which rows of the packed patches make up which view, and where each view's tokens belong.
+"""View groups: which of the packed patches make up which view, and where each view's tokens belong.
 
-Views of one shape go through the model together, whichever image they are of. This is the index arithmetic of taking
-them apart and putting their tokens in order; it runs on the CPU, on small integers.
+Views of one shape go through the model together, whichever image they are from. This is the index arithmetic of
+grouping them and of putting their tokens in order; it runs on the CPU, on small integers.
 
-Shapes: V views, I images, P patches of all views, T image tokens of all images.
+Shapes: V views, I images, P patches of all views, T image tokens of all images, H W grid of patches of a view.
 """
 
 from dataclasses import dataclass
@@ -19,44 +19,44 @@ class ViewGroup:
 
     Attributes:
         shape: (rows, columns) of patches, H and W.
-        rows: (views of the group, H·W), their rows of the packed patches.
+        patch_indices: (views of the group, H·W), indices into the packed patches.
     """
 
     shape: tuple[int, int]
-    rows: torch.Tensor
+    patch_indices: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How a batch of images is packed.
+class GroupedViews:
+    """The views of a batch of images, grouped by shape.
 
     Attributes:
         groups: the views, by shape.
-        order: (T,), for each token of the sequence its place among the groups' tokens, one group after the other.
-        tokens_of_image: tokens of each image.
+        order: (T,), for each token of the sequence its index among the groups' tokens, one group after the other.
+        tokens_per_image: number of tokens of each image.
     """
 
     groups: list[ViewGroup]
     order: torch.Tensor
-    tokens_of_image: list[int]
+    tokens_per_image: list[int]
 
 
-def unpack(
+def group_views(
     num_patches: int,
     view_shapes: torch.Tensor,
     num_views: torch.Tensor,
     grids: torch.Tensor,
     token_grid: TokenGrid,
     layout: LayoutName,
-) -> Packing:
-    """Reads the shapes that the image processor put beside the packed patches.
+) -> GroupedViews:
+    """Group the views of packed patches by shape.
 
     Args:
         num_patches: rows of `pixel_values`, P.
         view_shapes: (V, 2), rows and columns of patches of each view, image after image.
         num_views: (I,), views of each image: its slices, row by row, then its overview.
-        grids: (I, 2), columns and rows of slices of each image, zeros where it was not cut.
-        token_grid: how many tokens the projector makes of a view.
+        grids: (I, 2), columns and rows of slices of each image, zeros where it was not sliced.
+        token_grid: number of tokens the projector makes of a view.
         layout: order of an image's tokens.
 
     Raises:
@@ -96,4 +96,4 @@ def unpack(
         orders.append(torch.tensor(of_image.order) + offset)
         num_tokens.append(len(of_image.order))
         view, offset = view + count, offset + len(of_image.order)
-    return Packing(groups, place[torch.cat(orders)], num_tokens)
+    return GroupedViews(groups, place[torch.cat(orders)], num_tokens)

@@ -5,7 +5,7 @@ import torch
 
 from llava_uhd.model.attention import resize_positions, sincos_position_embedding
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
-from llava_uhd.model.resampler import SpatiallyConstrainedResampler, UnshuffleMLP
+from llava_uhd.model.projector import SpatiallyConstrainedResampler, UnshuffleMLP
 from tests.golden import load, relative_error, resampler_state, under
 
 SHAPES = [(24, 24), (19, 29), (9, 40)]

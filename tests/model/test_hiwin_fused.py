@@ -1,4 +1,4 @@
-"""The folded projector against the plain one: values, gradients, and what happens to weights once they are folded."""
+"""The fused path against the formula: values, gradients, and the cache of folded weights."""
 
 import copy
 import pickle
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from llava_uhd.benchmark.reference import tokens
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
-from llava_uhd.model.fused import geometry
-from llava_uhd.model.hiwin import HiWinProjector
-from llava_uhd.oracle.hiwin import tokens
+from llava_uhd.model.hiwin import HiWinProjector, hiwin_attention
+from llava_uhd.model.hiwin_fused import fused_hiwin_attention, level_geometries, reason_not_to_fuse
 from tests.golden import relative_error
 
 PYRAMIDS = {
@@ -21,6 +21,9 @@ PYRAMIDS = {
     "1-8": {"levels": [1, 8]},
     "1x": {"levels": [1], "upsampler": "none"},
     "bilinear": {"levels": [1, 2, 8], "upsampler": "bilinear"},
+    "bins": {"levels": [1, 2, 4], "bin_embedding": True},
+    "aligned": {"levels": [1, 2], "aligned_windows": True},
+    "both": {"levels": [1, 2], "upsampler": "bilinear", "bin_embedding": True, "aligned_windows": True},
 }
 # The last two have a side too short for the windows, and for reflecting a border.
 SHAPES = [(6, 6), (9, 4), (3, 2), (1, 7)]
@@ -58,6 +61,8 @@ def test_equals_the_plain_formula(pyramid, widths):
         with torch.no_grad():
             expected = tokens(projector, features, pixels)
             assert relative_error(projector(features, pixels), expected) < 3e-6
+            formula = hiwin_attention(projector, [(features, pixels)])
+            assert relative_error(fused_hiwin_attention(projector, [(features, pixels)]), formula) < 3e-6
         assert relative_error(projector(features, pixels).detach(), expected) < 3e-6
 
 
@@ -71,7 +76,7 @@ def gradients(projector, function, features, pixels, direction) -> dict[str, tor
     }
 
 
-@pytest.mark.parametrize("pyramid", ["4x", "8x", "bilinear"])
+@pytest.mark.parametrize("pyramid", ["4x", "8x", "bilinear", "bins", "both"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("bias", ["random", "zero"])
 def test_gradients(pyramid, training, bias):
@@ -121,8 +126,8 @@ def test_folded_weights_follow_the_weights():
         return out
 
     first = check()
-    kept = projector._kept
-    assert torch.equal(check(), first) and projector._kept is kept  # made once
+    kept = projector.folded_weights._entry
+    assert torch.equal(check(), first) and projector.folded_weights._entry is kept  # folded once
     assert projector.state_dict().keys() == keys
     with torch.no_grad():
         projector.attention.k_proj.weight.mul_(1.5)
@@ -133,12 +138,12 @@ def test_folded_weights_follow_the_weights():
     check()
     projector.bfloat16().float()
     check()
-    assert projector.train()._kept is None
+    assert projector.train().folded_weights.is_empty
     projector.attention.v_proj.weight.data.mul_(2)
     projector.eval()
     check()
     for copied in (copy.deepcopy(projector), pickle.loads(pickle.dumps(projector))):
-        assert copied._kept is None and projector._kept is not None
+        assert copied.folded_weights.is_empty and not projector.folded_weights.is_empty
         with torch.no_grad():
             copied.queries.mul_(2)
             assert relative_error(copied(features, pixels), tokens(copied, features, pixels)) < 3e-6
@@ -148,9 +153,9 @@ def test_folded_weights_follow_the_weights():
 def test_frozen_weights_are_folded_once_though_gradients_are_recorded():
     projector, (features, pixels) = build().requires_grad_(False), view((6, 6))
     out = projector(features, pixels)
-    kept = projector._kept
+    kept = projector.folded_weights._entry
     assert kept is not None and not out.requires_grad
-    assert torch.equal(projector(features, pixels), out) and projector._kept is kept
+    assert torch.equal(projector(features, pixels), out) and projector.folded_weights._entry is kept
     # In training mode the pyramid's dropout is on, frozen or not, as published.
     projector.train()
     torch.manual_seed(3)
@@ -193,7 +198,7 @@ def test_adapters_are_seen():
                 if hasattr(child, "merge"):
                     child.merge()
                     setattr(module, name, child.get_base_layer())
-        assert wrapped.can_fold()
+        assert reason_not_to_fuse(wrapped) is None
         torch.testing.assert_close(wrapped(features, pixels), adapted, rtol=1e-3, atol=1e-4)
 
 
@@ -204,7 +209,7 @@ def test_offloaded_weights():
     with torch.no_grad():
         expected = projector(features, pixels)
         cpu_offload(projector, execution_device=torch.device("cpu"))
-        assert projector.attention.k_proj.weight.is_meta and not projector.can_fold()
+        assert projector.attention.k_proj.weight.is_meta and reason_not_to_fuse(projector) is not None
         torch.testing.assert_close(projector(features, pixels), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -223,7 +228,7 @@ def test_autocast_training():
     projector, (features, pixels) = build(), view((6, 6))
     direction = torch.randn(2, 9, 32)
     expected = gradients(projector, projector, features, pixels, direction)
-    geometry.cache_clear()  # as in a process that only ever trains in mixed precision
+    level_geometries.cache_clear()  # as in a process that only ever trains in mixed precision
 
     def mixed(features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,482 @@
+"""The fast path of HiWin: the same tensor as `hiwin.hiwin_attention`, computed in the encoder's width.
+
+With the weights folded as `weight_folding` describes, the maps are upsampled, normalized and pooled band by band: no
+map of a high level is ever whole, and none has the language model's width. Attention then runs on the pooled
+coordinates, and one small matrix per head turns its weighted sums into values.
+
+With gradients, the intermediates of a band are recomputed in the backward pass, so that a training step keeps the
+encoder's maps and the pooled coordinates only. Weights are folded once per model for inference and once per step in
+training.
+
+Shapes: N views of one shape, h w the encoder's map, H W map of a level, C channels of the encoder, K coordinates,
+S query sets, G query grid, L bins of a window at one level, heads of d channels, E hidden size of the language model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .attention import WindowAttention, resize_positions
+from .level_projection import LevelProjection
+from .pyramid import FIXUP_SCALE, BilinearPyramid, JBUPyramid, MapFixup
+from .upsample_2x import bands, pad_source, piece_size, tile_matrices, upsample_2x_band, upsample_2x_tiled
+from .weight_folding import (
+    ChannelFixup,
+    FoldedWeights,
+    LevelWeights,
+    PushedThrough,
+    fold_weights,
+    push_through,
+    window_queries,
+)
+from .windows import bin_shape, bin_weights, pool_windows, pooling_matrices
+
+# Layers whose weights are all there is to them; a subclass or wrapper may compute something else.
+FOLDABLE_LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Dropout2d)
+
+
+class HiWinWeights(Protocol):
+    """What the fused path reads of a `HiWinProjector`."""
+
+    levels: list[int]
+    query_grid: int
+    aligned: bool
+    training: bool
+    projections: nn.ModuleDict
+    positions: nn.Parameter
+    queries: nn.Parameter
+    attention: WindowAttention
+    ln_q: nn.LayerNorm
+    ln_kv: nn.LayerNorm
+    folded_weights: "FoldedWeightCache"
+
+    @property
+    def box_dtype(self) -> str: ...  # noqa: D102
+
+    @property
+    def upsampler(self) -> nn.Module: ...  # noqa: D102
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...  # noqa: D102
+
+
+def fused_hiwin_attention(
+    projector: HiWinWeights, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """Attention output of the query sets, computed with folded weights.
+
+    Args:
+        projector: the module that holds the weights; `reason_not_to_fuse` must be None for it.
+        groups: features (N, C, H, W) and pixels (N, 3, ., .) of each group of views.
+
+    Returns:
+        (views of all groups, G², S, E).
+    """
+    return projector.attention.out_proj(_heads_output(projector, groups))
+
+
+# Left out of compiled graphs: each new shape of views would compile it anew, for matrix products as they are.
+@torch.compiler.disable
+def _heads_output(projector: HiWinWeights, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Attention output of all heads before the output projection: (views of all groups, G², S, E)."""
+    features = groups[0][0]
+    # In training also without gradients, so that reentrant checkpointing sees the same numbers twice.
+    with_gradient = (torch.is_grad_enabled() or projector.training) and (
+        any(of_group.requires_grad for of_group, _ in groups) or any(p.requires_grad for p in projector.parameters())
+    )
+    dtype = matmul_dtype(features)
+    with torch.autocast(features.device.type, enabled=False):
+        if with_gradient:
+            folded = fold(projector, with_gradient=True)
+        else:
+            folded = projector.folded_weights.get(projector, dtype)
+    return torch.cat([_group_output(projector, *group, folded, dtype, with_gradient) for group in groups])
+
+
+def _group_output(
+    projector: HiWinWeights,
+    features: torch.Tensor,
+    pixels: torch.Tensor,
+    folded: FoldedWeights,
+    dtype: torch.dtype,
+    with_gradient: bool,
+) -> torch.Tensor:
+    """Attention output for views of one shape: (N, C, h, w) to (N, G², S, E)."""
+    device, shape = features.device, (features.shape[2], features.shape[3])
+    geometries = level_geometries(
+        shape, tuple(projector.levels), projector.query_grid, projector.box_dtype, projector.aligned, device
+    )
+    kernels: list[torch.Tensor] | None = None
+    keep: list[torch.Tensor | None] = []
+    if isinstance(projector.upsampler, JBUPyramid):
+        kernels, keep = projector.upsampler.kernels(shape, pixels)
+    with torch.autocast(device.type, enabled=False):
+        x = features.float().flatten(2).transpose(1, 2)  # N, h·w, C
+        if with_gradient or any(factors is not None for factors in keep):
+            pushed = [
+                push_through(x, fixups, level.r_factor, with_source=with_gradient)
+                for fixups, level in zip(level_fixups(projector, keep), folded.levels, strict=True)
+            ]
+        else:
+            pushed = [PushedThrough([x @ level.parts[0][0]], level.offsets) for level in folded.push_through]
+        pooled = upsample_normalize_pool(
+            pushed,
+            shape,
+            projector.levels,
+            kernels,
+            geometries,
+            projector.query_grid,
+            projector.ln_kv.normalized_shape[0],
+            projector.ln_kv.eps,
+        )
+        return attend(pooled, folded, geometries, dtype).to(features.dtype)
+
+
+def matmul_dtype(features: torch.Tensor) -> torch.dtype:
+    """Dtype of the product with the value matrices: that of the features, float32 on a CPU.
+
+    Few CPUs multiply half precision faster than float32; most only emulate it.
+    """
+    device = features.device.type
+    if device == "cpu":
+        return torch.float32
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+
+
+def level_fixups(
+    projector: HiWinWeights, keep: Sequence[torch.Tensor | None] | None = None
+) -> list[list[ChannelFixup | None]]:
+    """The 1x1 fix-ups on the way to each level, with this step's dropout factors of each 2x step where given."""
+    if not isinstance(projector.upsampler, JBUPyramid):
+        return [[] for _ in projector.levels]
+    fixups: list[ChannelFixup | None] = []
+    for step, (_, fixup) in enumerate(projector.upsampler.steps()):
+        if fixup is None:
+            fixups.append(None)
+            continue
+        convolution = fixup.convolution
+        assert convolution.bias is not None
+        weight, bias = convolution.weight.float().flatten(1), convolution.bias.float()
+        fixups.append(ChannelFixup(weight, bias, FIXUP_SCALE, None if keep is None else keep[step]))
+    return [fixups[: level.bit_length() - 1] for level in projector.levels]
+
+
+def fold(projector: HiWinWeights, with_gradient: bool) -> FoldedWeights:
+    """Fold the projector's weights; see `weight_folding`."""
+    levels = [
+        LevelWeights(projection.linear, projection.embedding, projection.bin_embedding, fixups)
+        for projection, fixups in zip(level_projections(projector), level_fixups(projector), strict=True)
+    ]
+    queries = window_queries(projector.queries, projector.positions, projector.ln_q, projector.attention)
+    return fold_weights(levels, projector.ln_kv, queries, projector.positions, projector.attention, with_gradient)
+
+
+def level_projections(projector: HiWinWeights) -> list[LevelProjection]:
+    """The projections that are not wrapped in another module; of every level, if the projector can be fused."""
+    return [module for module in projector.projections.values() if isinstance(module, LevelProjection)]
+
+
+def reason_not_to_fuse(projector: HiWinWeights) -> str | None:
+    """Return why the weights cannot be folded, or None if they can be read and are all there is to their layers."""
+    upsampler, attention = projector.upsampler, projector.attention
+    layers: list[nn.Module] = [projector.ln_q, projector.ln_kv, attention.q_proj, attention.k_proj, attention.v_proj]
+    weights = [projector.queries, projector.positions]
+    projections = level_projections(projector)
+    if len(projections) < len(projector.levels):
+        return "the projection of a level is wrapped"
+    for projection in projections:
+        layers.append(projection.linear)
+        weights += [p for p in (projection.embedding, projection.bin_embedding) if p is not None]
+    if isinstance(upsampler, JBUPyramid):
+        fixups = [fixup for _, fixup in upsampler.steps() if fixup is not None]
+        if not all(type(fixup) is MapFixup for fixup in fixups):
+            return "a fix-up of the up-sampler is wrapped"
+        layers += [layer for fixup in fixups for layer in fixup]
+    elif not isinstance(upsampler, BilinearPyramid):
+        return f"up-sampler {type(upsampler).__name__} is not known to be linear"
+    for layer in layers:
+        if type(layer) not in FOLDABLE_LAYERS:
+            return f"a layer is a {type(layer).__name__}"
+        weights += layer.parameters()
+    for weight in weights:
+        # Quantized or sharded, offloaded, or empty for now (partitioned).
+        if type(weight) not in (nn.Parameter, torch.Tensor) or weight.is_meta or weight.numel() == 0:
+            return f"a weight is a {type(weight).__name__} on {weight.device} with {weight.numel()} elements"
+    return None
+
+
+class FoldedWeightCache(nn.Module):
+    """Folded weights of a projector for inference, kept from one call to the next.
+
+    They are folded anew when a weight has changed in place or was replaced, and dropped by whatever moves, converts or
+    switches the mode of the projector, of which this is a submodule without weights. Only a change in place through
+    `.data` goes unnoticed: call `eval()` after it. Copies and pickles start empty, and no checkpoint holds anything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entry: tuple[tuple, FoldedWeights] | None = None
+
+    def get(self, projector: HiWinWeights, dtype: torch.dtype) -> FoldedWeights:
+        """Return the folded weights with value matrices in `dtype`, from the last call if nothing has changed."""
+        versions = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in projector.parameters()
+        )
+        if self._entry is None or self._entry[0] != (dtype, versions):
+            self._entry = None  # so that there are never two
+            # Outside of inference mode: what is made inside it could not be used outside.
+            with torch.inference_mode(False), torch.no_grad():
+                self._entry = ((dtype, versions), fold(projector, with_gradient=False).with_values(dtype))
+        return self._entry[1]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next call folds."""
+        return self._entry is None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the folded weights, in bytes; 0 before the first inference call."""
+        return 0 if self._entry is None else self._entry[1].nbytes
+
+    def clear(self) -> None:
+        """Drop the folded weights."""
+        self._entry = None
+
+    def train(self, mode: bool = True) -> "FoldedWeightCache":
+        """Drop the folded weights: the mode of the projector was set."""
+        self.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FoldedWeightCache":
+        self.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_entry": None}
+
+
+@dataclass(frozen=True)
+class LevelGeometry:
+    """Constants of a level that depend on its shape alone.
+
+    Attributes:
+        rows, columns: the pooling matrices, (G · ph, H) and (G · pw, W).
+        coverage: (G², L), a map of ones pooled: less than 1 where windows reach beyond a small map.
+        position_weights: (G², G², L), weight of each position of the query grid in each window's bins.
+        bin_weights: (9, L), weight of each bin embedding in each bin.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    coverage: torch.Tensor
+    position_weights: torch.Tensor
+    bin_weights: torch.Tensor
+
+
+@lru_cache(maxsize=32)
+def level_geometries(
+    shape: tuple[int, int],
+    levels: tuple[int, ...],
+    query_grid: int,
+    box_dtype: str,
+    aligned: bool,
+    device: torch.device,
+) -> list[LevelGeometry]:
+    """Return the geometry of every level of a map of `shape`, (h, w); in float32."""
+    bins, geometries = bin_shape(shape), []
+    # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for level in levels:
+            map_shape = (level * shape[0], level * shape[1])
+            rows, columns = pooling_matrices(map_shape, query_grid, bins, box_dtype, aligned, device, torch.float32)
+            positions = resize_positions(torch.eye(query_grid**2, device=device), map_shape)  # 1, H, W, G²
+            ones = torch.ones(1, *map_shape, 1, device=device)
+            pooled = pool_windows(torch.cat([positions, ones], dim=-1), query_grid, bins, box_dtype, aligned)[0]
+            geometries.append(
+                LevelGeometry(
+                    rows,
+                    columns,
+                    pooled[..., -1].contiguous(),
+                    pooled[..., :-1].transpose(1, 2).contiguous(),
+                    bin_weights(bins).T.contiguous().to(device),
+                )
+            )
+    return geometries
+
+
+def recomputed(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """Call a function; where gradients are recorded, intermediates are recomputed in the backward pass."""
+    if torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return function(*arguments)
+
+
+def normalize_and_pool_width(
+    maps: Sequence[torch.Tensor], columns: torch.Tensor, hidden_size: int, eps: float
+) -> torch.Tensor:
+    """Normalize some rows of a level's map and pool them along its width: (N, R, W, ·) to (N, R, G · pw, K).
+
+    Args:
+        maps: the parts of `PushedThrough` at this level; one for inference, two where gradients are needed.
+        columns: (G · pw, W).
+        hidden_size: E, number of channels that the variance is a mean over.
+        eps: epsilon of the LayerNorm.
+    """
+    norm = torch.linalg.vector_norm(maps[-1], dim=-1)
+    scale = (norm.square() / hidden_size + eps).rsqrt()  # N, R, W
+    weights = columns * scale[:, :, None]  # N, R, G · pw, W
+    pooled = weights @ maps[0]
+    if len(maps) > 1:
+        pooled = torch.cat([pooled, weights.sum(dim=-1, keepdim=True)], dim=-1)
+    return pooled
+
+
+def pool_height(pooled_width: torch.Tensor, geometry: LevelGeometry, query_grid: int) -> torch.Tensor:
+    """Pool along the height what was pooled along the width: (N, H, G · pw, K) to (G², N, L, K + 1).
+
+    The last coordinate is the coverage.
+    """
+    n, _, columns, channels = pooled_width.shape
+    g = query_grid
+    pooled = geometry.rows @ pooled_width.flatten(2)  # N, G · ph, G · pw · K
+    windows = pooled.view(n, g, -1, g, columns // g, channels).permute(1, 3, 0, 2, 4, 5)  # G, G, N, ph, pw, K
+    windows = windows.reshape(g * g, n, -1, channels)
+    return torch.cat([windows, geometry.coverage[:, None, :, None].expand(-1, n, -1, 1)], dim=-1)
+
+
+def upsample_normalize_pool(
+    pushed: Sequence[PushedThrough],
+    shape: tuple[int, int],
+    levels: Sequence[int],
+    kernels: Sequence[torch.Tensor] | None,
+    geometries: Sequence[LevelGeometry],
+    query_grid: int,
+    hidden_size: int,
+    eps: float,
+) -> list[torch.Tensor]:
+    """Upsample the pushed-through maps, apply the LayerNorm and pool the windows of every level.
+
+    Args:
+        pushed: maps of each level, parts (N, h · w, ·).
+        shape: (h, w).
+        levels: levels of the pyramid, ascending.
+        kernels: JBU kernels of each 2x step, (N, 49, 2h, 2w) and so on; None where maps are interpolated bilinearly.
+        geometries: constants of each level, from `level_geometries`.
+        query_grid: G.
+        hidden_size: E.
+        eps: epsilon of the LayerNorm behind the projections.
+
+    Returns:
+        for each level (G², N, L, K + 1).
+    """
+    maps = {
+        level: [
+            part.unflatten(1, shape) + offset[:, None, None]
+            for part, offset in zip(of_level.parts, of_level.offsets[0], strict=True)
+        ]
+        for level, of_level in zip(levels, pushed, strict=True)
+    }
+    geometry = dict(zip(levels, geometries, strict=True))
+    offsets = {level: of_level.offsets for level, of_level in zip(levels, pushed, strict=True)}
+
+    def pool(level: int, *parts: torch.Tensor) -> torch.Tensor:
+        return normalize_and_pool_width(parts, geometry[level].columns, hidden_size, eps)
+
+    def interpolate_and_pool(level: int, *parts: torch.Tensor) -> torch.Tensor:
+        interpolated = [
+            F.interpolate(part.permute(0, 3, 1, 2), scale_factor=level, mode="bilinear", align_corners=False)
+            for part in parts
+        ]
+        return pool(level, *(part.permute(0, 2, 3, 1) for part in interpolated))
+
+    def upsample_and_pool(
+        level: int, first: int, last: int, map_shape: tuple[int, int], tiles: torch.Tensor, *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        half = len(tensors) // 2
+        band = [
+            upsample_2x_band(padded, tiles[:, first:last], first, map_shape, offset)
+            for padded, offset in zip(tensors[:half], tensors[half:], strict=True)
+        ]
+        return pool(level, *band)
+
+    pooled_width = {}
+    if kernels is None:
+        for level in levels:
+            function = pool if level == 1 else interpolate_and_pool
+            pooled_width[level] = recomputed(function, level, *maps[level])
+    else:
+        pooled_width[1] = recomputed(pool, 1, *maps[1])
+        for step, of_step in enumerate(kernels, start=1):
+            tiles, map_shape = tile_matrices(of_step), (of_step.shape[2], of_step.shape[3])
+            for level in levels:
+                if level == 2**step:
+                    padded = [pad_source(part, tiles) for part in maps.pop(level)]
+                    tensors = (tiles, *padded, *offsets[level][step])
+                    pieces = bands(tiles, padded[-1].shape[-1])
+                    of_bands = [recomputed(upsample_and_pool, level, *piece, map_shape, *tensors) for piece in pieces]
+                    pooled_width[level] = torch.cat(of_bands, dim=1)
+                elif level > 2**step:
+                    maps[level] = [
+                        recomputed(upsample_2x_tiled, part, tiles, map_shape, offset)
+                        for part, offset in zip(maps[level], offsets[level][step], strict=True)
+                    ]
+    return [pool_height(pooled_width[level], geometry[level], query_grid) for level in levels]
+
+
+def attend(
+    pooled: Sequence[torch.Tensor],
+    folded: FoldedWeights,
+    geometries: Sequence[LevelGeometry],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Attend from each window's queries to its pooled coordinates.
+
+    Args:
+        pooled: for each level (G², N, L, K + 1).
+        folded: folded weights.
+        geometries: constants of each level, from `level_geometries`.
+        dtype: dtype of the product with the value matrices; the scores, like all before them, are float32.
+
+    Returns:
+        (N, G², S, E), the heads side by side, before the output projection.
+    """
+    num_windows, n = pooled[0].shape[:2]
+    heads, _, head_size = folded.levels[0].values.shape
+    scores = []
+    for pooled_level, level, geometry in zip(pooled, folded.levels, geometries, strict=True):
+        of_view = level.scores @ pooled_level.flatten(1, 2).transpose(1, 2)  # G², h · S, N · L
+        of_shape = folded.positional_scores @ geometry.position_weights + folded.key_bias  # G², h · S, L
+        if level.bin_scores is not None:
+            of_shape = of_shape + level.bin_scores @ geometry.bin_weights
+        scores.append(of_view.unflatten(2, (n, -1)) + of_shape[:, :, None])
+    weights = torch.cat(scores, dim=-1).softmax(dim=-1)  # G², h · S, N, L of all levels
+    weights = weights.transpose(1, 2).flatten(0, 1)  # G² · N, h · S, L of all levels
+    num_sets = weights.shape[1] // heads
+    lengths = [pooled_level.shape[2] for pooled_level in pooled]
+
+    def attend_heads(first: int, last: int, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        half, out = len(tensors) // 2, None
+        of_levels = weights[:, first * num_sets : last * num_sets].split(lengths, dim=-1)
+        for of_level, pooled_level, values in zip(of_levels, tensors[:half], tensors[half:], strict=True):
+            summed = (of_level @ pooled_level.flatten(0, 1)).to(dtype)  # G² · N, heads here · S, K + 1
+            summed = summed.unflatten(1, (-1, num_sets)).transpose(0, 1).flatten(1, 2)  # heads here, G² · N · S, K + 1
+            values = values[first:last]
+            out = summed @ values if out is None else torch.baddbmm(out, summed, values)
+        assert out is not None
+        return out
+
+    values = [level.values.to(dtype) for level in folded.levels]
+    count = max(piece_size(weights.device) // (len(weights) * num_sets * values[0].shape[1]), 1)
+    groups = [
+        recomputed(attend_heads, first, min(first + count, heads), weights, *pooled, *values)
+        for first in range(0, heads, count)
+    ]
+    out = torch.cat(groups) + folded.value_bias.to(dtype)  # h, G² · N · S, d
+    out = out.view(heads, num_windows, n, num_sets, head_size).permute(2, 1, 3, 0, 4)
+    return out.reshape(n, num_windows, num_sets, heads * head_size)
