@@ -91,12 +91,28 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
     Raises:
         ValueError: there is no such model, or it is not a LLaVA-UHD.
     """
-    from .model.processing_llava_uhd import LlavaUhdProcessor
+    return _processor(resolve(model), model)
 
+
+def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
+    """The processor of a folder or hub id; an error calls it by the name that was asked for."""
+    from .model.processing_llava_uhd import LlavaUhdProcessor
+    from .model_folder import REPAIR, check_processor_files, read_config
+
+    is_local = Path(folder).is_dir()
+    if is_local:
+        read_config(Path(folder))
+        check_processor_files(Path(folder))
     try:
-        return LlavaUhdProcessor.from_pretrained(resolve(model))
+        return LlavaUhdProcessor.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # tokenizers and transformers meet damaged files with errors of any kind
+        files = "processor_config.json, tokenizer_config.json or tokenizer.json"
+        where = f"{folder}: {files}" if is_local else f"{model}: a file of its processor or tokenizer"
+        raise ValueError(f"{where} cannot be read ({first_line(error)}): {REPAIR}") from error
 
 
 def load(
@@ -118,21 +134,41 @@ def load(
     import torch
 
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+    from .model_folder import (
+        REPAIR,
+        check_generation_file,
+        check_loaded,
+        check_processor,
+        check_weight_files,
+        read_config,
+    )
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     target = usable_device(device)
     folder = resolve(model)
-    processor = load_processor(folder)
+    processor = _processor(folder, model)
+    if Path(folder).is_dir():
+        config = read_config(Path(folder))
+        check_processor(processor, config, folder)
+        check_generation_file(Path(folder), config)
+        if getattr(config, "quantization_config", None) is None:  # its files hold packed integers
+            check_weight_files(Path(folder), config)
     try:
-        loaded = LlavaUhdForConditionalGeneration.from_pretrained(
+        loaded, info = LlavaUhdForConditionalGeneration.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map="auto" if target == "auto" else ({"": target} if quantization else None),
             quantization_config=None if quantization is None else quantization_config(quantization),
         )
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"cannot load model {model!r} ({first_line(error)}): {REPAIR}") from error
+    check_loaded(loaded, info["missing_keys"], folder)
     if target != "auto" and quantization is None:
         loaded.to(target)
     return loaded.eval(), processor

@@ -12,6 +12,7 @@ import base64
 import binascii
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from io import BytesIO
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
@@ -32,6 +33,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .slicing import SlicePlan, enlarged_size, plan_slices
+from .validation import LARGEST, MAX_SLICES, check_int, is_number
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: twice its MAX_IMAGE_PIXELS
 DOWNLOAD_TIMEOUT = 30  # seconds
@@ -108,6 +110,7 @@ class LlavaUhdImageProcessor(PilBackend):
     max_slices = 7
     view_size = 336
     patch_size = 14
+    max_side: int | None = None
 
     def __init__(self, max_pixels: int = MAX_PIXELS, **kwargs: Any):
         """Set the defaults of the options.
@@ -118,8 +121,37 @@ class LlavaUhdImageProcessor(PilBackend):
                 `PIL.Image.MAX_IMAGE_PIXELS` as well.
             kwargs: see `LlavaUhdImageKwargs`.
         """
+        known = [*LlavaUhdImageKwargs.__annotations__, *ImagesKwargs.__annotations__, "max_pixels"]
+        for key in kwargs:
+            if key not in known and (near := get_close_matches(key, known, n=1, cutoff=0.85)):
+                raise ValueError(f"the image processor has no option {key!r}: did you mean {near[0]}?")
         super().__init__(**kwargs)
         self.max_pixels = max_pixels
+        self.validate_values()
+
+    def validate_values(self) -> None:
+        """Check every option.
+
+        Raises:
+            ValueError: naming the option that is wrong, and what it must be.
+        """
+        check_int("max_slices", self.max_slices, 1, MAX_SLICES)
+        check_int("view_size", self.view_size, 1, LARGEST["image_size"])
+        check_int("patch_size", self.patch_size, 1, self.view_size)
+        check_int("max_pixels", self.max_pixels, 1, 2**40)
+        if self.max_side is not None:
+            check_int("max_side", self.max_side, 1, 2**20)
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            numbers = isinstance(values, list | tuple) and len(values) == 3 and all(map(is_number, values))
+            if not numbers or (name == "image_std" and min(values) <= 0):
+                raise ValueError(f"{name} must be 3 numbers{' above 0' * (name == 'image_std')}, got {values!r}")
+        if not is_number(self.rescale_factor) or self.rescale_factor <= 0:
+            raise ValueError(f"rescale_factor must be a positive number, got {self.rescale_factor!r}")
+        try:
+            PILImageResampling(self.resample)
+        except ValueError as error:
+            raise ValueError(f"resample must be a filter of PIL, got {self.resample!r}") from error
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Decode images in any accepted form to RGB, keeping the nesting of lists. Decoded images pass unchanged."""

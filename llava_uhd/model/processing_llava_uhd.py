@@ -23,6 +23,7 @@ from .chat_templates import CHAT_TEMPLATES
 from .image_processing_llava_uhd import LlavaUhdImageProcessor, normalization_of
 from .layout import LAYOUTS, ImageLayout, LayoutName, Mark, TokenGrid, layout_views, plan_layout
 from .messages import escape, prepare_messages, remove_escapes
+from .validation import QUERY_GRID, TOKEN_ID, UNSHUFFLE_FACTOR, check_int
 
 SLICE_SEPARATOR = "<|slice_separator|>"
 ROW_SEPARATOR = "<|row_separator|>"
@@ -64,6 +65,16 @@ class LlavaUhdProcessor(ProcessorMixin):
         assert tokenizer is not None
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        for name, value, low, high in (
+            ("query_grid", query_grid, 1, QUERY_GRID),
+            ("unshuffle_factor", unshuffle_factor, 1, UNSHUFFLE_FACTOR),
+            ("slice_separator_id", slice_separator_id, 0, TOKEN_ID),
+            ("row_separator_id", row_separator_id, 0, TOKEN_ID),
+        ):
+            if value is not None:
+                check_int(name, value, low, high)
+        if not isinstance(image_token, str) or len(image_token) < 2:
+            raise ValueError(f"image_token must be a string of at least 2 characters, got {image_token!r}")
         self.token_grid = TokenGrid(query_grid, unshuffle_factor)
         self.layout = layout
         self.query_grid = query_grid

@@ -61,7 +61,7 @@ def raise_value_errors(cls: C) -> C:
         except (StrictDataclassError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise ValueError(f"{cls.__name__}: {describe(error)}") from error
 
-    cls.__init__ = init  # type: ignore[method-assign]
+    cls.__init__ = init
     return cls
 
 
@@ -135,18 +135,18 @@ def check_sizes(name: str, config: PreTrainedConfig) -> None:
             check_int(f"{name}.{key}", value, 0 if key == "num_hidden_layers" else 1, largest)
     for key in POSITIVE_FLOATS:
         value = getattr(config, key, None)
-        if value is not None and not (_is_number(value) and value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name}.{key} must be a positive number, got {value!r}")
     _check_finite(name, config.to_dict())
     rope = getattr(config, "rope_parameters", None)
     if (
         isinstance(rope, dict)
         and "rope_theta" in rope
-        and not (_is_number(rope["rope_theta"]) and rope["rope_theta"] > 0)
+        and not (is_number(rope["rope_theta"]) and rope["rope_theta"] > 0)
     ):
         raise ValueError(f"{name}.rope_parameters.rope_theta must be a positive number, got {rope['rope_theta']!r}")
     dropout = getattr(config, "attention_dropout", None)
-    if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
+    if dropout is not None and not (is_number(dropout) and 0 <= dropout < 1):
         raise ValueError(f"{name}.attention_dropout must be a number from 0 up to 1, got {dropout!r}")
     heads, kv_heads = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
     if isinstance(heads, int) and getattr(config, "head_dim", None) is None:
@@ -170,5 +170,6 @@ def _check_finite(name: str, value: Any) -> None:
         _check_finite(f"{name}.{key}", item)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -20,6 +20,7 @@ from ..model.chat_templates import CHAT_TEMPLATES
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..model.processing_llava_uhd import LlavaUhdProcessor
+from ..model_folder import check_loaded
 from ..quantization import quantization_config
 from .architectures import LANGUAGE_MODELS, VISION_TOWERS
 from .recipe import ModelRecipe, TuningRecipe
@@ -99,7 +100,10 @@ def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForCon
     options: dict[str, Any] = {}
     if quantization not in (None, "none"):
         options["quantization_config"] = quantization_config("4bit", double_quantization=True)
-    model = LlavaUhdForConditionalGeneration.from_pretrained(resolve(recipe.start), dtype=torch.float32, **options)
+    model, info = LlavaUhdForConditionalGeneration.from_pretrained(
+        resolve(recipe.start), dtype=torch.float32, output_loading_info=True, **options
+    )
+    check_loaded(model, info["missing_keys"], recipe.start)
     return model, processor
 
 
