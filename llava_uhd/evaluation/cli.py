@@ -6,11 +6,14 @@ What needs no model needs no torch: `list`, `score`, `compare` and `report` answ
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..options import AsJson, Device, Dtype, MaxSlices, Model
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 VLMEVALKIT_INSTALL = (
     "git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit rouge-score, "
@@ -39,6 +42,16 @@ MaxSide = Annotated[
 ]
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy. Default: the benchmark's.")]
 NewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the benchmark's.")]
+Images = Annotated[
+    Path | None, typer.Option(help="Folder of the images of a file of your own. Default: the file's folder.")
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="Metric of a file of your own: accuracy, anls, letter, relaxed or vqa. Default: guessed."),
+]
+Suffix = Annotated[
+    str, typer.Option(help="Text after each question of a file of your own, such as the instruction of a benchmark.")
+]
 Seed = Annotated[int, typer.Option(help="Recorded in the protocol; decoding is deterministic.")]
 
 
@@ -82,9 +95,15 @@ def list_benchmarks(as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: llava-uhd eval run docvqa_val chartqa --model tiny --data data --out results")
 def run(
-    benchmarks: Annotated[list[str], typer.Argument(metavar="BENCHMARK...", show_default=False)],
+    benchmarks: Annotated[
+        list[str],
+        typer.Argument(metavar="BENCHMARK|FILE...", show_default=False, help="Names of `eval list`, or own files."),
+    ],
     out: Out,
     data: Data = None,
+    images: Images = None,
+    metric: Metric = None,
+    suffix: Suffix = "",
     model: Model = "tiny",
     batch_size: BatchSize = 8,
     max_slices: MaxSlices = None,
@@ -99,10 +118,12 @@ def run(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer and score benchmarks. A killed run resumes; under torchrun or accelerate, ranks share the work."""
-    from .tasks import find_task
+    """Answer and score benchmarks, or a file of your own (.jsonl, .json, .csv, .tsv, .parquet).
 
-    rows = [find_task(name) for name in benchmarks]
+    A killed run resumes; under torchrun or accelerate, ranks share the work.
+    """
+    rows = [_find_task(name, images, metric, suffix) for name in benchmarks]
+    _check_own_options(rows, images, metric, suffix)
     for task in rows:
         task.load(data)
 
@@ -145,9 +166,9 @@ def run_suite(
         list(SUITES[suite]),
         out,
         data,
-        model,
-        batch_size,
-        max_slices,
+        model=model,
+        batch_size=batch_size,
+        max_slices=max_slices,
         limit=limit,
         max_new_tokens=max_new_tokens,
         device=device,
@@ -163,15 +184,19 @@ def score(
     benchmark: Annotated[str, typer.Argument(show_default=False)],
     predictions: Annotated[Path, typer.Argument(show_default=False, help="JSON lines: question_id, prompt, text.")],
     data: Data = None,
+    images: Images = None,
+    metric: Metric = None,
+    suffix: Suffix = "",
     out: Annotated[Path | None, typer.Option(help="Folder for result and reports.")] = None,
     allow_missing: AllowMissing = False,
     as_json: AsJson = False,
 ) -> None:
     """Score an existing prediction file, ours or one that the published scripts wrote."""
     from .pipeline import score_file
-    from .tasks import find_task
 
-    result = score_file(find_task(benchmark), predictions, data, out, allow_missing)
+    task = _find_task(benchmark, images, metric, suffix)
+    _check_own_options([task], images, metric, suffix)
+    result = score_file(task, predictions, data, out, allow_missing)
     _print_results([result], out, as_json)
 
 
@@ -239,6 +264,35 @@ def vlmevalkit(
     module = "llava_uhd.evaluation.adapters.vlmevalkit"
     done = subprocess.run([sys.executable, "-m", module, *datasets, *options], check=False)
     raise typer.Exit(min(done.returncode, 1))
+
+
+def _find_task(name: str, images: Path | None, metric: str | None, suffix: str) -> "Task":
+    """The task of a name or of a user's file, of which stderr says what was found in it."""
+    from .own_data import is_own_file, own_task
+    from .storage import printable
+    from .tasks import find_task
+
+    if not is_own_file(name):
+        return find_task(name)
+    task, text = own_task(Path(name), images, metric, suffix)
+    typer.echo(printable(text), err=True)
+    return task
+
+
+def _check_own_options(tasks: list["Task"], images: Path | None, metric: str | None, suffix: str) -> None:
+    """Refuse options of own files where there is none, which would do nothing.
+
+    Raises:
+        typer.BadParameter: see above; or two files have one name, and so one folder of results.
+    """
+    if not any(not task.published for task in tasks):
+        for name, value in (("--images", images), ("--metric", metric), ("--suffix", suffix)):
+            if value:
+                raise typer.BadParameter(f"{name} is for a file of your own, such as questions.jsonl")
+    names = [task.name for task in tasks]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise typer.BadParameter(f"{double!r} is given twice; each needs a folder of results of its own")
 
 
 def _result_files(path: Path) -> list[Path]:

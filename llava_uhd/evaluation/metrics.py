@@ -220,6 +220,33 @@ def _score_refcoco(samples: Sequence[Sample], texts: Texts, compat: Compat) -> S
     return Scores("mean accuracy", values, rows)
 
 
+def _score_relaxed(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+    rows = _score_rows(samples, texts, lambda text, sample: relaxed_accuracy(text, list(sample.answers)))
+    return Scores("relaxed accuracy", {"relaxed accuracy": _percent(rows)}, rows)
+
+
+def _normal(text: str) -> str:
+    return text.strip().removesuffix(".").rstrip().lower()
+
+
+def _score_accuracy(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+    """Equality with any reference, case, outer spaces and a final period aside."""
+    rows = _score_rows(
+        samples, texts, lambda text, sample: float(_normal(text) in [_normal(answer) for answer in sample.answers])
+    )
+    return Scores("accuracy", {"accuracy": _percent(rows)}, rows)
+
+
+def _own(metric: Metric) -> Metric:
+    """A metric for a user's data: with the scores of each category, without notes on published numbers."""
+
+    def score(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+        scores = metric(samples, texts, compat)
+        return replace(scores, values={**scores.values, **_by_category(samples, scores.rows)}, notes=[])
+
+    return score
+
+
 def _score_ocrbench(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
     """Count of right answers, in all and by group; a missing answer is wrong."""
     answers = [
@@ -256,4 +283,9 @@ METRICS: dict[str, Metric] = {
     "scienceqa": _score_scienceqa,
     "seed": _score_seed,
     "vqa": _score_vqa,
+    "own_accuracy": _own(_score_accuracy),
+    "own_anls": _own(_score_anls),
+    "own_letter": _own(_score_ai2d),
+    "own_relaxed": _own(_score_relaxed),
+    "own_vqa": _own(_score_vqa),
 }

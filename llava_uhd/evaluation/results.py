@@ -68,6 +68,7 @@ def describe_protocol(
         "data_form": form,
         "prompt": example,
         "suffix": task.suffix,
+        "metric": task.metric,
         **options,
         "do_sample": False,
         "seed": seed,
@@ -170,7 +171,7 @@ def build_result(
         metric = METRICS[task.metric]
         for mode, scores in (
             (OFFICIAL, metric(samples, spoken, None)),
-            (PUBLISHED, metric(samples, texts, "llava-uhd")),
+            *([(PUBLISHED, metric(samples, texts, "llava-uhd"))] if task.published else []),
         ):
             values = dict(scores.values)
             result["scores"][mode] = {"headline": scores.headline, "values": values, "notes": scores.notes}
@@ -185,7 +186,7 @@ def build_result(
             "answers": list(sample.answers),
             "text": text,
             "score": row_scores[OFFICIAL][index] if row_scores else None,
-            "published_score": row_scores[PUBLISHED][index] if row_scores else None,
+            "published_score": row_scores[PUBLISHED][index] if PUBLISHED in row_scores else None,
         }
         for index, (sample, text) in enumerate(zip(samples, texts, strict=True))
     ]

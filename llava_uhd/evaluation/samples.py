@@ -95,7 +95,7 @@ def read_json(path: Path) -> Any:
         DataError: it is missing or no JSON.
     """
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path} is no JSON: {error}") from error
 
@@ -107,7 +107,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         DataError: it is missing, or a line is no JSON object.
     """
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -119,7 +119,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it is missing, or in another encoding.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -31,6 +31,7 @@ class Task:
         metric: name in `metrics.METRICS`; None if a server or a judge scores.
         submission: name in `submission.WRITERS`, where a server takes a file.
         source: where the data is found.
+        published: whether published scripts score it, too, in their own way.
         comparable: which published numbers the score is comparable with, and which not.
     """
 
@@ -48,6 +49,7 @@ class Task:
     comparable: str
     max_new_tokens: int = 128
     submission: str | None = None
+    published: bool = True
 
     def root(self, data: Path) -> Path:
         """The task's own folder below the data folder, or the data folder itself if it has none."""
@@ -70,7 +72,9 @@ class Task:
             DataError: a file or an image is missing or damaged; says where to put it and where it is found.
         """
         if self.folder is None:
-            return self.read(Path()), "made on the spot"
+            samples = self.read(Path())
+            self._check_images(samples, self.source)
+            return samples, self.source
         if data is None:
             raise DataError(f"{self.name} needs a data folder (--data) with {self.folder}/ in it: {self.source}")
         root, mirror = self.root(data), MIRRORS.get(self.name)
@@ -87,13 +91,16 @@ class Task:
             raise DataError(f"{self.name}: a file in {root} is not in its format ({error!r}); {advice}") from error
         if not samples:
             raise DataError(f"{self.name}: the question file in {root} has 0 rows; {advice}")
+        self._check_images(samples, advice)
+        return samples, form
+
+    def _check_images(self, samples: list[Sample], advice: str) -> None:
         paths = {sample.image_source for sample in samples if isinstance(sample.image_source, Path)}
         missing = sorted(path for path in paths if not path.is_file())
         if missing:
             raise DataError(
                 f"{self.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}; {advice}"
             )
-        return samples, form
 
     def _read(self, root: Path, mirror: Mirror | None) -> tuple[list[Sample], str]:
         try:

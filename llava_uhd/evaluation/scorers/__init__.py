@@ -14,7 +14,7 @@ from .mme import MmeAnswer, MmeCategory, MmeScores, mme_scores, parse_mme
 from .ocrbench import OcrbenchAnswer, ocrbench_match, ocrbench_scores
 from .pope import PopeScores, parse_pope, pope_scores
 from .refcoco import RefcocoScores, box_iou, parse_box, refcoco_match, refcoco_scores
-from .relaxed import relaxed_accuracy
+from .relaxed import is_number, relaxed_accuracy
 from .scienceqa import (
     ScienceQaAnswer,
     ScienceQaScores,
@@ -49,6 +49,7 @@ __all__ = [
     "gqa_normalize",
     "gqa_scores",
     "infer_choice",
+    "is_number",
     "mmbench_circular",
     "mmbench_match",
     "mme_scores",

@@ -13,6 +13,11 @@ def _as_number(text: str) -> float | None:
         return None
 
 
+def is_number(text: str) -> bool:
+    """Tell whether relaxed accuracy compares a text as a number."""
+    return _as_number(text) is not None
+
+
 def _relaxed_match(prediction: str, answer: str) -> bool:
     number, target = _as_number(prediction), _as_number(answer)
     # A target of 0 admits no relative error, so it is compared as text: "0.0" does not match "0".
