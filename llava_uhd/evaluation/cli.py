@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import AsJson, Device, Dtype, MaxSlices, Model
+from ..options import AsJson, Device, Dtype, Model
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -36,6 +36,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a tim
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes side by side; default: one a core if that pays (a small model on a CPU)."),
+]
+MaxSlices = Annotated[
+    str,
+    typer.Option(help="Maximum slices per image: a number, trained, paper (6) or scripts (9, as published runs had)."),
 ]
 MaxSide = Annotated[
     int | None, typer.Option(min=0, help="Scale images to this long side; 0 leaves them. Default: the benchmark's.")
@@ -106,7 +110,7 @@ def run(
     suffix: Suffix = "",
     model: Model = "tiny",
     batch_size: BatchSize = 8,
-    max_slices: MaxSlices = None,
+    max_slices: MaxSlices = "trained",
     max_side: MaxSide = None,
     beams: Beams = None,
     max_new_tokens: NewTokens = None,
@@ -122,6 +126,9 @@ def run(
 
     A killed run resumes; under torchrun or accelerate, ranks share the work.
     """
+    from .tasks import parse_max_slices
+
+    slices = parse_max_slices(max_slices)
     rows = [_find_task(name, images, metric, suffix) for name in benchmarks]
     _check_own_options(rows, images, metric, suffix)
     for task in rows:
@@ -134,7 +141,7 @@ def run(
 
     torch.manual_seed(seed)
     loaded, processor = load(model, device or _own_device(), dtype)
-    options = RunOptions(batch_size, max_slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
+    options = RunOptions(batch_size, slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
     results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     _print_results([result for result in results if result is not None], out, as_json)
 
@@ -148,7 +155,7 @@ def run_suite(
     ] = "paper",
     model: Model = "tiny",
     batch_size: BatchSize = 8,
-    max_slices: MaxSlices = None,
+    max_slices: MaxSlices = "trained",
     limit: Limit = None,
     max_new_tokens: NewTokens = None,
     device: Device = None,
@@ -268,6 +275,7 @@ def vlmevalkit(
 
 def _find_task(name: str, images: Path | None, metric: str | None, suffix: str) -> "Task":
     """The task of a name or of a user's file, of which stderr says what was found in it."""
+    from ..terminal import note
     from .own_data import is_own_file, own_task
     from .storage import printable
     from .tasks import find_task
@@ -275,7 +283,7 @@ def _find_task(name: str, images: Path | None, metric: str | None, suffix: str) 
     if not is_own_file(name):
         return find_task(name)
     task, text = own_task(Path(name), images, metric, suffix)
-    typer.echo(printable(text), err=True)
+    note(printable(text))
     return task
 
 

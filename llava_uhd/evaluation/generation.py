@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ..model.modeling_llava_uhd import CACHE_NAME
 from .batches import IMAGE_THREADS, Batch, BatchBuilder
 from .samples import Sample
 
@@ -143,13 +144,13 @@ class BatchGenerator:
             **shared,
             position_ids=(shared["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
             image_features=torch.cat(features),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             use_cache=True,
             logits_to_keep=1,
         )
         of_beam = torch.tensor(batch.image_of_question).repeat_interleave(self.options.num_beams)
         cache.batch_select_indices(of_beam.to(self.model.device))
-        return {"past_key_values": cache}
+        return {CACHE_NAME: cache}
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config.text_config)

@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ..errors import InputError
+
 # What identifies a question in a prediction file.
 MatchKey = Literal["id", "id+prompt", "id+image+prompt"]
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A task's files are missing or do not hold what they should."""
 
 

@@ -7,7 +7,6 @@ written as their JSON escapes.
 
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+from ..terminal import note
+
 Row = dict[str, Any]
 CHECKSUM = "checksum"
 # Fields of a prediction that its checksum covers.
 _COVERED = ("question_id", "prompt", "text", "image", "index", "error")
 
 
-class StorageError(ValueError):
+class StorageError(InputError):
     """A file of an evaluation is missing, damaged or of another kind."""
 
 
@@ -184,4 +186,4 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
 
 def warn(message: str) -> None:
     """Say on stderr what is passed over."""
-    print(f"warning: {printable(message)}", file=sys.stderr)
+    note(f"warning: {printable(message)}")

@@ -383,6 +383,25 @@ PAPER_SUITE = ("mme", "ai2d", "docvqa_val", "chartqa", "textvqa", "gqa", "scienc
 SUITES = {"paper": PAPER_SUITE, "all": tuple(TASKS)}
 
 
+# Maximum number of slices by who used it; the default is what the model was trained with.
+MAX_SLICES = {"paper": 6, "scripts": 9}
+
+
+def parse_max_slices(value: str | None) -> int | None:
+    """Read a maximum number of slices: a number, a name in `MAX_SLICES`, or "trained" (None).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if value in (None, "trained"):
+        return None
+    if value in MAX_SLICES:
+        return MAX_SLICES[value]
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"max_slices is {value!r}; it is a number from 1 on, trained, {', '.join(MAX_SLICES)}")
+    return int(value)
+
+
 def find_task(name: str) -> Task:
     """Look a task up by name.
 

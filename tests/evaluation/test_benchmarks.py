@@ -8,7 +8,7 @@ from llava_uhd.evaluation.metrics import METRICS
 from llava_uhd.evaluation.readers import LETTER_ANSWER, SHORT_ANSWER
 from llava_uhd.evaluation.samples import DataError, fingerprint
 from llava_uhd.evaluation.submission import WRITERS
-from llava_uhd.evaluation.tasks import PAPER_SUITE, TASKS, find_task
+from llava_uhd.evaluation.tasks import PAPER_SUITE, TASKS, find_task, parse_max_slices
 from tests.evaluation import minidata
 
 # Section 6 of the evaluation notes: beams, new tokens, long side.
@@ -38,6 +38,19 @@ def test_every_benchmark_is_scored_by_someone():
         assert (row.metric in METRICS) or (row.submission in WRITERS), row.name
         assert row.source and row.comparable
     assert PAPER_SUITE == minidata.SEVEN
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, None), ("trained", None), ("paper", 6), ("scripts", 9), ("1", 1), ("12", 12)]
+)
+def test_maximum_slices_by_number_or_name(value, expected):
+    assert parse_max_slices(value) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nine", "2.5"])
+def test_other_maximum_slices_are_refused(value):
+    with pytest.raises(ValueError, match=f"max_slices is '{value}'.*trained, paper, scripts"):
+        parse_max_slices(value)
 
 
 def test_unknown_benchmark():

@@ -168,6 +168,8 @@ def test_answers_of_another_protocol_are_not_mixed_in(evaluate, model_folder, tm
     evaluate(*run)
     with pytest.raises(ValueError, match="another protocol .*num_beams 3 -> 1"):
         evaluate(*run, "--beams", "1")
+    with pytest.raises(ValueError, match="another protocol .*max_slices 6 -> 9"):
+        evaluate(*run, "--max-slices", "scripts")
 
 
 def test_failed_images_are_named_and_can_be_allowed(evaluate, model_folder, tmp_path):
