@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint docs pictures format clean
+.PHONY: demo test test-slow test-ecosystem lint docs pictures format clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/llava-uhd ask examples/receipt.png "What is the total?"
@@ -13,6 +13,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow
+
+# Each tool in an environment of its own, below .ecosystem: `make test-ecosystem TOOLS="vllm ray-serve"`, or all.
+test-ecosystem:
+	$(PYTHON) -m tests.ecosystem $(TOOLS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

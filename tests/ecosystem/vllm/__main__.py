@@ -1,0 +1,91 @@
+"""Compare vLLM with `generate`, token id by token id; send odd requests; measure both servers.
+
+    python -m tests.ecosystem vllm                       # in an environment of its own, which it makes
+    python -m tests.ecosystem.vllm --documents 200       # with the Python of such an environment
+
+Fails if one token id differs, or if one of the odd requests ends the server. The last line is the result.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from llava_uhd.loading import built_in
+
+from ..documents import Question, answer_all, many_kinds, one_image
+from .clients import ask_all, measure
+from .models import qwen2_like, qwen3_like, vicuna_like
+from .odd_requests import attack
+from .servers import Server, own_server, vllm_server
+
+
+def compare(server: Server, kinds: dict[str, list[Question]], report: dict) -> bool:
+    """Ask all questions twice, the second time from caches; return whether every token id agrees."""
+    agree = True
+    for kind, questions in kinds.items():
+        for pass_ in ("", ", cached"):
+            answers = ask_all(server, questions)
+            same = sum(ids == question.expected for ids, question in zip(answers, questions, strict=True))
+            report[kind + pass_] = f"{same} of {len(questions)}"
+            agree &= same == len(questions)
+            print(f"  {kind}{pass_}: {same} of {len(questions)}", file=sys.stderr, flush=True)
+            for ids, question in zip(answers, questions, strict=True):
+                if ids != question.expected:
+                    print(f"    {question.text!r}: {ids} instead of {question.expected}", file=sys.stderr)
+    return agree
+
+
+def main() -> int:
+    """Run the comparison; return 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--documents", type=int, default=200, help="documents of the built-in model (default 200)")
+    parser.add_argument("--small", type=int, default=40, help="documents of each random model (default 40)")
+    parser.add_argument("--odd", type=int, default=500, help="odd requests (default 500)")
+    parser.add_argument("--speed", type=int, default=200, help="images never seen before, for speed; 0 for none")
+    parser.add_argument("--only", nargs="*", help="models: tiny vicuna qwen2 qwen3 (default: all)")
+    parser.add_argument("--option", action="append", default=[], help="further option of `vllm serve`; repeat")
+    options = parser.parse_args()
+    report: dict = {}
+    agree = True
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = {
+            "tiny": lambda: built_in(),
+            "vicuna": lambda: str(vicuna_like(folder / "vicuna")),
+            "qwen2": lambda: str(qwen2_like(folder / "qwen2")),
+            "qwen3": lambda: str(qwen3_like(folder / "qwen3")),
+        }
+        for model in options.only or models:
+            path = models[model]()
+            is_tiny = model == "tiny"
+            kinds = many_kinds(options.documents if is_tiny else options.small, f"vllm:{model}", 20 if is_tiny else 6)
+            answer_all(path, [question for questions in kinds.values() for question in questions])
+            print(f"{model}: answered by generate", file=sys.stderr, flush=True)
+            of_model = report.setdefault(model, {})
+            with vllm_server(path, folder / "server.log", *options.option) as server:
+                try:
+                    agree &= compare(server, kinds, of_model)
+                    if is_tiny and options.speed:
+                        unseen = one_image(options.speed, "vllm:speed")
+                        of_model["vllm"] = measure(server, unseen)
+                    if model in ("tiny", "vicuna") and options.odd:
+                        statuses = attack(server, options.odd)
+                        of_model["odd requests"] = {
+                            str(status): count for status, count in sorted(statuses.items(), key=str)
+                        }
+                        agree &= compare(server, {"after odd requests": kinds["one image"][:8]}, of_model)
+                except Exception:
+                    print((folder / "server.log").read_text()[-20000:], file=sys.stderr)
+                    raise
+            if is_tiny and options.speed:
+                with own_server(path, folder / "own.log") as server:
+                    of_model["llava-uhd serve"] = measure(server, unseen)
+            print(json.dumps({model: of_model}), file=sys.stderr, flush=True)
+    print(json.dumps(report))
+    return int(not agree)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
