@@ -1,4 +1,4 @@
-"""Writing a folder so that it is there whole or not at all, and safetensors tensor by tensor.
+"""Write safetensors tensor by tensor.
 
 A safetensors file is eight bytes with the length of its header, the header in JSON, and the tensors' bytes: when all
 shapes are known beforehand it can be written front to back, holding one tensor at a time.
@@ -6,15 +6,15 @@ shapes are known beforehand it can be written front to back, holding one tensor 
 
 import json
 import os
-import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..files import new_folder as new_folder
+from ..files import write_json
 from .tensors import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -32,42 +32,6 @@ class Planned:
     @property
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-@contextmanager
-def new_folder(out: Path, overwrite: bool = False, num_bytes: int = 0) -> Iterator[Path]:
-    """A folder to fill, that becomes `out` when the block ends and vanishes when it fails.
-
-    What a run that was killed left behind is removed first: nothing is ever continued from a half-written state.
-
-    Args:
-        out: its final place; its parent must be writable.
-        overwrite: whether a folder there may be replaced.
-        num_bytes: that will be written, to refuse at once what the disk cannot hold.
-
-    Raises:
-        ValueError: `out` exists and may not be replaced.
-        OSError: the disk is too full.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ValueError(f"{out} exists already; give --overwrite to replace it")
-    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    free = shutil.disk_usage(out.parent).free
-    if num_bytes > free:
-        raise OSError(f"{out} needs {num_bytes:,} bytes, but the disk has {free:,} left")
-    partial.mkdir()
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    if out.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        out.rename(replaced)
-    partial.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_safetensors(
@@ -146,7 +110,3 @@ def telling(
         return tensor
 
     return read_and_tell
-
-
-def write_json(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -136,11 +136,12 @@ def run(
 
     import torch
 
+    from ..distributed import local_device
     from ..loading import load
     from .pipeline import RunOptions, evaluate_task
 
     torch.manual_seed(seed)
-    loaded, processor = load(model, device or _own_device(), dtype)
+    loaded, processor = load(model, device or local_device(), dtype)
     options = RunOptions(batch_size, slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
     results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     _print_results([result for result in results if result is not None], out, as_json)
@@ -307,18 +308,6 @@ def _result_files(path: Path) -> list[Path]:
     """The result a path stands for: itself, or all below a folder."""
     found = sorted(path.rglob("result.json")) if path.is_dir() else [path]
     return found or [path]
-
-
-def _own_device() -> str | None:
-    """Under torchrun or accelerate, the accelerator of this rank's own."""
-    import os
-
-    import torch
-
-    if "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator()
-        return f"{accelerator}:{os.environ['LOCAL_RANK']}"
-    return None
 
 
 def _print_results(results: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..distributed import Rank
 from ..terminal import note, stderr_console
-from .predictions import PredictionStore, Problems, Rank, match_predictions
+from .predictions import PredictionStore, Problems, match_predictions
 from .report import html_report, markdown_report
 from .results import Result, build_result, check_problems, check_protocol, describe_protocol, load_protocol
 from .samples import Sample

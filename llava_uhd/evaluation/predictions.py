@@ -4,7 +4,6 @@ A prediction is a JSON object on a line of its own with `question_id`, `prompt` 
 writes. Predictions are appended as answers arrive, so a kill can leave half a line at the end: that line is dropped.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..distributed import Rank
 from .samples import MatchKey, Sample
 from .storage import (
     CHECKSUM,
@@ -121,18 +121,6 @@ def match_predictions(
                 problems.empty.append(name)
     problems.extra = [str(key[0]) for key in found if key not in asked]
     return [answers[_keys(match_key, s.question_id, s.image, s.prompt)] for s in samples], problems
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Index of this process and number of all that share the work, as torchrun and accelerate set them."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def from_environment(cls) -> "Rank":
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 class PredictionStore:

@@ -14,7 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import InputError
+from ..files import drop_partial_line as drop_partial_line
 from ..terminal import note
 
 Row = dict[str, Any]
@@ -49,21 +51,11 @@ def _naming(path: Path) -> Iterator[None]:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then put it in the place of `path` in one step.
 
-    The temporary file has one fixed name, so that a run overwrites what a killed one left.
-
     Raises:
         OSError: the file cannot be written; names it, and the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _naming(path):
-        try:
-            write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    with files.replace_file(path) as temporary:
+        write(temporary)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -135,17 +127,6 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def drop_partial_line(path: Path) -> None:
-    """Cut off what a kill left behind the last newline."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with _naming(path), path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[str]]:

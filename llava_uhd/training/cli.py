@@ -4,12 +4,12 @@ Only typer is imported here: help answers at once.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..distributed import is_main_process, world_size
 from ..options import AsJson
 from ..terminal import stderr_console
 
@@ -45,12 +45,12 @@ def train(
             raise typer.BadParameter("name the family after all, as in: llava-uhd train all tiny")
         _train_all(given[0], given[1:], (benchmarks, eval_data, eval_limit), as_json)
     elif dry_run:
-        _show_plan(recipe, given, devices or _world_size(), as_json)
+        _show_plan(recipe, given, devices or world_size(), as_json)
     else:
         from .recipe import load_recipe
 
         done = _run(load_recipe(recipe, given))
-        if _is_first():
+        if is_main_process():
             _print(done if as_json else _lines(done))
 
 
@@ -117,11 +117,12 @@ def _train_all(
         start = str(Path(recipe.out) / "model")
         results[stage] = {"model": start, "finished_before": True} if Path(start).is_dir() else _run(recipe)
     results["evaluation"] = _evaluate(str(start), Path(recipe.out) / "results", *evaluation)
-    if _is_first():
+    if is_main_process():
         _print(results if as_json else [line for done in results.values() for line in _lines(done)])
 
 
 def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: int | None) -> dict[str, Any]:
+    from ..distributed import local_device
     from ..evaluation.benchmarks import SUITES, find_benchmark
     from ..evaluation.run import RunOptions, run_benchmark
     from ..loading import load
@@ -130,25 +131,10 @@ def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: 
     rows = [find_benchmark(name) for name in names]
     for row in rows:
         row.load(data)
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _has_cuda() else None
-    loaded, processor = load(model, device)
+    loaded, processor = load(model, local_device())
     options = RunOptions(limit=limit)
     results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     return {result["benchmark"]: result["headline"] for result in results if result is not None}
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @data_app.command("check", epilog="Example: llava-uhd data check train.json --images images --model tiny")

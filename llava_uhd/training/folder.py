@@ -1,4 +1,4 @@
-"""A run's folder belongs to one recipe, which stands in it."""
+"""The folder of a run belongs to one recipe, which is kept in it."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from .recipe import Recipe, recipe_text
+from ..files import write_text
+from .recipe import Recipe, build_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
 # What may change between two starts of a run: it does not touch the numbers.
@@ -23,23 +24,26 @@ FREE = (
 )
 
 
-def check_folder(recipe: Recipe, out: Path, product: str, begun: bool) -> None:
-    """Whether a run may go on, or begin, in a folder.
+def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoint: Path | None = None) -> None:
+    """Check that a run may start or resume in a folder.
 
     Args:
-        recipe: of the run.
-        out: its folder.
+        recipe: recipe of the run.
+        out: folder of the run.
         product: name of what a finished run leaves in it.
-        begun: there is something in it to go on from.
+        begun: whether there is something in it to resume from.
+        checkpoint: folder of the checkpoint that is resumed, which holds a copy of its recipe.
 
     Raises:
-        ValueError: it holds the begun run of another recipe, or a finished one.
+        ValueError: it holds the run of another recipe, or a finished one, or its recipe cannot be read.
     """
     if (out / product).exists():
         raise ValueError(f"{out} holds a finished run, it gave {out / product}: name another out")
     file = out / RECIPE_FILE
+    if checkpoint is not None and (checkpoint / RECIPE_FILE).is_file():
+        file = checkpoint / RECIPE_FILE
     if begun and file.is_file():
-        before, now = yaml.safe_load(file.read_text()), yaml.safe_load(recipe_text(recipe))
+        before, now = _read(file), yaml.safe_load(recipe_text(recipe))
         for way in FREE:
             _forget(before, way)
             _forget(now, way)
@@ -48,9 +52,24 @@ def check_folder(recipe: Recipe, out: Path, product: str, begun: bool) -> None:
 
 
 def claim_folder(recipe: Recipe, out: Path) -> None:
-    """Makes the folder and puts the recipe into it."""
+    """Make the folder, which this process holds, and write the recipe into it."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / RECIPE_FILE).write_text(recipe_text(recipe))
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()  # of a killed run
+    write_text(out / RECIPE_FILE, recipe_text(recipe))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read a run's recipe, completed with the defaults of values that are newer than it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    advice = f"restore it, remove it to resume with the recipe given now, or name another out than {file.parent}"
+    try:
+        return yaml.safe_load(recipe_text(build_recipe(yaml.safe_load(file.read_text(encoding="utf-8")))))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}): {advice}") from error
 
 
 def _forget(values: dict[str, Any], way: tuple[str, ...]) -> None:

@@ -69,16 +69,24 @@ class Source:
     """Samples of one place.
 
     Attributes:
-        path: LLaVA JSON or JSONL, a WebDataset tar, or a folder of these tars.
+        path: LLaVA JSON or JSONL, a WebDataset tar or a folder of these, a Parquet file (or several, by wildcards or
+            in a folder), a folder saved by `datasets`, or the hub id of a dataset.
         images: folder that the samples' image paths start from.
         weight: how often an epoch takes each sample: 2 takes each twice, 0.5 a random half.
         manifest: written by `llava-uhd data check`, whose lengths make better batches.
+        columns: of a table, what the columns of these names are for, where they are not named so: `image` or `images`,
+            and `conversations`, `messages`, `texts`, or `question` and `answer`.
+        split: of a dataset.
+        subset: of a dataset on the hub, its configuration.
     """
 
     path: str
     images: str = "."
     weight: float = 1.0
     manifest: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    split: str = "train"
+    subset: str | None = None
 
 
 @dataclass(frozen=True)

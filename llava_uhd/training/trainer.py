@@ -1,10 +1,15 @@
 """transformers' Trainer with what these stages need beyond it.
 
-A learning rate for each part; the order of samples from `data.order`; checkpoints that are marked when they are whole;
-a stop, with the batch saved, when the loss is not a number or rises for good.
+A learning rate for each part; the order of samples from `data.order`; checkpoints that are complete or not there; a
+stop, with the batch saved, when the loss is not a number or keeps rising.
 """
 
-from collections.abc import Callable
+import logging
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +19,83 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..files import find_damage, read_json, replace_file, seal_folder, write_text
 from .data.order import EpochOrder
 from .watch import LossGuard, Meter, Progress, RunStopped
 
+logger = logging.getLogger(__name__)
+
+# The list of a checkpoint's files, written when all of them are; empty in checkpoints of earlier versions.
 COMPLETE = "complete"
+RECIPE_COPY = "recipe.yaml"
+# One file or folder of each kind must be there, where no list tells: weights, optimizer, schedule, random state.
+NEEDED = (
+    ("*.safetensors", "*.bin", "*model_fsdp_0", "global_step*"),
+    ("optimizer*", "global_step*"),
+    ("scheduler.pt",),
+    ("rng_state*.pth",),
+    ("trainer_state.json",),
+)
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    pickle.UnpicklingError,
+)
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [mark.parent for mark in out.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+def checkpoints(out: Path) -> list[Path]:
+    """Return the folders of all checkpoints of a run, complete or not, the newest first."""
+    found = [folder for folder in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted((folder for folder in found if folder.is_dir()), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpoint_damage(checkpoint: Path, contents: bool = True) -> str | None:
+    """Return what keeps a checkpoint from being used, None where it is complete.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        contents: compare the checksums of its files, which reads them.
+    """
+    mark = checkpoint / COMPLETE
+    if mark.is_file() and mark.read_bytes()[:1] == b"{":
+        return find_damage(checkpoint, COMPLETE, contents)
+    if not mark.is_file():
+        return "it was not written to its end"
+    for patterns in NEEDED:
+        files = [path for pattern in patterns for path in checkpoint.glob(pattern)]
+        if not files:
+            return f"its file {patterns[0]} is missing"
+        for file in files:
+            if file.is_file() and file.stat().st_size == 0:
+                return f"its file {file.name} is empty"
+    return None
+
+
+def last_checkpoint(out: Path, contents: bool = True) -> Path | None:
+    """Return the newest complete checkpoint; newer ones that are passed over are logged with the reason.
+
+    Args:
+        out: folder of the run.
+        contents: compare the checksums of the files, which reads them.
+    """
+    for checkpoint in checkpoints(out):
+        damage = checkpoint_damage(checkpoint, contents)
+        if damage is None:
+            return checkpoint
+        logger.warning("passed over %s: %s", checkpoint, damage)
+    return None
 
 
 class _SetEpoch(TrainerCallback):
@@ -47,6 +119,8 @@ class StageTrainer(Trainer):
         order: of the training samples.
         meter: of the speed.
         max_loss_rise: see `WatchRecipe`.
+        keep: complete checkpoints kept.
+        recipe_text: copied into each checkpoint.
         kwargs: of `Trainer`.
     """
 
@@ -58,11 +132,14 @@ class StageTrainer(Trainer):
         order: EpochOrder,
         meter: Meter,
         max_loss_rise: float,
+        keep: int,
+        recipe_text: str,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.optimizer: Any
         self.rates, self.part_of, self.order, self.meter = rates, part_of, order, meter
+        self.keep, self.recipe_text = keep, recipe_text
         self.guard = LossGuard(max_loss_rise)
         self.last_inputs: dict[str, Any] = {}
         self.out = Path(self.args.output_dir)
@@ -123,31 +200,70 @@ class StageTrainer(Trainer):
 
     def _save_batch(self) -> str:
         file = self.out / f"stopped-step-{self.state.global_step + 1}-rank-{self.args.process_index}.pt"
-        torch.save({name: tensor.cpu() for name, tensor in self.last_inputs.items()}, file)
+        with replace_file(file) as temporary:
+            torch.save({name: tensor.cpu() for name, tensor in self.last_inputs.items()}, temporary)
         return f"the batch is in {file}; {self._kept()}"
 
     def _kept(self) -> str:
-        last = last_checkpoint(self.out)
+        last = last_checkpoint(self.out, contents=False)
         return "there is no checkpoint yet" if last is None else f"the last whole checkpoint is {last}"
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the base class, but no step more where the checkpoint is that of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        try:
+        with _named(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            raise RunStopped(
-                f"{resume_from_checkpoint} cannot be read ({error}): remove it to go on from the one before"
-            ) from error
+            read_json(Path(resume_from_checkpoint) / "trainer_state.json")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _named(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As the base class; then, when all ranks are done, a mark that it is whole."""
+        """As the base class; then, when all ranks are done, the list of its files that makes it complete."""
         folder = self.out / f"checkpoint-{self.state.global_step}"
-        # One that was cut short before is written again, and must not be taken for whole meanwhile.
-        if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
         try:
+            if self.args.should_save:
+                # One that was cut short or damaged before must not leave a file behind, nor be taken for complete.
+                shutil.rmtree(folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (folder / COMPLETE).touch()
+                write_text(folder / RECIPE_COPY, self.recipe_text)
+                seal_folder(folder, COMPLETE)
+                self._remove_old_checkpoints()
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RunStopped(f"{folder} could not be written ({error}); {self._kept()}") from error
+
+    def _remove_old_checkpoints(self) -> None:
+        """Keep the newest complete checkpoints up to this step, and nothing else."""
+        complete = [
+            folder
+            for folder in checkpoints(self.out)
+            if step_of(folder) <= self.state.global_step and checkpoint_damage(folder, contents=False) is None
+        ]
+        for folder in checkpoints(self.out):
+            if folder not in complete[: self.keep]:
+                # First the list, so that a kill meanwhile leaves nothing that looks complete.
+                (folder / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _named(checkpoint: str | None) -> Iterator[None]:
+    """Name the checkpoint in whatever error reading it raises."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunStopped(f"{checkpoint} cannot be read ({reason}): remove it to resume from the one before") from error

@@ -5,14 +5,18 @@ of samples, do not depend on them.
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
+from ..distributed import Rank
+from ..files import lock_folder, new_folder
 from .adapters import add_adapters
 from .assembly import build_model
 from .data.collation import Collator
@@ -23,7 +27,7 @@ from .folder import check_folder, claim_folder
 from .loss import use_training_forward
 from .parts import PartRow, check_table, part_of, table, train_only
 from .plan import accumulation_of, trained_parts
-from .recipe import TuningRecipe
+from .recipe import TuningRecipe, recipe_text
 from .trainer import StageTrainer, last_checkpoint
 from .watch import Meter
 
@@ -61,13 +65,38 @@ def train_stage(recipe: TuningRecipe) -> Trained:
         ValueError: recipe, data, model and folder do not fit together.
         RunStopped: the run cannot go on.
     """
-    out = Path(recipe.out)
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    accumulation = accumulation_of(recipe, devices)
-    resumed = last_checkpoint(out)
-    check_folder(recipe, out, MODEL, begun=resumed is not None)
+    out, rank = Path(recipe.out), Rank.from_environment()
+    accumulation = accumulation_of(recipe, rank.count)
+    if not recipe.data.train:
+        raise ValueError("data.train: there are no sources")
+    # Held by the first rank for all: a second run into the same folder is refused.
+    with lock_folder(out) if rank.is_main else nullcontext():
+        arguments = training_arguments(recipe, accumulation)
+        resumed = _find_checkpoint(recipe, out, arguments)
+        return _train(recipe, arguments, resumed, rank.count)
 
+
+def _find_checkpoint(recipe: TuningRecipe, out: Path, arguments: TrainingArguments) -> Path | None:
+    """Return the checkpoint to resume from: found and checked by the first rank, the same for all.
+
+    Raises:
+        ValueError: on every rank, if the run may not start or resume in its folder.
+    """
+    found: list[Any] = [None, None]  # checkpoint, error
+    if arguments.process_index == 0:
+        try:
+            found[0] = last_checkpoint(out)
+            check_folder(recipe, out, MODEL, begun=found[0] is not None, checkpoint=found[0])
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
+
+
+def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | None, devices: int) -> Trained:
+    out = Path(recipe.out)
     model, processor = build_model(recipe)
     config, parts = model.config, trained_parts(recipe)
     encoder = Encoder(processor, recipe.data)
@@ -92,7 +121,7 @@ def train_stage(recipe: TuningRecipe) -> Trained:
 
     trainer = StageTrainer(
         model=trainee,
-        args=training_arguments(recipe, accumulation),
+        args=arguments,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=Collator(processor.tokenizer.pad_token_id, recipe.data.pack),
@@ -101,9 +130,11 @@ def train_stage(recipe: TuningRecipe) -> Trained:
         order=order,
         meter=Meter(config, parts, devices, recipe.watch.peak_tflops),
         max_loss_rise=recipe.watch.max_loss_rise,
+        keep=recipe.watch.keep,
+        recipe_text=recipe_text(recipe),
     )
     _refuse_zero3(trainer)
-    if is_first:
+    if arguments.process_index == 0:
         claim_folder(recipe, out)
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     _save(trainer, recipe, processor, out)
@@ -146,7 +177,6 @@ def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArgum
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_steps=watch.save_every,
-        save_total_limit=watch.keep,
         eval_strategy="steps" if data.held_out else "no",
         eval_steps=watch.eval_every,
         prediction_loss_only=True,
@@ -204,11 +234,10 @@ def _save(trainer: StageTrainer, recipe: TuningRecipe, processor: Any, out: Path
         trained = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
         state = trained.state_dict()
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    # Under another name until it is whole: a finished run is known by this folder.
-    unfinished = out / "model.unfinished"
-    trained.save_pretrained(unfinished, state_dict=state)
-    trained.config.dtype = dtype
-    trained.config.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    unfinished.rename(out / MODEL)
+    # A finished run is known by this folder.
+    with new_folder(out / MODEL) as folder:
+        trained.save_pretrained(folder, state_dict=state)
+        trained.config.dtype = dtype
+        trained.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
     accelerator.wait_for_everyone()

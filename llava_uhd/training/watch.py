@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..files import append_line, write_text
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from .flops import sample_flops, training_flops
 from .labels import IGNORE
@@ -93,6 +94,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
+            _forget_later_steps(self.log, state.global_step)
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stderr)
 
     def on_step_end(
@@ -111,8 +113,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or logs is None:
             return
-        with self.log.open("a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        append_line(self.log, json.dumps({"step": state.global_step, **logs}))
         if self.bar is not None:
             shown = ("loss", "eval_loss", "samples_per_second", "tokens_per_second", "utilisation")
             self.bar.set_postfix({name: f"{logs[name]:.4g}" for name in shown if name in logs})
@@ -122,3 +123,18 @@ class Progress(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _forget_later_steps(log: Path, step: int) -> None:
+    """Take the lines of steps that are run again out of the log, and what a kill cut short."""
+    if not log.is_file():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            known = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if line.endswith("\n") and isinstance(known, int) and known <= step:
+            kept.append(line)
+    write_text(log, "".join(kept))

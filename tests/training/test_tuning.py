@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.files import lock_folder
 from llava_uhd.training import trainer as trainer_module
 from llava_uhd.training.parts import part_of
 from llava_uhd.training.recipe import build_recipe
@@ -255,11 +256,103 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeyp
     assert resumed.resumed_from == str(out / "checkpoint-6") and resumed.steps == whole.steps == 10
     before, after = weights(whole.model), weights(resumed.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    # A checkpoint that was damaged afterwards is named.
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps.count(7) == 1
+
+
+def damage(file, how):
+    """Cut, empty, change one bit of, or remove a file."""
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    elif how == "flipped":
+        content[len(content) // 2] ^= 16
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+
+
+RESUMED = {"model.safetensors": "cut", "optimizer.pt": "flipped", "rng_state.pth": "missing"}
+
+
+def test_damaged_checkpoints_are_passed_over(recipe_values, tmp_path, caplog):
+    """Whatever is damaged, the newest complete checkpoint is taken, and the weights are those of an unbroken run."""
+    whole = train_stage(build_recipe(recipe_values))
+    before = weights(whole.model)
+    out = Path(recipe_values["out"])
     shutil.rmtree(out / "model")
-    newest = last_checkpoint(out) / "model.safetensors"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(RunStopped, match="checkpoint-10 cannot be read"):
+    names = [file.name for file in sorted((out / "checkpoint-5").iterdir())]
+    assert {"complete", "recipe.yaml", "scheduler.pt", *RESUMED} <= set(names)
+    for name in names:
+        for how in ("cut", "empty", "flipped", "missing"):
+            copy = tmp_path / "copy"
+            shutil.copytree(out, copy)
+            damage(copy / "checkpoint-5" / name, how)
+            # An empty list is that of an earlier version: what it lists is whole here.
+            passed_over = (name, how) != ("complete", "empty")
+            caplog.clear()
+            assert last_checkpoint(copy).name == ("checkpoint-4" if passed_over else "checkpoint-5"), (name, how)
+            assert ("passed over" in caplog.text and "checkpoint-5" in caplog.text) == passed_over, (name, how)
+            if RESUMED.get(name) == how:
+                recipe_values["out"] = str(copy)
+                resumed = train_stage(build_recipe(recipe_values))
+                after = weights(resumed.model)
+                assert resumed.steps == 5 and all(torch.equal(before[name], after[name]) for name in before)
+            shutil.rmtree(copy)
+
+
+def test_checkpoints_of_earlier_versions(recipe_values, tmp_path, caplog):
+    """Their mark is an empty file: they are resumed if nothing is missing, and what cannot be read is named."""
+    whole = train_stage(build_recipe(recipe_values))
+    out = Path(recipe_values["out"])
+    shutil.rmtree(out / "model")
+    for checkpoint in out.glob("checkpoint-*"):
+        (checkpoint / "complete").write_bytes(b"")
+        (checkpoint / "recipe.yaml").unlink()
+    assert last_checkpoint(out).name == "checkpoint-5"
+    (out / "checkpoint-5" / "optimizer.pt").unlink()
+    assert last_checkpoint(out).name == "checkpoint-4" and "optimizer* is missing" in caplog.text
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"):
+        copy = tmp_path / name
+        shutil.copytree(out, copy)
+        damage(copy / "checkpoint-4" / name, "cut")
+        recipe_values["out"] = str(copy)
+        with pytest.raises(RunStopped, match="checkpoint-4 cannot be read .*remove it"):
+            train_stage(build_recipe(recipe_values))
+    recipe_values["out"] = str(out)
+    assert train_stage(build_recipe(recipe_values)).steps == whole.steps == 5
+
+
+def test_killed_between_the_last_checkpoint_and_the_model(recipe_values, tmp_path):
+    """No step more is made, also where the run ends within an epoch."""
+    recipe_values["optimization"]["max_steps"] = 3
+    whole = train_stage(build_recipe(recipe_values))
+    before = weights(whole.model)
+    shutil.rmtree(whole.model)
+    resumed = train_stage(build_recipe(recipe_values))
+    after = weights(resumed.model)
+    assert resumed.steps == 3 and resumed.resumed_from.endswith("checkpoint-3")
+    assert all(torch.equal(before[name], after[name]) for name in before) and resumed.loss == whole.loss
+
+
+@pytest.mark.parametrize("content", ["", "stage: instr", "7"])
+def test_a_damaged_recipe_of_a_run(recipe_values, content):
+    recipe_values["optimization"]["max_steps"] = 2
+    train_stage(build_recipe(recipe_values))
+    out = Path(recipe_values["out"])
+    shutil.rmtree(out / "model")
+    (out / "recipe.yaml").write_text(content)
+    train_stage(build_recipe(recipe_values))  # the checkpoint holds a copy
+    shutil.rmtree(out / "model")
+    (out / "recipe.yaml").write_text(content)
+    (out / "checkpoint-2" / "complete").write_text("")
+    (out / "checkpoint-2" / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match="recipe.yaml is damaged .*restore it"):
+        train_stage(build_recipe(recipe_values))
+
+
+def test_two_runs_into_one_folder(recipe_values):
+    with lock_folder(Path(recipe_values["out"])), pytest.raises(ValueError, match="run is in use by another run"):
         train_stage(build_recipe(recipe_values))
 
 

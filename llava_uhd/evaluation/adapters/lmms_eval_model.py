@@ -12,8 +12,8 @@ import torch
 from lmms_eval.api.model import lmms
 from PIL import Image
 
+from ...distributed import Rank
 from ..generation import GenerationOptions
-from ..predictions import Rank
 from .answering import Question, answer_questions, load_generator
 
 _PLACEHOLDER = "<image>"

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...files import write_text
 from ...model.image_processing_llava_uhd import decode_image
 from ...model.processing_llava_uhd import LlavaUhdProcessor
 from ..recipe import Source
 from .conversations import IMAGE, BadSample, read_conversation
-from .sources import JsonSamples, TarSamples, open_source
+from .sources import Samples, open_source
 
 
 @dataclass
@@ -81,17 +82,17 @@ def check_source(
             if len(report.problems) < max_problems:
                 report.problems.append({"index": index, "reason": str(error)})
             line = {"index": index, "broken": str(error), "num_tokens": 0}
-        lines.append(json.dumps(line, ensure_ascii=False))
+        lines.append(json.dumps(line))
         show(index + 1, len(samples))
     report.reasons = {{"ValueError": "image", "JSONDecodeError": "JSON"}.get(k, k): n for k, n in reasons.items()}
     if manifest is not None:
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text("\n".join(lines) + "\n")
+        write_text(manifest, "\n".join(lines) + "\n")
     return report
 
 
 def _check_sample(
-    samples: JsonSamples | TarSamples,
+    samples: Samples,
     index: int,
     processor: LlavaUhdProcessor | None,
     max_slices: int | None,
@@ -107,7 +108,13 @@ def _check_sample(
             content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
-        images.append({"name": name, "size": list(image.size), "sha256": hashlib.sha256(content).hexdigest()})
+        images.append(
+            {
+                "name": name if isinstance(name, str) else None,
+                "size": list(image.size),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        )
         if processor is not None:
             num_tokens += processor.image_layout(*image.size, max_slices=max_slices).length
     if processor is not None:
@@ -119,5 +126,7 @@ def _check_sample(
     report.text_only += not images
     report.multi_image += len(images) > 1
     report.turns += sum(message["role"] == "assistant" for message in conversation.messages)
-    text_hash = hashlib.sha256(json.dumps(record, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text_hash = hashlib.sha256(
+        json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
     return {"index": index, "sha256": text_hash, "images": images, "num_tokens": num_tokens}

@@ -115,9 +115,11 @@ class Encoder:
             raise BadSample(f"none of its first {longest} tokens is learned")
         return Encoded(torch.tensor(input_ids), torch.tensor(labels), images)
 
-    def _vary(self, image: Image.Image, name: str, rng: random.Random) -> Image.Image:
+    def _vary(self, image: Image.Image, name: Any, rng: random.Random) -> Image.Image:
         """The published variation of sizes: so the model meets enlarged text, and many slices of small images."""
         drawn = rng.random() < VARIED_SHARE
+        if not isinstance(name, str):
+            name = str(name.get("path"))
         if "TextVQA" in name or "textvqa" in name:
             return enlarge(image, TEXTVQA_SIDE)
         if not drawn or self.processor.image_processor.plan(*image.size).num_slices == VARIED_SLICES:

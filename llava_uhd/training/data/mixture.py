@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from ...files import append_line
 from ..recipe import Source
 from .conversations import BadSample, read_conversation
 from .encoding import Encoded, Encoder
@@ -85,8 +86,7 @@ class Mixture(Dataset):
                 raise ValueError(told) from error
             logger.warning("left out: %s", told)
             if self.report is not None:
-                with self.report.open("a") as file:
-                    file.write(json.dumps({"source": source.path, "index": index, "reason": str(error)}) + "\n")
+                append_line(self.report, json.dumps({"source": source.path, "index": index, "reason": str(error)}))
             return None
 
 
@@ -95,4 +95,12 @@ def _manifest_lengths(source: Source) -> list[int]:
     path = Path(source.manifest or "")
     if not path.is_file():
         raise ValueError(f"there is no manifest {path}: `llava-uhd data check` writes it")
-    return [json.loads(line)["num_tokens"] for line in path.read_text().splitlines()]
+    lengths = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        try:
+            lengths.append(int(json.loads(line)["num_tokens"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged in line {number}: make it again with `llava-uhd data check`"
+            ) from error
+    return lengths

@@ -1,10 +1,13 @@
-"""Where samples come from: LLaVA JSON or JSONL beside a folder of images, or WebDataset tars.
+"""Where samples come from: LLaVA JSON or JSONL beside a folder of images, WebDataset tars, or tables (`tables`).
 
 Both are read in place and at random, so that a shuffled order, and where a run was in it, is a matter of numbers. Of a
 tar only the headers are read beforehand; nothing is unpacked.
 """
 
+import codecs
 import json
+import logging
+import re
 import tarfile
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +16,8 @@ from typing import Any, Protocol
 
 from ..recipe import Source
 from .conversations import BadSample
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -41,15 +46,21 @@ class JsonSamples:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ValueError(f"there is no file {path}")
-        content = file.read_bytes()
-        if content.lstrip()[:1] == b"[":
+        content = _as_utf8(file.read_bytes(), path)
+        if content.lstrip()[:1] == b"[" and (content.lstrip()[1:].lstrip()[:1] or b"x") in b"]{":
             try:
                 records = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from error
-            self.lines = [json.dumps(record, ensure_ascii=False).encode() for record in records]
+            # Escaped, since UTF-8 has no lone surrogates: their sample is refused, not the file.
+            self.lines = [json.dumps(record).encode() for record in records]
         else:
             self.lines = [line for line in content.splitlines() if line.strip()]
+            if len(self.lines) > 1 and self.lines[0].strip() == b"{":
+                raise ValueError(
+                    f"{path} begins with a JSON object over several lines: expected one object per line (JSONL), "
+                    "or one list of objects"
+                )
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -58,7 +69,24 @@ class JsonSamples:
         return _parse(self.lines[index])
 
     def image(self, index: int, name: str) -> Path:
-        return self.images / name
+        file = self.images / name
+        if "\\" in name and not file.exists():
+            return self.images / name.replace("\\", "/")  # written on Windows
+        return file
+
+
+def _as_utf8(content: bytes, path: str) -> bytes:
+    """Return the content in UTF-8 without a byte order mark.
+
+    Raises:
+        ValueError: it begins as UTF-16 does, but is not.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16").encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 @dataclass(frozen=True)
@@ -85,8 +113,12 @@ class TarSamples:
         for number, shard in enumerate(self.shards):
             try:
                 self._index(number, shard)
-            except tarfile.TarError as error:
+            except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{shard} is not a whole tar: {error}") from error
+        if not self.samples:
+            raise ValueError(f"{path} has no files in its tars")
+        if missing := _missing_numbers([shard.stem for shard in self.shards]):
+            logger.warning("%s: between its shards, numbers are missing: %s", path, ", ".join(missing))
 
     def _index(self, number: int, shard: Path) -> None:
         last = None
@@ -101,6 +133,8 @@ class TarSamples:
                     self.samples.append((number, {}))
                     last = key
                 self.samples[-1][1][suffix] = _Member(member.offset_data, member.size)
+            end = tar.offset
+        _check_end(shard, end)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,9 +167,54 @@ class TarSamples:
         return file
 
 
+def _check_end(shard: Path, end: int) -> None:
+    """Check what lies behind the last member that was read: tarfile stops without a word at a header it cannot read.
+
+    Raises:
+        tarfile.ReadError: there is anything but the zeros that end a tar.
+    """
+    size = shard.stat().st_size
+    if end == size:
+        logger.warning("%s ends without the mark of its end: files may be missing", shard)
+        return
+    with shard.open("rb") as file:
+        file.seek(end)
+        position = end
+        while chunk := file.read(1 << 20):
+            if chunk.strip(b"\0"):
+                position += len(chunk) - len(chunk.lstrip(b"\0"))
+                raise tarfile.ReadError(
+                    f"its header at byte {end:,} of {size:,} is damaged or cut, or another tar follows "
+                    f"(first byte that is not zero: {position:,})"
+                )
+            position += len(chunk)
+    if size - end < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut at byte {size:,}, inside a header")
+
+
+def _missing_numbers(stems: list[str]) -> list[str]:
+    """Return the numbers that a numbered sequence of names lacks: a shard that was lost."""
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
+    if len(stems) < 2 or not all(parts):
+        return []
+    found: dict[tuple[str, str], set[int]] = {}
+    for part in parts:
+        assert part is not None
+        found.setdefault((part[1], part[3]), set()).add(int(part[2]))
+    missing = []
+    for (before, after), numbers in found.items():
+        lost = sorted(set(range(min(numbers), max(numbers))) - numbers) if max(numbers) < 10**6 else []
+        # A few of many are lost; where most are missing, a part was chosen.
+        if lost and len(lost) < len(numbers):
+            missing += [f"{before}{number}{after}" for number in lost]
+    return missing
+
+
 def _parse(content: bytes) -> dict[str, Any]:
     try:
         record = json.loads(content)
+    except RecursionError as error:
+        raise BadSample("it is not valid JSON: nested too deeply") from error
     except ValueError as error:
         raise BadSample(f"it is not valid JSON: {error}") from error
     if not isinstance(record, dict):
@@ -143,16 +222,24 @@ def _parse(content: bytes) -> dict[str, Any]:
     return record
 
 
-def open_source(source: Source) -> JsonSamples | TarSamples:
-    """The samples of a recipe's source.
+def open_source(source: Source) -> Samples:
+    """Open the samples of a recipe's source.
 
     Raises:
         ValueError: there are none, or they cannot be read.
     """
+    from .tables import TableSamples, is_table
+
     path = Path(source.path).expanduser()
-    samples = (
-        TarSamples(source.path) if path.is_dir() or path.suffix == ".tar" else JsonSamples(source.path, source.images)
-    )
+    samples: Samples
+    if is_table(source):
+        samples = TableSamples(source)
+    elif source.columns:
+        raise ValueError(f"data: {source.path} is no table, so its source has no columns to map")
+    elif path.is_dir() or path.suffix == ".tar":
+        samples = TarSamples(source.path)
+    else:
+        samples = JsonSamples(source.path, source.images)
     if len(samples) == 0:
         raise ValueError(f"{source.path} has no samples")
     return samples

@@ -6,7 +6,9 @@ Every step seeds its draws by its number, so that a run that was killed goes on 
 import json
 import random
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ...files import append_line, lock_folder, read_checked, read_json, replace_file, write_checked, write_json
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
 from ..assembly import UPSAMPLER_FILE
 from ..folder import check_folder, claim_folder
 from ..recipe import UpsamplerRecipe
+from ..trainer import UNREADABLE
 from ..watch import RunStopped
 from .features import Features, load_tower
 from .jitter import Move, draw_move, move
@@ -109,14 +113,14 @@ class TrainedUpsampler:
     Attributes:
         upsampler: file of the weights.
         steps: of the run.
-        loss: of the last step.
+        loss: loss of the last step; None where a run resumed behind it and its state does not tell.
         quality: see `quality.measure`; of the untrained up-sampler as `*_before`.
         resumed_from: step that the run continued from, None from the start.
     """
 
     upsampler: str
     steps: int
-    loss: float
+    loss: float | None
     quality: dict[str, float]
     resumed_from: int | None
 
@@ -132,10 +136,16 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
         RunStopped: the loss is not a number.
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    devices, device = accelerator.num_processes, accelerator.device
+    devices = accelerator.num_processes
     if recipe.batch % devices:
         raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
-    out = Path(recipe.out)
+    # Held by the first process for all: a second run into the same folder is refused.
+    with lock_folder(Path(recipe.out)) if accelerator.is_main_process else nullcontext():
+        return _train(recipe, accelerator)
+
+
+def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsampler:
+    devices, device, out = accelerator.num_processes, accelerator.device, Path(recipe.out)
     check_folder(recipe, out, UPSAMPLER_FILE, begun=(out / STATE_FILE).is_file())
     features = Features(load_tower(recipe.vision_tower).to(device), recipe.feature_layer)
     files, held_out_files = find_pictures(recipe.images, recipe.held_out)
@@ -155,7 +165,7 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
     )
     resumed = _resume(out, module, optimizer)
     trained, optimizer = accelerator.prepare(module, optimizer)
-    before = {}
+    first, loss, before = resumed or (0, None, {})
     if resumed is None and len(held_out):
         before = {f"{name}_before": value for name, value in _quality(module, features, held_out, device).items()}
         _write(out / "quality.json", before, accelerator)
@@ -163,44 +173,42 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
 
     share = recipe.batch // devices
     mine = [batch[accelerator.process_index * share :][:share] for batch in order]
-    first = resumed or 0
     loader = DataLoader(pictures, batch_sampler=mine[first:], num_workers=recipe.workers)
-    loss = float("nan")
     bar = tqdm(total=len(order), initial=first, unit="step", file=sys.stderr, disable=not accelerator.is_main_process)
     for step, pixels in enumerate(loader, start=first + 1):
         loss = _step(recipe, trained, optimizer, features, pixels.to(device), step, accelerator)
         if not torch.isfinite(torch.tensor(loss)):
             file = out / f"stopped-step-{step}-rank-{accelerator.process_index}.pt"
-            torch.save(pixels, file)
+            with replace_file(file) as temporary:
+                torch.save(pixels, temporary)
             raise RunStopped(f"the loss is {loss} at step {step}; the pictures are in {file}")
         if accelerator.is_main_process:
             bar.update()
             bar.set_postfix(loss=f"{loss:.4g}")
             last = step == len(order)
             if step % recipe.log_every == 0 or last:
-                with (out / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                append_line(out / "log.jsonl", json.dumps({"step": step, "loss": loss}))
                 writer.add_scalar("loss", loss, step)
             if recipe.pictures and len(held_out) and (step % recipe.pictures == 0 or last):
                 writer.add_image("pyramid", _picture(module, features, held_out, device), step)
             if step % recipe.save_every == 0 or last:
-                _save_state(out, step, module, optimizer.optimizer)
+                _save_state(out, step, loss, before, module, optimizer.optimizer)
     bar.close()
 
     quality = _quality(module, features, held_out, device) if len(held_out) else {}
     if accelerator.is_main_process:
-        if resumed is not None and (out / "quality.json").is_file():
-            before = json.loads((out / "quality.json").read_text())
+        if not before and resumed is not None and (out / "quality.json").is_file():
+            before = read_json(out / "quality.json")  # of a run that an earlier version began
         quality = {**before, **quality}
         _write(out / "quality.json", quality, accelerator)
         for name, value in quality.items():
             writer.add_scalar(f"quality/{name}", value, len(order))
         writer.close()
-        save_file(
-            {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}, out / UPSAMPLER_FILE
-        )
+        weights = {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}
+        with replace_file(out / UPSAMPLER_FILE) as temporary:
+            save_file(weights, temporary)
     accelerator.wait_for_everyone()
-    return TrainedUpsampler(str(out / UPSAMPLER_FILE), len(order), loss, quality, resumed)
+    return TrainedUpsampler(str(out / UPSAMPLER_FILE), len(order), loss, quality, first if resumed else None)
 
 
 def _step(
@@ -232,21 +240,35 @@ def _step(
     return total
 
 
-def _save_state(out: Path, step: int, module: nn.Module, optimizer: Any) -> None:
+def _save_state(
+    out: Path, step: int, loss: float, before: dict[str, float], module: nn.Module, optimizer: Any
+) -> None:
     """Replaces the state of the run at once: a kill leaves the one before."""
-    unfinished = out / f"{STATE_FILE}.unfinished"
-    torch.save({"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}, unfinished)
-    unfinished.replace(out / STATE_FILE)
+    state = {"step": step, "loss": loss, "before": before}
+    state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    content = BytesIO()
+    torch.save(state, content)
+    try:
+        write_checked(out / STATE_FILE, content.getbuffer())
+    except OSError as error:
+        raise RunStopped(f"the state of step {step} could not be written ({error}); the one before is kept") from error
 
 
-def _resume(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
+def _resume(
+    out: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None, dict[str, float]] | None:
+    """Read step, loss and first measurements of the last state; None where there is none."""
     file = out / STATE_FILE
     if not file.is_file():
         return None
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    try:
+        state = torch.load(BytesIO(read_checked(file)), weights_only=True, map_location="cpu")
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), state.get("loss"), state.get("before", {})
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunStopped(f"{file} cannot be read ({reason}): remove it to begin stage 0 again") from error
 
 
 def _quality(module: Reconstruction, features: Features, held_out: Pictures, device: torch.device) -> dict[str, float]:
@@ -273,4 +295,4 @@ def _tensorboard(out: Path) -> Any:
 
 def _write(file: Path, values: dict[str, float], accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
-        file.write_text(json.dumps(values, indent=1) + "\n")
+        write_json(file, values, indent=1)

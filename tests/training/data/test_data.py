@@ -284,3 +284,107 @@ def test_an_answer_cannot_be_told_from_those_before_it(tmp_path):
             comparing += 1
             compared_first += all(comparisons[: sum(comparisons)])
     assert in_page_order == 0 and comparing > 8 and comparing / 2 < compared_first < comparing
+
+
+def test_every_damage_of_a_tar_is_named(tmp_path, data_folder):
+    """A flipped bit in any header, a cut at any block and a second tar behind the first: never fewer samples."""
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w") as tar:
+        for index in range(6):
+            for suffix, content in (("json", json.dumps(image_record(index)).encode()), ("png", b"p" * 700)):
+                member = tarfile.TarInfo(f"{index:04}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    content = file.read_bytes()
+    assert len(TarSamples(str(file))) == 6
+    headers = [member.offset for member in tarfile.open(file)]
+    damaged = [content[: headers[5] + 100], content[: headers[5] + 700], content + content]
+    for header in headers:
+        for place in (0, 3, 130, 150, 257):
+            flipped = bytearray(content)
+            flipped[header + place] ^= 1
+            damaged.append(bytes(flipped))
+    for number, data in enumerate(damaged):
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match="a.tar is not a whole tar"):
+            print(number, len(TarSamples(str(file))))
+
+
+def test_a_missing_shard_and_a_missing_end_are_logged(tmp_path, caplog):
+    for number in (0, 1, 3, 4):
+        with tarfile.open(tmp_path / f"train-{number:03}.tar", "w") as tar:
+            member = tarfile.TarInfo("a.json")
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"{}"))
+    assert len(TarSamples(str(tmp_path))) == 4 and "train-2" in caplog.text
+    content = (tmp_path / "train-000.tar").read_bytes()[:1024]
+    (tmp_path / "b.tar").write_bytes(content)
+    assert len(TarSamples(str(tmp_path / "b.tar"))) == 1 and "without the mark of its end" in caplog.text
+
+
+ENCODINGS = [("utf-8-sig", "a byte order mark"), ("utf-16", "as PowerShell writes"), ("utf-16-be", "big-endian")]
+
+
+@pytest.mark.parametrize("encoding", [encoding for encoding, _ in ENCODINGS])
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_encodings_and_line_ends_of_windows(tmp_path, data_folder, encoding, form):
+    records = [image_record(0, image="sub\\0.png"), text_record(1)]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "0.png").write_bytes((data_folder / "0.png").read_bytes())
+    text = json.dumps(records) if form == "json" else "\r\n".join(map(json.dumps, records)) + "\r\n"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / f"a.{form}").write_bytes((mark + text).encode(encoding))
+    report = check_source(Source(str(tmp_path / f"a.{form}"), str(tmp_path)))
+    assert (report.samples, report.broken, report.images) == (2, 0, 1)
+
+
+def test_samples_that_stop_nothing(tmp_path, processor):
+    """Half characters, deep nesting, turns of another type: one sample left out each, by name."""
+    lone = [{"from": "human", "value": "cut \ud83e"}, {"from": "gpt", "value": "yes"}]
+    samples = [
+        (json.dumps({"conversations": lone}), "half a character"),
+        (json.dumps(image_record(0, image="\ud83e.png")), "half a character"),
+        (json.dumps(image_record(0, image="a\0.png")), "name of its image"),
+        (json.dumps(image_record(0, image="")), "name of its image"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        (json.dumps({"conversations": [{"from": ["human"], "value": "x"}]}), "turn 0 is from"),
+        (json.dumps({"conversations": [["human", "x"]]}), "turn 0 has no text"),
+        (json.dumps({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}), "neither text nor an image"),
+        (json.dumps({"question": 3, "answer": "x"}), "must be text"),
+    ]
+    (tmp_path / "odd.jsonl").write_text("\n".join(line for line, _ in samples) + "\n" + json.dumps(text_record(1)))
+    source = Source(str(tmp_path / "odd.jsonl"), str(tmp_path))
+    report = check_source(source, processor, manifest=tmp_path / "manifest.jsonl")
+    assert report.broken == len(samples) and report.samples == len(samples) + 1
+    for problem, (_, told) in zip(report.problems, samples, strict=True):
+        assert told in problem["reason"]
+        problem["reason"].encode()
+    mixture = Mixture((source,), Encoder(processor, DataRecipe()), 0, report=tmp_path / "left-out.jsonl")
+    assert [mixture[index] is None for index in range(len(mixture))] == [True] * len(samples) + [False]
+
+
+def test_answers_hold_no_image(processor):
+    turns = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "here: <image>"}]
+    with pytest.raises(BadSample, match="turn 1 is an answer and holds <image>"):
+        read_conversation({"image": "a.png", "conversations": turns})
+    assert read_conversation(text_record(1) | {"image": None}).images == []
+
+
+def test_a_conversation_of_many_turns_takes_linear_time(processor):
+    from time import process_time
+
+    seconds = []
+    for turns in (1000, 8000):
+        said = [{"from": ("human", "gpt")[place % 2], "value": f"hello {place}"} for place in range(turns)]
+        encoder = Encoder(processor, DataRecipe(max_length=400))
+        start = process_time()
+        encoder(read_conversation({"conversations": said}), [], "0")
+        seconds.append(process_time() - start)
+    assert seconds[1] < 30 * max(seconds[0], 0.05)
+
+
+def test_one_object_over_several_lines_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": [1, 2]}, indent=1))
+    with pytest.raises(ValueError, match="one JSON object per line|one object per line"):
+        JsonSamples(str(tmp_path / "a.json"))
