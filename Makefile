@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-ecosystem lint docs pictures format clean
+# The part of the default tests that a release of transformers can break, and that fits into every check.
+COMPATIBILITY := tests/model tests/test_transformers.py tests/test_loading.py
+
+.PHONY: demo test test-slow test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs pictures
+.PHONY: format clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/llava-uhd ask examples/receipt.png "What is the total?"
@@ -17,6 +21,28 @@ test-slow: $(VENV)/.dev
 # Each tool in an environment of its own, below .ecosystem: `make test-ecosystem TOOLS="vllm ray-serve"`, or all.
 test-ecosystem:
 	$(PYTHON) -m tests.ecosystem $(TOOLS)
+
+# The default tests on the lowest versions that pyproject.toml promises, and on the newest that the index has.
+test-oldest: .venv-oldest/.dev
+	.venv-oldest/bin/python -m pytest -q -n 2 --dist worksteal
+
+test-newest: .venv-newest/.dev
+	.venv-newest/bin/python -m pytest -q -n 2 --dist worksteal
+
+# A part of both that is quick: the environments borrow everything but transformers and its hub from the one of
+# `make test`.
+test-compatibility: .venv-oldest-transformers/.overlay .venv-newest-transformers/.overlay
+	.venv-oldest-transformers/bin/python -m pytest -q -n 2 --dist worksteal $(COMPATIBILITY)
+	.venv-newest-transformers/bin/python -m pytest -q -n 2 --dist worksteal $(COMPATIBILITY)
+
+# The wheel alone in a new environment: metadata, size, first commands of the README.
+test-wheel: $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist && $(VENV)/bin/python -m build --wheel --outdir dist .
+	$(VENV)/bin/twine check --strict dist/*.whl
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(VENV)/bin/python tests/wheel.py .venv-wheel/bin/llava-uhd
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -53,5 +79,18 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.core
 
+.venv-%/.dev: pyproject.toml tests/environments/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c tests/environments/$*.txt -e '.[dev]'
+	touch $@
+
+.venv-%-transformers/.overlay: $(VENV)/.dev tests/environments/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
+		-c tests/environments/$*.txt transformers huggingface-hub tokenizers
+	touch $@
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* site .pytest_cache .mypy_cache .ruff_cache
