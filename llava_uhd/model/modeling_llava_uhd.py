@@ -85,6 +85,21 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
         if isinstance(module, Projector):
             module.reset_parameters()
 
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Refuse vLLM's Transformers backend, which asks this before it loads a model.
+
+        The backend tokenizes an image's separators itself and cuts the shapes of several images in the wrong places:
+        it would answer, and wrongly.
+
+        Raises:
+            ValueError: always, naming the plug-in that serves the model exactly.
+        """
+        raise ValueError(
+            "LLaVA-UHD is not served by vLLM's Transformers backend, whose answers would differ: "
+            "pip install 'llava-uhd[vllm]' and leave --model-impl at auto"
+        )
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:

@@ -1,11 +1,11 @@
-"""What vLLM's Transformers backend asks of a model; vLLM itself is not run here (docs/serving.md)."""
+"""Contract between the model and a server that runs it; vLLM itself is run by `make test-ecosystem` (docs/vllm.md)."""
 
 import pytest
 import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llava_uhd import LlavaUhdModel, LlavaUhdProcessor
+from llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel, LlavaUhdProcessor
 from tests.conftest import build_model, picture, small_config
 
 
@@ -21,6 +21,13 @@ def test_a_saved_folder_names_the_class_of_auto_model(pair, tmp_path):
 
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_llava_uhd.LlavaUhdModel"
+
+
+@pytest.mark.parametrize("cls", [LlavaUhdModel, LlavaUhdForConditionalGeneration])
+def test_transformers_backend_of_vllm_is_refused_with_the_way_out(cls):
+    """It asks this of the class that `auto_map` names, before it loads anything."""
+    with pytest.raises(ValueError, match=r"pip install 'llava-uhd\[vllm\]' and leave --model-impl at auto"):
+        cls.is_backend_compatible()
 
 
 def test_an_attention_of_the_server_s_own_is_used_in_every_layer_and_gets_its_arguments(pair):

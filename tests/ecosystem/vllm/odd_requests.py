@@ -6,6 +6,7 @@ import io
 import json
 import random
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -289,6 +290,8 @@ def attack(server: Server, count: int, seed: int = 0, concurrency: int = 8) -> C
             return
         response = await client.post(server.url + path, content=content, headers=JSON)
         statuses[response.status_code] += 1
+        if response.status_code >= 500:
+            print(f"  {response.status_code} for {path} {str(body)[-300:]}: {response.text[:300]}", file=sys.stderr)
 
     async def run() -> None:
         async with httpx.AsyncClient(timeout=300) as client:

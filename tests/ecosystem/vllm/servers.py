@@ -52,7 +52,7 @@ def vllm_server(folder: str, log: Path, *options: str) -> Iterator[Server]:
     command = [str(Path(sys.executable).parent / "vllm"), "serve", folder, "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--trust-request-mm-kwargs"]
     command += ["--enable-prefix-caching", "--enable-chunked-prefill", "--max-num-batched-tokens", "512"]
-    command += ["--max-num-seqs", "32", *options]
+    command += ["--max-num-seqs", "32", "--enforce-eager", *options]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
