@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,9 @@ class ParquetImage:
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise ValueError(f"{self.path} has no image in row {self.row} of row group {self.group}")
-        return Image.open(BytesIO(content))
+        from ..model.images import open_image
+
+        return open_image(content)
 
 
 def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[tuple[Row, int, int]]:

@@ -1,11 +1,9 @@
 """One question of a task, and reading the files it comes from."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +55,12 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         OSError, ValueError: it is no image.
     """
+    from ..model.images import decode_base64
+    from ..model.images import open_image as open_file
+
     if isinstance(source, Path):
-        return Image.open(source)
-    return Image.open(BytesIO(base64.b64decode(source))) if isinstance(source, str) else source()
+        return open_file(source)
+    return open_file(decode_base64(source)) if isinstance(source, str) else source()
 
 
 def _is_empty(value: Any) -> bool:

@@ -8,19 +8,14 @@ tell them apart.
 Shapes: P patches of all views, V views of all images, I images, p side of a patch.
 """
 
-import base64
-import binascii
-import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from io import BytesIO
 from itertools import count
-from typing import Any, Protocol, runtime_checkable
-from urllib.request import urlopen
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
@@ -32,13 +27,10 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from .images import MAX_PIXELS, decode_image
 from .slicing import SlicePlan, enlarged_size, plan_slices
 from .validation import LARGEST, MAX_SLICES, check_int, is_number
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: twice its MAX_IMAGE_PIXELS
-DOWNLOAD_TIMEOUT = 30  # seconds
-LONGEST_PATH = 4096  # a longer string is an image in base64
-CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
 # Mean and deviation of each channel that the towers of a kind were trained with.
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "clip_vision_model": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
@@ -60,13 +52,6 @@ def normalization_of(model_type: str) -> tuple[list[float], list[float]]:
     return NORMALIZATIONS[model_type]
 
 
-@runtime_checkable
-class SupportsRead(Protocol):
-    """A file object."""
-
-    def read(self) -> bytes: ...
-
-
 class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Options of the image processor, besides `resample`, `rescale_factor`, `image_mean` and `image_std`.
 
@@ -86,10 +71,8 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
 class LlavaUhdImageProcessor(PilBackend):
     """Cuts images into views and packs the views' patches.
 
-    An image may be a PIL image, an array or tensor (H x W, H x W x C or C x H x W; integers in 0..255, 16-bit unsigned
-    integers, booleans, or floats in 0..1), a path, encoded bytes, a binary file object, base64, or a `data:` or
-    http(s) URL; images come alone, in a list, or in one list per prompt. Orientation tags are obeyed, transparency is
-    laid on white, and every colour mode is converted to RGB.
+    An image may have any form that `images.decode_image` takes; images come alone, in a list, or in one list per
+    prompt. Errors count them from 1.
 
     Returns, all listed in `model_input_names`:
         - pixel_values (P, 3·p²) float32: image after image; of an image its slices row by row, then its overview; of a
@@ -155,7 +138,7 @@ class LlavaUhdImageProcessor(PilBackend):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Decode images in any accepted form to RGB, keeping the nesting of lists. Decoded images pass unchanged."""
-        return self._fetch(image_url_or_urls, count())
+        return self._fetch(image_url_or_urls, count(1))
 
     def _fetch(self, images: Any, indices: Iterator[int]) -> Any:
         if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
@@ -232,150 +215,6 @@ def enlarge(
     """The image enlarged, at its aspect ratio, until its long side is `max_side`; never reduced."""
     size = enlarged_size(*image.size, max_side)
     return image if size == image.size else image.resize(size, resample)
-
-
-def decode_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any accepted form of one image as an upright RGB image.
-
-    Args:
-        source: see `LlavaUhdImageProcessor`.
-        name: what an error calls an image that has no path.
-        max_pixels: most pixels that are decoded.
-
-    Raises:
-        ValueError: naming the image, if it is missing, empty, damaged, not an image, of no area or of too many pixels.
-        TypeError: for an object of another kind.
-    """
-    if isinstance(source, np.ndarray | torch.Tensor):
-        return _to_rgb(_from_array(source, name, max_pixels), name)
-    if isinstance(source, Image.Image):
-        return _upright_rgb(source, getattr(source, "filename", "") or name, max_pixels)
-
-    file, name = _file(source, name)
-    try:
-        image = Image.open(file)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels; at most {max_pixels} are allowed ({error})") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image, or of a format that is not supported") from error
-    except Exception as error:  # Pillow's readers meet damaged files with errors of any kind
-        raise ValueError(f"{name} cannot be read: {error}") from error
-    with image:
-        return _upright_rgb(image, name, max_pixels)
-
-
-def _file(source: Any, name: str) -> tuple[str | BytesIO, str]:
-    """What Pillow can open, and what to call it."""
-    if isinstance(source, str) and (source.startswith("data:") or len(source) > LONGEST_PATH):
-        try:
-            source = base64.b64decode(source.rpartition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"{name} is not valid base64: {error}") from error
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        name = source
-        try:
-            with urlopen(source, timeout=DOWNLOAD_TIMEOUT) as response:
-                source = response.read()
-        except OSError as error:
-            raise ValueError(f"{name} cannot be fetched: {error}") from error
-    elif isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        if not os.path.isfile(path):
-            raise ValueError(f"{path} is not a file" if os.path.exists(path) else f"there is no file {path}")
-        if os.path.getsize(path) == 0:
-            raise ValueError(f"{path} is empty")
-        return path, path
-    elif isinstance(source, SupportsRead):
-        name = str(getattr(source, "name", name))
-        source = source.read()
-
-    if not isinstance(source, bytes | bytearray | memoryview):
-        raise TypeError(
-            f"{name} must be a PIL image, an array, a tensor, a path, bytes, a URL or a binary file, "
-            f"got {type(source).__name__}"
-        )
-    if len(source) == 0:
-        raise ValueError(f"{name} is empty")
-    return BytesIO(source), name
-
-
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(*image.size, name, max_pixels)
-    try:
-        image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's decoders meet damaged files with errors of any kind
-        raise ValueError(f"{name} is damaged or cut short: {error}") from error
-    return _to_rgb(image, name)
-
-
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    if width < 1 or height < 1:
-        raise ValueError(f"{name} has {width} x {height} pixels; at least 1 x 1 are needed")
-    if width * height > max_pixels:
-        raise ValueError(f"{name} has {width} x {height} pixels; at most {max_pixels} are allowed")
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert any colour mode to RGB, transparency laid on white, deep grey scaled to 8 bits."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_from_16_bits(np.asarray(image), name))
-    elif image.mode == "F":
-        image = Image.fromarray(_from_floats(np.asarray(image), name))
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    if image.mode == "RGB":
-        return image
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise ValueError(f"{name} has the colour mode {image.mode}, which cannot be converted to RGB") from error
-
-
-def _from_array(array: np.ndarray | torch.Tensor, name: str, max_pixels: int) -> Image.Image:
-    """An array or tensor as an 8-bit image of 1 to 4 channels."""
-    channels_first = isinstance(array, torch.Tensor)
-    if isinstance(array, torch.Tensor):
-        array = (array.float() if array.is_floating_point() else array).detach().cpu().numpy()
-    shape = array.shape
-    if array.ndim == 2:
-        array = array[..., None]
-    elif array.ndim == 3:
-        # Either order is taken; where both fit, each library's own.
-        is_first, is_last = shape[0] in CHANNELS, shape[-1] in CHANNELS
-        if is_first and (channels_first or not is_last):
-            array = np.moveaxis(array, 0, -1)
-    if array.ndim != 3 or array.shape[-1] not in CHANNELS:
-        raise ValueError(f"{name} must be H x W, H x W x C or C x H x W with 1 to 4 channels, got shape {shape}")
-    height, width, _ = array.shape
-    _check_size(width, height, name, max_pixels)
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
-        array = _from_16_bits(array, name)
-    elif np.issubdtype(array.dtype, np.floating):
-        array = _from_floats(array, name)
-    elif array.dtype != np.uint8:
-        _check_range(array, 255, name)
-    return Image.fromarray(np.ascontiguousarray(array, np.uint8).squeeze(-1 if array.shape[-1] == 1 else ()))
-
-
-def _from_16_bits(array: np.ndarray, name: str) -> np.ndarray:
-    _check_range(array, 65535, name)
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
-    _check_range(array, 1.0, name)
-    return np.rint(array * 255).astype(np.uint8)
-
-
-def _check_range(array: np.ndarray, largest: float, name: str) -> None:
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= largest):  # so written, it also refuses NaN
-        raise ValueError(f"{name} ({array.dtype}) must have values from 0 to {largest}, got {low} to {high}")
 
 
 def _flatten(images: Any) -> list[Image.Image]:

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from ..inspection.attribution import METHODS, Method
+from ..model.images import IMAGE_EXTENSIONS
 from ..serving.engine import Engine
 from ..serving.generation import Cancelled, DeadlineExceeded, EngineBusy, EngineClosed, Result, Sampling
 from . import panel
@@ -22,7 +23,7 @@ from .session import Session, with_bytes
 
 log = logging.getLogger(__name__)
 
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"]
+IMAGE_TYPES = list(IMAGE_EXTENSIONS)
 KEPT_FOR = (3600, 24 * 3600)  # uploads are looked through every hour and deleted after a day
 CSS = "footer {display: none}"
 PICTURE: dict[str, Any] = {

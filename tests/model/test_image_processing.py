@@ -277,7 +277,7 @@ def test_bad_files_are_named(tmp_path, content, complaint):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^{path} {complaint}"):
         decode_image(path)
-    with pytest.raises(ValueError, match=f"^image 1 {complaint}"):
+    with pytest.raises(ValueError, match=f"^image 2 {complaint}"):
         LlavaUhdImageProcessor()([[noise(9, 9)], [content]])
 
 
@@ -321,7 +321,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(TypeError, match="image 0 must be a PIL image, .* got int"):
+    with pytest.raises(TypeError, match="image 1 must be a PIL image, .* got int"):
         LlavaUhdImageProcessor()(7)
     with pytest.raises(ValueError, match="image is not valid base64"):
         decode_image("data:image/png;base64,!!")

@@ -14,12 +14,13 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from ...model.images import IMAGE_EXTENSIONS
 from ..recipe import Source
 from .conversations import BadSample
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = IMAGE_EXTENSIONS
 
 
 class Samples(Protocol):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ...model.image_processing_llava_uhd import decode_image
+from ...model.images import decode_image, open_image
 from ...model.slicing import plan_slices
 from ..data.sources import IMAGE_SUFFIXES
 
@@ -68,7 +68,7 @@ class Pictures(Dataset):
         """(width, height) that a picture will have."""
         if not self.keep_aspect:
             return self.image_size, self.image_size
-        with Image.open(self.files[index]) as image:
+        with open_image(self.files[index]) as image:
             return self._fit(image.size)
 
     def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
