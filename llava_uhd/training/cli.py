@@ -140,11 +140,19 @@ def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: 
 @data_app.command("check", epilog="Example: llava-uhd data check train.json --images images --model tiny")
 def check(
     source: Annotated[
-        str, typer.Argument(show_default=False, help="LLaVA JSON or JSONL, a tar, or a folder of tars.")
+        str,
+        typer.Argument(
+            show_default=False, help="JSON or JSONL, a tar or a folder of tars, Parquet, a saved dataset or a hub id."
+        ),
     ],
     images: Annotated[str, typer.Option(help="Folder that image paths start from.")] = ".",
     model: Annotated[str | None, typer.Option(help="Count tokens as this model's processor does.")] = None,
     max_slices: Annotated[int | None, typer.Option(min=1, help="Most slices per image. Default: as trained.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Of a table: what a column is for, as in question=query. Repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    subset: Annotated[str | None, typer.Option(help="Configuration of a dataset on the hub.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Write a line with hashes and tokens for each sample.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -155,7 +163,7 @@ def check(
 
     with stderr_console().status(f"checking {source}") as status:
         report = check_source(
-            Source(source, images),
+            Source(source, images, columns=_mapping(columns or []), split=split, subset=subset),
             load_processor(model) if model else None,
             max_slices,
             manifest,
@@ -188,6 +196,13 @@ def synthetic(
     write_documents(out / "held-out", held_out, seed + 1)
     done = {"train": str(out / "train"), "held_out": str(out / "held-out"), "documents": count + held_out}
     _print(done if as_json else _lines(done))
+
+
+def _mapping(columns: list[str]) -> dict[str, str]:
+    for column in columns:
+        if not all(column.partition("=")):
+            raise typer.BadParameter(f"expected MEANING=COLUMN, got {column!r}")
+    return {column.partition("=")[0]: column.partition("=")[2] for column in columns}
 
 
 def mount(app: typer.Typer) -> None:

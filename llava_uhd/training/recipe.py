@@ -7,6 +7,8 @@ type or a choice that contradicts another is a `ValueError` that names the place
 """
 
 import difflib
+import logging
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from .limits import TUNING_LIMITS, UPSAMPLER_LIMITS, check_limits
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "recipes"
 # What each stage may train, by the names of `parts`.
@@ -210,6 +216,10 @@ class TuningRecipe:
 
     def __post_init__(self) -> None:
         model, data, optimization = self.model, self.data, self.optimization
+        check_limits(self, TUNING_LIMITS)
+        for name, text in (("out", self.out), ("data.train", "" if any(not s.path for s in data.train) else "x")):
+            if not text.strip() or "\0" in text:
+                raise ValueError(f"{name} must be a path, got {text!r}")
         parts = (model.language_model, model.vision_tower)
         if (model.start is None) == (None in parts) or (model.start is not None and any(parts)):
             raise ValueError("model: name either start, or both language_model and vision_tower")
@@ -233,26 +243,16 @@ class TuningRecipe:
                 f"optimization: global_batch {optimization.global_batch} is no multiple of "
                 f"micro_batch {optimization.micro_batch}"
             )
-        _at_least(
-            1,
-            **{
-                "optimization.micro_batch": optimization.micro_batch,
-                "optimization.loss_chunk": optimization.loss_chunk,
-                "data.max_length": data.max_length,
-                "watch.log_every": self.watch.log_every,
-                "watch.save_every": self.watch.save_every,
-                "watch.eval_every": self.watch.eval_every,
-            },
-        )
-        _at_least(2, **{"watch.keep": self.watch.keep})
+        if self.lora is not None:
+            try:
+                re.compile(self.lora.targets)
+            except re.error as error:
+                raise ValueError(f"lora.targets is no regular expression ({error}): {self.lora.targets!r}") from error
         if self.lora is not None and set(optimization.learning_rates) != {"language_model"}:
             raise ValueError(
                 "lora: a run with adapters trains language_model alone, but learning_rates name "
                 + ", ".join(optimization.learning_rates)
             )
-        for source in (*data.train, *data.held_out):
-            if not source.weight > 0:
-                raise ValueError(f"data: weight of {source.path} must be above 0, got {source.weight}")
 
 
 @dataclass(frozen=True)
@@ -310,17 +310,9 @@ class UpsamplerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(
-            1,
-            batch=self.batch,
-            jitters=self.jitters,
-            epochs=self.epochs,
-            save_every=self.save_every,
-            log_every=self.log_every,
-            downsampler_kernel=self.downsampler_kernel,
-        )
-        if not self.max_zoom >= 1:
-            raise ValueError(f"max_zoom must be at least 1, got {self.max_zoom}")
+        check_limits(self, UPSAMPLER_LIMITS)
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
 
 Recipe = TuningRecipe | UpsamplerRecipe
@@ -346,17 +338,57 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: no such recipe, or something in it or in the overrides is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = shipped_recipes()
+    known = shipped_recipes()
+    if name in known:
+        path = FOLDER / f"{name}.yaml"
+    elif name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name or Path(name).is_file():
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}" if not path.exists() else f"{name} is not a file")
+    else:
         raise ValueError(f"no recipe {name!r}; nearest: {_nearest(name, known)}; shipped: {', '.join(known)}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = _read_yaml(path)
     for override in overrides:
         _override(values, override)
+    if name in known:
+        _forget_other_data(values, overrides)
     return build_recipe(values)
+
+
+def _forget_other_data(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Leave out what a shipped recipe says about data that the overrides replace: held-out data, missing folders."""
+    keys = {override.partition("=")[0] for override in overrides}
+    replaced = {key for key in keys if key == "data.train" or key.startswith("data.train.")}
+    data = values.get("data")
+    if not isinstance(data, dict) or not any(key == "data.train" or key.endswith(".path") for key in replaced):
+        return
+    if data.get("held_out") and not any(key.startswith("data.held_out") for key in keys):
+        data["held_out"] = []
+        logger.warning("data.train is not the recipe's own: its held-out data is left out (data.held_out names other)")
+    for index, source in enumerate(data["train"] if isinstance(data.get("train"), list) else []):
+        if not isinstance(source, dict) or f"data.train.{index}.path" not in keys:
+            continue
+        images = source.get("images")
+        if f"data.train.{index}.images" not in keys and isinstance(images, str) and not Path(images).is_dir():
+            del source["images"]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe's file.
+
+    Raises:
+        ValueError: it is not a mapping in YAML.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        values = yaml.safe_load(content.decode(encoding))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ValueError(f"{path} {found}: a recipe is a mapping that begins with its stage")
+    return values
 
 
 def build_recipe(values: Any) -> Recipe:
@@ -365,8 +397,8 @@ def build_recipe(values: Any) -> Recipe:
     Raises:
         ValueError: a key is unknown or missing, or a value does not fit.
     """
-    if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
-        stage = values.get("stage") if isinstance(values, Mapping) else values
+    stage = values.get("stage") if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping) or not isinstance(stage, str) or stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
     return _build(STAGES[values["stage"]], values, "")
 
@@ -392,11 +424,14 @@ def _override(values: Any, override: str) -> None:
         place = _descend(place, step, key)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{override!r}: the value is not YAML") from error
     if isinstance(place, list):
-        _descend(place, last, key)
-        place[int(last)] = value
+        if last == str(len(place)):
+            place.append(value)
+        else:
+            _descend(place, last, key)
+            place[int(last)] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
@@ -405,7 +440,7 @@ def _override(values: Any, override: str) -> None:
 
 def _descend(place: Any, step: str, key: str) -> Any:
     if isinstance(place, list):
-        if not step.isdigit() or int(step) >= len(place):
+        if not (step.isascii() and step.isdigit() and int(step) < len(place)):
             raise ValueError(f"{key}: there are {len(place)} entries, no {step!r}")
         return place[int(step)]
     if not isinstance(place, dict):
@@ -425,7 +460,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
             return None
         return _build(next(argument for argument in arguments if argument is not type(None)), values, where)
     if origin is Literal:
-        if values not in arguments or isinstance(values, bool):
+        if isinstance(values, bool | float | list | dict) or values not in arguments:
             near = f" (nearest: {_nearest(values, arguments)})" if isinstance(values, str) else ""
             raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {values!r}{near}")
         return values
@@ -440,7 +475,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     if kind is float and isinstance(values, int | float | str) and not isinstance(values, bool):
         try:
             return float(values)  # YAML reads 1e-3 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(values, kind) and (kind is bool or not isinstance(values, bool)):
         return values
@@ -455,18 +490,35 @@ def _build_dataclass(kind: Any, values: Any, where: str) -> Any:
     names = [entry.name for entry in fields(kind)]
     for key in values:
         if key not in names:
-            raise ValueError(f"unknown key {prefix}{key}; nearest: {prefix}{_nearest(key, names)}")
+            raise ValueError(f"unknown key {prefix}{key}; nearest: {_nearest_key(f'{prefix}{key}', prefix, names)}")
     for entry in fields(kind):
         if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{prefix}{entry.name} is missing")
     return kind(**{key: _build(hints[key], value, prefix + key) for key, value in values.items()})
 
 
+def _nearest_key(key: str, prefix: str, names: Sequence[str]) -> str:
+    """Return the known key that is meant: one of this name elsewhere in a recipe, or the most similar one here."""
+    last = key.rpartition(".")[2]
+    known = [name for kind in (TuningRecipe, UpsamplerRecipe) for name in _all_keys(kind)]
+    if not difflib.get_close_matches(last, names, n=1, cutoff=0.8):
+        lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
+        if similar := difflib.get_close_matches(last, lasts, n=1, cutoff=0.8):
+            return lasts[similar[0]]
+    return prefix + _nearest(last, names)
+
+
+def _all_keys(kind: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a recipe, those of its lists apart."""
+    keys = []
+    for entry in fields(kind):
+        hint = get_type_hints(kind)[entry.name]
+        nested = next(
+            (part for part in (hint, *get_args(hint)) if is_dataclass(part) and get_origin(hint) is not tuple), None
+        )
+        keys += [prefix + entry.name] if nested is None else _all_keys(nested, f"{prefix}{entry.name}.")
+    return keys
+
+
 def _nearest(word: Any, words: Sequence[Any]) -> str:
     return difflib.get_close_matches(str(word), [str(other) for other in words], n=1, cutoff=0.0)[0]
-
-
-def _at_least(least: int, **numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")

@@ -1,7 +1,9 @@
 """Recipes: the shipped ones load and carry the published values; what is wrong in one is said."""
 
 import copy
+import random
 import re
+from time import perf_counter
 
 import pytest
 import yaml
@@ -85,9 +87,130 @@ def test_what_is_wrong_is_said(overrides, told):
         load_recipe("vicuna-7b-align", overrides)
 
 
+OUTSIDE = [
+    ("optimization.epochs=0", "optimization.epochs must be above 0, got 0"),
+    ("optimization.epochs=.nan", "must be a finite number, got nan"),
+    ("optimization.max_steps=-3", "max_steps must be at least 1, got -3"),
+    ("optimization.warmup=5", "warmup must be at most 1, got 5"),
+    ("optimization.weight_decay=-5", "weight_decay must be at least 0, got -5"),
+    ("optimization.global_batch=0", "global_batch must be at least 1, got 0"),
+    ("optimization.learning_rates.projector=.inf", "learning_rates.projector must be a finite number, got inf"),
+    ("data.max_slices=0", "data.max_slices must be at least 1, got 0"),
+    ("data.train.0.weight=.inf", "data.train.0.weight must be a finite number, got inf"),
+    ("data.train.0.path=''", "data.train must be a path"),
+    ("data.workers=-1", "data.workers must be at least 0, got -1"),
+    ("watch.max_loss_rise=.nan", "max_loss_rise must be a finite number"),
+    ("seed=18446744073709551616", "seed must be at most"),
+    ("lora={targets: '('}", "lora.targets is no regular expression"),
+    ("micro_batch=16", "nearest: optimization.micro_batch"),
+    ("learning_rate=1", "nearest: optimization.learning_rates|nearest: learning_rate"),
+]
+
+
+@pytest.mark.parametrize("override, told", OUTSIDE, ids=[override for override, _ in OUTSIDE])
+def test_numbers_outside_their_limits(override, told):
+    with pytest.raises(ValueError, match=told):
+        load_recipe("vicuna-7b-align", [override])
+
+
+def test_all_numbers_outside_are_named_at_once():
+    with pytest.raises(ValueError, match="max_steps must be .*; .*warmup must be"):
+        load_recipe("tiny-align", ["optimization.warmup=2", "optimization.max_steps=0"])
+
+
+def keys_of(values, place=""):
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield f"{place}{key}"
+        if isinstance(value, dict | list):
+            yield from keys_of(value, f"{place}{key}.")
+
+
+def test_a_thousand_fuzzed_recipes_give_a_recipe_or_one_clear_line(tmp_path):
+    """Values of any type at any place, and files with bytes changed: only ValueError, and quickly."""
+    rng = random.Random(0)
+    values = [
+        0,
+        -1,
+        1,
+        5.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        True,
+        None,
+        "",
+        "x",
+        "\0",
+        [],
+        {},
+        [1],
+        {1: 2},
+    ]
+    values += [10**400, 2**63, "1e999", "../..", [[]], {"a": {"b": []}}, "\ud83e", b"x", 1e-320, -0.0, "é" * 3000]
+    names = shipped_recipes()
+    started, refused = perf_counter(), 0
+    for number in range(1000):
+        text = (FOLDER / f"{rng.choice(names)}.yaml").read_text()
+        loaded = yaml.safe_load(text)
+        if number % 4 == 0:
+            content = bytearray(text.encode())
+            for _ in range(rng.randint(1, 4)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+            file = tmp_path / "fuzzed.yaml"
+            file.write_bytes(content[: rng.choice((len(content), rng.randrange(len(content))))])
+            make, argument = load_recipe, str(file)
+        else:
+            for _ in range(rng.randint(1, 3)):
+                *way, last = rng.choice([key for key in keys_of(loaded)] + ["extra", "data.extra"]).split(".")
+                place = loaded
+                for step in way:
+                    place = place[int(step)] if isinstance(place, list) else place.get(step, {})
+                    if not isinstance(place, dict | list):
+                        place = {}
+                if isinstance(place, list):
+                    if place:
+                        place[0] = rng.choice(values)
+                else:
+                    place[last] = rng.choice(values)
+            make, argument = build_recipe, loaded
+        try:
+            recipe_text(make(argument))
+        except ValueError as error:
+            refused += 1
+            assert str(error)
+    assert refused > 500 and perf_counter() - started < 60
+
+
+def test_other_training_data_leaves_the_recipes_own_alone(tmp_path, caplog):
+    (tmp_path / "mine").mkdir()
+    recipe = load_recipe("tiny-instruct", [f"data.train.0.path={tmp_path}/mine.json"])
+    assert (
+        recipe.data.held_out == () and recipe.data.train[0].images == "." and "runs/tiny-data" not in str(recipe.data)
+    )
+    assert "held-out data is left out" in caplog.text
+    named = load_recipe("tiny-instruct", ["data.train=[{path: a.json}]", "data.held_out=[{path: b.json}]"])
+    assert named.data.held_out[0].path == "b.json"
+    assert load_recipe("tiny-instruct").data.held_out
+
+
+def test_files_as_windows_writes_them(tmp_path):
+    text = (FOLDER / "tiny-align.yaml").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "mine.yaml").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        assert load_recipe(str(tmp_path / "mine.yaml")) == load_recipe("tiny-align")
+
+
 def test_unknown_and_broken_files(tmp_path):
     with pytest.raises(ValueError, match="nearest: vicuna-7b-align"):
         load_recipe("vicuna-7b-alin")
+    for name in (tmp_path / "gone.yaml", "runs/gone.yml", "runs/gone"):
+        with pytest.raises(ValueError, match="there is no file .*gone"):
+            load_recipe(str(name))
+    for content in ("", "5", "[stage]", "stage: [1]", "\xff", "{" * 2000):
+        (tmp_path / "odd.yaml").write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError):
+            load_recipe(str(tmp_path / "odd.yaml"), ["seed=1"])
     (tmp_path / "broken.yaml").write_text("stage: [align")
     with pytest.raises(ValueError, match="not YAML"):
         load_recipe(str(tmp_path / "broken.yaml"))
