@@ -96,12 +96,13 @@ def evaluate_task(
     generator = BatchGenerator(model, processor, options.generation(task))
     protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit, form)
     predictions = PredictionStore(out, samples, rank, model_name)
-    check_protocol(out / "protocol.json", protocol, write=rank.index == 0)
-    generate(generator, predictions, options.workers, out.name)
-    if rank.index > 0:
-        return None
-    rows = predictions.collect()
-    predictions.merge(rows)
+    with predictions.hold():
+        check_protocol(out / "protocol.json", protocol, write=rank.is_main)
+        generate(generator, predictions, options.workers, out.name)
+        if not rank.is_main:
+            return None
+        rows = predictions.collect()
+        predictions.merge(rows)
     texts = [None if "error" in row else row["text"] for row in rows]
     problems = Problems(
         image=[str(row["question_id"]) for row in rows if "error" in row],

@@ -6,18 +6,19 @@ writes. Predictions are appended as answers arrive, so a kill can leave half a l
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..distributed import Rank
+from ..files import drop_partial_line, lock_folder
 from .samples import MatchKey, Sample
 from .storage import (
     CHECKSUM,
     Row,
     append_rows,
-    drop_partial_line,
     dump_row,
     read_rows,
     row_checksum,
@@ -138,7 +139,17 @@ class PredictionStore:
         self.shards = out / "shards"
         self.shard = self.shards / f"rank{rank.index}.jsonl"
         self.shards.mkdir(parents=True, exist_ok=True)
-        drop_partial_line(self.shard)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold this rank's shard for this process, and drop the partial line of a killed one.
+
+        Raises:
+            ValueError: another run of this rank writes into the folder.
+        """
+        with lock_folder(self.shard, beside=True):
+            drop_partial_line(self.shard)
+            yield
 
     def read(self, report: bool = False) -> dict[int, Row]:
         """Return all predictions so far by position; an answer takes precedence over a failed image.

@@ -16,7 +16,6 @@ from typing import Any
 
 from .. import files
 from ..errors import InputError
-from ..files import drop_partial_line as drop_partial_line
 from ..terminal import note
 
 Row = dict[str, Any]

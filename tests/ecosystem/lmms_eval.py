@@ -92,9 +92,7 @@ def own_answers(model_name: str, rows: list[dict]) -> list[str]:
 def run(folder: Path, model_name: str, ranks: int) -> list[str]:
     """Answers that lmms-eval writes into its log of samples."""
     out = folder / f"out{ranks}"
-    launcher = (
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks), "-m"] if ranks > 1 else ["-m"]
-    )
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(ranks)] if ranks > 1 else []
     options = ["--model", "llava_uhd", "--model_args", f"pretrained={model_name},device=cpu", "--tasks", "documents"]
     options += ["--include_path", str(folder), "--batch_size", "4", "--log_samples", "--output_path", str(out)]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

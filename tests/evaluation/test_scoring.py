@@ -14,7 +14,7 @@ from llava_uhd.evaluation.pipeline import score_file
 from llava_uhd.evaluation.predictions import match_predictions
 from llava_uhd.evaluation.results import load_result, show
 from llava_uhd.evaluation.samples import Sample
-from llava_uhd.evaluation.storage import append_rows, drop_partial_line, read_rows
+from llava_uhd.evaluation.storage import append_rows, read_rows
 from llava_uhd.evaluation.submission import (
     mmbench_table,
     mmvet_submission,
@@ -23,6 +23,7 @@ from llava_uhd.evaluation.submission import (
     vqav2_submission,
 )
 from llava_uhd.evaluation.tasks import TASKS
+from llava_uhd.files import drop_partial_line
 from tests.evaluation import minidata
 from tests.evaluation.goldens import load_golden
 

@@ -14,6 +14,7 @@ from llava_uhd.evaluation.report import markdown_report
 from llava_uhd.evaluation.results import load_result
 from llava_uhd.evaluation.storage import read_rows, write_atomically, write_record
 from llava_uhd.evaluation.tasks import TASKS
+from llava_uhd.files import lock_folder
 from llava_uhd.loading import load
 from tests.evaluation import minidata
 
@@ -121,6 +122,14 @@ def test_a_full_disk_while_answers_are_appended_names_the_shard(run, tmp_path, m
             run(tmp_path / "out")
         with pytest.raises(OSError, match="rank0.jsonl"):
             storage.append_rows(tmp_path / "rank0.jsonl", [{"question_id": 1, "text": "a"}])
+
+
+def test_two_runs_into_one_folder_are_refused(run, tmp_path):
+    whole = run(tmp_path / "out")
+    with lock_folder(tmp_path / "out/shards/rank0.jsonl", beside=True):
+        with pytest.raises(ValueError, match="rank0.jsonl is in use by another run"):
+            run(tmp_path / "out")
+    assert run(tmp_path / "out") == whole
 
 
 def flipped(content: bytes, position: int, bit: int) -> bytes:
