@@ -5,21 +5,20 @@ is given; `generation_config`, which `transformers chat` sends in place of the s
 answer and is not supported is refused, not ignored.
 """
 
-import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from ..answering import Message
-from .errors import ApiError
+from .body import load_json, parse_json
+from .errors import ApiError, shorten
 from .generation import DeadlineExceeded, Result, Sampling
+from .limits import Limits
+from .parameters import MESSAGE_FIELDS, check_generation_config, is_neutral
 from .remote import ImageSource
-
-# Sent by clients, of no account for the answer.
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-NO_CHOICE: dict[str, Any] = {"tool_choice": ("none", "auto"), "response_format": ({"type": "text"},)}
 
 
 class TextPart(BaseModel):
@@ -28,8 +27,10 @@ class TextPart(BaseModel):
 
 
 class ImageUrl(BaseModel):
+    """An image's URL, and how much of it is to be seen: `low` is the overview alone."""
+
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(BaseModel):
@@ -37,16 +38,40 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
+PARTS = ("text", "image_url")
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Content = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[Part], Tag("parts")],
+    Discriminator(lambda content: "string" if isinstance(content, str) else "parts"),
+]
 
 
 class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Content
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        return [] if isinstance(self.content, str) else self.content
+
+    def texts(self) -> Iterator[str]:
+        if isinstance(self.content, str):
+            yield self.content
+        yield from (part.text for part in self.parts if isinstance(part, TextPart))
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = False
+
+
+class ProcessorOptions(BaseModel):
+    """Options of the image processor, under the name that vLLM has for them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_slices: int | None = Field(default=None, ge=1)
 
 
 class ChatRequest(BaseModel):
@@ -54,7 +79,7 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -64,81 +89,160 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     n: Literal[1] | None = None
     max_slices: int | None = Field(default=None, ge=1)
+    mm_processor_kwargs: ProcessorOptions | None = None
     generation_config: str | None = None
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_is_strings(cls, value: Any) -> Any:
+        """Name one mistake where a union would name one for each of its types."""
+        if not (value is None or isinstance(value, str) or isinstance(value, list)):
+            raise ValueError("must be a string or a list of strings")
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def slices(self) -> int | None:
+        """Most slices of an image; None as the model was trained."""
+        return _first(self.max_slices, self.mm_processor_kwargs and self.mm_processor_kwargs.max_slices)
+
     def sampling(self) -> Sampling:
-        """How to draw, from the standard's names or else from `generation_config`."""
+        """Return how to draw, from the standard's names or else from `generation_config`."""
         other = self._generation_config()
-        temperature = other.get("temperature") or 1.0 if other.get("do_sample") else 0.0
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        temperature = _first(other.get("temperature"), 1.0) if other.get("do_sample") else 0.0
         return Sampling(
             max_new_tokens=_first(self.max_completion_tokens, self.max_tokens, other.get("max_new_tokens")),
-            temperature=_first(self.temperature, temperature),
-            top_p=_first(self.top_p, other.get("top_p"), 1.0),
+            temperature=float(_first(self.temperature, temperature)),
+            top_p=float(_first(self.top_p, other.get("top_p"), 1.0)),
             seed=self.seed,
-            stop=tuple(stop),
+            stop=tuple(self.stop or ()),
         )
 
     def _generation_config(self) -> dict[str, Any]:
         if self.generation_config is None:
             return {}
-        values = _load_json(self.generation_config)
+        if len(self.generation_config) > MAX_GENERATION_CONFIG:
+            raise ValueError(
+                f"generation_config has {len(self.generation_config)} characters; {MAX_GENERATION_CONFIG} are allowed"
+            )
+        values = load_json(self.generation_config)
         if not isinstance(values, dict):
             raise ValueError(f"generation_config must be a JSON object, got {type(values).__name__}")
-        numbers = {name: values.get(name) for name in ("max_new_tokens", "temperature", "top_p")}
-        if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in numbers.values()):
-            raise ValueError(f"generation_config holds something else than numbers: {numbers}")
+        for name in ("temperature", "top_p"):
+            if not _is_number(values.get(name)):
+                raise ValueError(f"{name} of generation_config must be a number")
+        length = values.get("max_new_tokens")
+        if not _is_number(length) or isinstance(length, float):
+            raise ValueError("max_new_tokens of generation_config must be a whole number")
+        check_generation_config(values)
         return values
+
+
+MAX_GENERATION_CONFIG = 2**16  # characters
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _load_json(text: str | bytes) -> Any:
-    """Raises: ValueError: it is no JSON, holds NaN or infinity, or is nested too deeply."""
+def parse_request(
+    body: bytes | bytearray, served_model: str, limits: Limits | None = None, max_text: int = 2**20
+) -> ChatRequest:
+    """Return a request from its body.
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def parse_request(body: bytes, served_model: str) -> ChatRequest:
-    """Read a request's body.
+    Args:
+        body: bytes of the request.
+        served_model: name of the model that the server has.
+        limits: of a request.
+        max_text: most characters of all texts.
 
     Raises:
         ApiError: 400 naming the parameter that is wrong, 404 for another model.
     """
-    try:
-        values = _load_json(body)
-        json.dumps(values, ensure_ascii=False).encode()  # fails where half a surrogate pair is no text
-    except UnicodeError as error:
-        raise ApiError(400, "the body is not valid Unicode", "invalid_json") from error
-    except ValueError as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", "invalid_json") from error
+    limits = limits or Limits()
+    values = parse_json(body, limits, max_text)
     if not isinstance(values, dict):
         raise ApiError(400, f"the body must be a JSON object, got {type(values).__name__}", "invalid_json")
+    _check_count("messages", values.get("messages"), limits.messages)
     try:
         request = ChatRequest.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise ApiError(400, f"{place}: {first['msg']}", "invalid_value", place) from error
-    for name, value in (request.model_extra or {}).items():
-        if name not in IGNORED and value and value not in NO_CHOICE.get(name, ()):
-            raise ApiError(400, f"{name} is not supported by this server", "unsupported_parameter", name)
+        place = _place(first["loc"], values)
+        raise ApiError(400, f"{place}: {_mistake(first, place)}", "invalid_value", place) from error
     check_model(request.model, served_model)
+    for name, value in (request.model_extra or {}).items():
+        if not is_neutral(name, value):
+            raise _unsupported(name)
+    for index, message in enumerate(request.messages):
+        extra = message.model_extra or {}
+        for name in MESSAGE_FIELDS:
+            if extra.get(name):
+                raise _unsupported(f"messages.{index}.{name}")
+    _check_count("content parts", [part for message in request.messages for part in message.parts], limits.parts)
+    length = sum(len(text) for message in request.messages for text in message.texts())
+    if length > max_text:
+        raise ApiError(400, f"the messages have {length} characters of text; {max_text} are allowed", "too_large")
+    if (request.slices or 1) > limits.slices:
+        said = f"max_slices: at most {limits.slices} slices may be asked for, got {shorten(str(request.slices), 40)}"
+        raise ApiError(400, said, "invalid_value", "max_slices")
     return request
 
 
+def _unsupported(name: str) -> ApiError:
+    return ApiError(400, f"{shorten(name)} is not supported by this server", "unsupported_parameter", name)
+
+
+def _check_count(name: str, values: Any, most: int) -> None:
+    if isinstance(values, list) and len(values) > most:
+        raise ApiError(400, f"the request has {len(values)} {name}; at most {most} are allowed", "too_large")
+
+
+def _place(steps: tuple[int | str, ...], values: Any) -> str:
+    """Return where in the body a mistake is; steps that name the kind of a value and not a place are left out."""
+    place: list[str] = []
+    for index, step in enumerate(steps):
+        is_last = index == len(steps) - 1
+        if isinstance(values, dict) and (step in values or is_last):
+            place.append(str(step))
+            values = values.get(step)
+        elif isinstance(values, list) and isinstance(step, int):
+            place.append(str(step))
+            values = values[step]
+    return ".".join(place) or "body"
+
+
+def _mistake(error: Any, place: str) -> str:
+    """Return what is wrong with a value, in the words of JSON."""
+    kind = error["type"]
+    if kind == "missing":
+        return "it is missing"
+    if kind == "union_tag_invalid":
+        return f"parts of type {shorten(str(error['ctx']['tag']))!r} are not supported; there are {', '.join(PARTS)}"
+    if kind == "union_tag_not_found":
+        return f"a part needs a type, one of {', '.join(PARTS)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        example = ', such as {"url": "data:image/png;base64,..."}' if place.endswith("image_url") else ""
+        return f"must be a JSON object{example}"
+    if kind == "list_type":
+        return "must be a string or a list of parts" if place.endswith("content") else "must be a list"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    return str(error["msg"])
+
+
 def check_model(name: str, served_model: str) -> None:
-    """Raises: ApiError: 404, this server has another model."""
+    """Check that this server has the model.
+
+    Raises:
+        ApiError: 404, it has another one.
+    """
     if name != served_model:
-        raise ApiError(404, f"there is no model {name!r} here; there is {served_model!r}", "model_not_found", "model")
+        said = f"there is no model {shorten(name)!r} here; there is {served_model!r}"
+        raise ApiError(404, said, "model_not_found", "model")
 
 
 def read_messages(request: ChatRequest, images: ImageSource, max_images: int, deadline: float) -> list[Message]:
@@ -154,7 +258,7 @@ def read_messages(request: ChatRequest, images: ImageSource, max_images: int, de
         ApiError: 400, too many images, or one outside of a user's message, or one that may not be read.
         DeadlineExceeded: fetching them took too long.
     """
-    parts = [part for message in request.messages if not isinstance(message.content, str) for part in message.content]
+    parts = [part for message in request.messages for part in message.parts]
     count = sum(isinstance(part, ImagePart) for part in parts)
     if count > max_images:
         raise ApiError(400, f"the request has {count} images; at most {max_images} are allowed", "too_many_images")

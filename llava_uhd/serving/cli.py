@@ -27,6 +27,13 @@ PrefixMegabytes = Annotated[
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels of an image.")]
 
+API_KEY = "LLAVA_UHD_API_KEY"
+SECONDS_TO_READ = 30.0  # in which a client must have read the end of its answer
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads of PyTorch. Default: OMP_NUM_THREADS, or the CPUs this process may use."),
+]
+
 LARGEST_IMAGE = 2**26  # 8192 x 8192
 
 
@@ -36,7 +43,7 @@ def serve(
     port: Port = 8000,
     name: Annotated[str | None, typer.Option(help="Model name clients ask for. Default: the model's own.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="LLAVA_UHD_API_KEY", help="Key that clients must send. Default: none.")
+        str | None, typer.Option(envvar=API_KEY, help="Key that clients must send. Default: none.")
     ] = None,
     batch_size: BatchSize = 8,
     max_waiting: MaxWaiting = 64,
@@ -45,8 +52,29 @@ def serve(
     cache_mb: CacheMegabytes = 256,
     prefix_cache_mb: PrefixMegabytes = 512,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 20,
+    max_pending_mb: Annotated[int, typer.Option(min=1, help="Bodies being received or read, in MiB.")] = 256,
+    body_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request's body to arrive.")] = 30.0,
+    max_messages: Annotated[int, typer.Option(min=1, help="Most messages of a request.")] = 1000,
+    max_text: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most characters of a request's texts. Default: 32 for each token of the context."),
+    ] = None,
     max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 16,
+    max_slices: Annotated[int, typer.Option(min=1, help="Largest max_slices that a request may ask for.")] = 64,
     max_pixels: MaxPixels = LARGEST_IMAGE,
+    max_total_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a request's images together.")] = 2**27,
+    image_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that decoding and slicing a request's images may take.")
+    ] = 30.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Most connections at a time.")] = 256,
+    head_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a connection without a request is closed.")
+    ] = 10.0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose pages may ask from a browser, or * for all (repeat). Default: none."),
+    ] = None,
+    threads: Threads = None,
     image_host: Annotated[
         list[str] | None,
         typer.Option(help="Host whose images may be fetched by URL (HOST or HOST:PORT; repeat). Default: none."),
@@ -57,20 +85,47 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
+    from .threads import wait_passively
+
+    wait_passively()  # before anything imports torch
+    if api_key is None and API_KEY in os.environ:  # which counts as not set where it is empty
+        api_key = os.environ[API_KEY]
+    from .connections import ConnectionLimits, affordable_connections
+    from .limits import MIB, Limits
     from .remote import ImageSource
     from .running import run_server
-    from .server import ServerOptions, create_app
+    from .server import ServerOptions, check_api_key, create_app
 
+    if api_key is not None:
+        try:
+            check_api_key(api_key)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=f"--api-key or {API_KEY}") from error
     options = ServerOptions(
         model_name=name or _model_name(model),
         api_key=api_key,
-        max_body_bytes=max_body_mb * 2**20,
-        max_images=max_images,
-        images=ImageSource(frozenset(image_host or ()), max_body_mb * 2**20),
+        limits=Limits(
+            body_bytes=max_body_mb * MIB,
+            pending_bytes=max(max_pending_mb, max_body_mb) * MIB,
+            body_seconds=body_timeout,
+            messages=max_messages,
+            text=max_text,
+            images=max_images,
+            slices=max_slices,
+        ),
+        images=ImageSource(frozenset(image_host or ()), max_body_mb * MIB),
+        max_requests=max_connections,
+        cors_origins=tuple(cors_origin or ()),
+    )
+    connections = ConnectionLimits(
+        number=affordable_connections(max_connections),
+        head_seconds=head_timeout,
+        request_seconds=body_timeout + deadline + SECONDS_TO_READ,
     )
     check_port(host, port)
     bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
-    engine = _engine(model, device, dtype, quantization, **bounds)
+    bounds |= {"max_total_pixels": max_total_pixels, "image_seconds": image_timeout}
+    engine = _engine(model, device, dtype, quantization, threads, **bounds)
 
     def announce(url: str) -> None:
         if as_json:
@@ -79,7 +134,7 @@ def serve(
         else:
             typer.echo(f"{options.model_name} answers at {url}/v1 (stop with Ctrl-C)", err=True)
 
-    run_server(create_app(engine, options), host, port, deadline, announce)
+    run_server(create_app(engine, options), host, port, deadline, announce, connections)
 
 
 def chat(
@@ -195,12 +250,18 @@ def _bounds(
     }
 
 
-def _engine(model: str, device: str | None, dtype: str, quantization: str | None, **options: Any) -> Any:
+def _engine(
+    model: str, device: str | None, dtype: str, quantization: str | None, threads: int | None = None, **options: Any
+) -> Any:
     """Return the engine with its model loaded, a spinner on stderr meanwhile; see `EngineOptions` for the options."""
+    from .threads import use_threads, wait_passively
+
+    wait_passively()
     with status(f"loading {model}"):
         from ..loading import load
         from .engine import Engine, EngineOptions
 
+        use_threads(threads)
         checked = EngineOptions(**options)
         loaded, processor = load(model, device, dtype, quantization)
     return Engine(loaded, processor, checked)

@@ -20,6 +20,8 @@ import torch
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..kv_cache import has_experts, has_full_attention
+
 if TYPE_CHECKING:
     from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 
@@ -73,14 +75,19 @@ class Decoder:
     """Reads prompts and takes steps. All calls come from one thread."""
 
     def __init__(self, model: "LlavaUhdForConditionalGeneration", batch_size: int):
-        """Take steps of `batch_size` rows: of one where the language model does not let its attention be chosen."""
+        """Take steps of `batch_size` rows, or of one where rows of the language model cannot be batched exactly.
+
+        They can be if its attention can be replaced, if each layer is full attention over an ordinary KV cache, and if
+        no token is routed to experts, whose matrix products would have as many rows as others' tokens decide.
+        """
         self.model = model
         self.language_config = model.model.language_model.config
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         dispatches = model.model.language_model._supports_attention_backend
         is_plain = self.language_config._attn_implementation in ALL_ATTENTION_FUNCTIONS
-        self.batch_size = batch_size if dispatches and is_plain else 1
+        is_exact = has_full_attention(self.language_config) and not has_experts(self.language_config)
+        self.batch_size = batch_size if dispatches and is_plain and is_exact else 1
 
     def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The (T, E) features of one image from what the image processor made of it."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from ..answering import Message
+from ..kv_cache import can_fork, fork
 from .decoding import Decoder
 from .features import feature_cache
 from .generation import (
@@ -35,7 +36,7 @@ from .generation import (
     Sampling,
     Timings,
 )
-from .prefixes import can_fork, fork, prefix_cache, prefix_key
+from .prefixes import prefix_cache, prefix_key
 from .prompts import Prompt, PromptBuilder
 from .row import Row
 
@@ -59,6 +60,8 @@ class EngineOptions:
         cache_bytes: image features kept.
         prefix_bytes: keys and values kept of how conversations began, up to their last image.
         max_pixels: of an image; None as the processor says.
+        max_total_pixels: of all images of a request; at least `max_pixels` are allowed.
+        image_seconds: seconds that decoding and cutting the images of a request may take.
         preparers: threads that prepare requests.
     """
 
@@ -69,17 +72,20 @@ class EngineOptions:
     cache_bytes: int = 256 * 2**20
     prefix_bytes: int = 512 * 2**20
     max_pixels: int | None = None
+    max_total_pixels: int = 2**27
+    image_seconds: float = 30.0
     preparers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_waiting", "max_new_tokens", "preparers"):
+        for name in ("batch_size", "max_waiting", "max_new_tokens", "max_total_pixels", "preparers"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("cache_bytes", "prefix_bytes"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if self.deadline <= 0:
-            raise ValueError(f"deadline must be above 0, got {self.deadline}")
+        for name in ("deadline", "image_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass
@@ -105,7 +111,23 @@ class Stats:
 
 
 @dataclass
+class _Request:
+    """A request that is not prepared: what was sent, which is smaller than what it becomes."""
+
+    generation: Generation
+    messages: Sequence[Message]
+    max_slices: int | None
+
+    @property
+    def has_images(self) -> bool:
+        contents = [message["content"] for message in self.messages]
+        return any(part["type"] == "image" for content in contents if not isinstance(content, str) for part in content)
+
+
+@dataclass
 class _Waiting:
+    """A prepared request that waits for a row."""
+
     generation: Generation
     prompt: Prompt
     max_new_tokens: int
@@ -126,10 +148,19 @@ class Engine:
         self.options = options or EngineOptions()
         self.features = feature_cache(self.options.cache_bytes)
         self.prefixes = prefix_cache(self.options.prefix_bytes)
-        self.prompts = PromptBuilder(processor, self.features, self.options.max_pixels)
         self.decoder = Decoder(model, self.options.batch_size)
         self.context: int = model.config.text_config.max_position_embeddings
+        max_pixels, max_total = self.options.max_pixels, self.options.max_total_pixels
+        self.prompts = PromptBuilder(
+            processor,
+            self.features,
+            max_pixels,
+            max_total_pixels=max(max_total, max_pixels or 0),
+            context=self.context,
+            image_seconds=self.options.image_seconds,
+        )
         self._changed = threading.Condition()
+        self._requests: deque[_Request] = deque()
         self._ready: deque[_Waiting] = deque()
         self._tasks: deque[tuple[Future, Callable[[], Any]]] = deque()
         self._rows: list[Row] = []
@@ -137,7 +168,14 @@ class Engine:
         self._closing = False
         self._mean_seconds = 1.0  # that a request takes once it runs
         self._counts = dict.fromkeys(("finished", "failed", "cancelled", "late", "refused", "generated_tokens"), 0)
-        self._pool = ThreadPoolExecutor(self.options.preparers, thread_name_prefix="prepare")
+        # Prepared requests are large, so few wait. One thread takes requests of text alone: images never hold them up.
+        self._max_ready = 2 * self.options.preparers
+        self._preparers = [
+            threading.Thread(target=self._prepare_all, args=(index == 0,), name=f"prepare-{index}", daemon=True)
+            for index in range(self.options.preparers + 1)
+        ]
+        for thread in self._preparers:
+            thread.start()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
@@ -173,8 +211,8 @@ class Engine:
         generation = Generation(sampling or Sampling(), time.monotonic() + seconds, emit)
         with self._changed:
             self.check_room()
-            self._preparing += 1
-            self._pool.submit(self._prepare, generation, messages, max_slices)
+            self._requests.append(_Request(generation, messages, max_slices))
+            self._changed.notify_all()
         return generation
 
     def check_room(self) -> None:
@@ -186,7 +224,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise EngineClosed("the engine is shutting down")
-            waiting = self._preparing + len(self._ready)
+            waiting = self._num_waiting()
             if waiting >= self.options.max_waiting:
                 self._counts["refused"] += 1
                 raise EngineBusy(waiting, math.ceil(waiting * self._mean_seconds / self.decoder.batch_size))
@@ -202,13 +240,16 @@ class Engine:
             if self._closing:
                 raise EngineClosed("the engine is shutting down")
             self._tasks.append((future, function))
-            self._changed.notify()
+            self._changed.notify_all()
         return future.result()
+
+    def _num_waiting(self) -> int:
+        return len(self._requests) + self._preparing + len(self._ready)
 
     def stats(self) -> Stats:
         with self._changed:
             return Stats(
-                waiting=self._preparing + len(self._ready),
+                waiting=self._num_waiting(),
                 running=len(self._rows),
                 cached_images=len(self.features),
                 cache_bytes=self.features.num_bytes,
@@ -225,18 +266,36 @@ class Engine:
         """Take no more requests, finish those that were taken, and end the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._pool.shutdown(wait=True)
+            self._changed.notify_all()
+        for thread in [*self._preparers, self._worker]:
+            thread.join()
+
+    def _prepare_all(self, only_text: bool) -> None:
+        """Prepare requests in their order until the engine closes."""
+        while (request := self._next_request(only_text)) is not None:
+            self._prepare(request.generation, request.messages, request.max_slices)
+            del request  # not kept while the next one is waited for
+
+    def _next_request(self, only_text: bool) -> _Request | None:
+        """Wait for a request and for room among the prepared ones; None once the engine closes and all are taken."""
         with self._changed:
-            self._changed.notify()
-        self._worker.join()
+            while True:
+                if len(self._ready) < self._max_ready:
+                    for request in self._requests:
+                        if not (only_text and request.has_images):
+                            self._requests.remove(request)
+                            self._preparing += 1
+                            return request
+                if self._closing and not self._requests:
+                    return None
+                self._changed.wait()
 
     def _prepare(self, generation: Generation, messages: Sequence[Message], max_slices: int | None) -> None:
         started = time.monotonic()
         try:
             error = generation.overdue()
             if error is None:
-                prompt = self.prompts.build(messages, max_slices)
+                prompt = self.prompts.build(messages, max_slices, generation.deadline)
                 length, wanted = prompt.input_ids.shape[1], generation.sampling.max_new_tokens
                 room = self.context - length
                 if room < (wanted or 1):
@@ -252,7 +311,7 @@ class Engine:
             self._preparing -= 1
             if error is None:
                 self._ready.append(_Waiting(generation, prompt, max_new_tokens, timings))
-                self._changed.notify()
+            self._changed.notify_all()
         if error is not None:
             self._end(generation, error)
 
@@ -282,7 +341,7 @@ class Engine:
         while True:
             with self._changed:
                 while not (self._ready or self._tasks or self._rows):
-                    if self._closing and not self._preparing:
+                    if self._closing and not self._preparing and not self._requests:
                         return
                     self._changed.wait()
                 tasks, self._tasks = self._tasks, deque()
@@ -298,8 +357,13 @@ class Engine:
 
     def _drop_overdue(self) -> None:
         with self._changed:
-            dropped = [(item.generation, error) for item in self._ready if (error := item.generation.overdue())]
-            self._ready = deque(item for item in self._ready if item.generation not in {g for g, _ in dropped})
+            waiting: list[_Request | _Waiting] = [*self._requests, *self._ready]
+            dropped = [(item.generation, error) for item in waiting if (error := item.generation.overdue())]
+            if dropped:
+                gone = {id(generation) for generation, _ in dropped}
+                self._requests = deque(item for item in self._requests if id(item.generation) not in gone)
+                self._ready = deque(item for item in self._ready if id(item.generation) not in gone)
+                self._changed.notify_all()
         for row in list(self._rows):
             if error := row.generation.overdue():
                 self._rows.remove(row)
@@ -313,6 +377,7 @@ class Engine:
             if not self._ready or len(self._rows) >= self.decoder.batch_size:
                 return
             item = self._ready.popleft()
+            self._changed.notify_all()  # there is room for a prepared one
         generation, prompt, timings = item.generation, item.prompt, item.timings
         started = time.monotonic()
         timings.wait = started - generation.arrived - timings.prepare

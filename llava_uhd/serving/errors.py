@@ -6,11 +6,18 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from .generation import DeadlineExceeded, EngineBusy, EngineClosed
+from .generation import Cancelled, DeadlineExceeded, EngineBusy, EngineClosed
 
 log = logging.getLogger(__name__)
 
+MAX_MESSAGE = 1000  # characters of an error; what a client sent is not echoed at length
+CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def shorten(text: str, length: int = 100) -> str:
+    """Return a text, the middle of one that is too long left out."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 4 :]}"
 
 
 class ApiError(Exception):
@@ -32,8 +39,10 @@ class ApiError(Exception):
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ):
+        message = shorten(message, MAX_MESSAGE)
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+        self.status, self.message, self.code, self.headers = status, message, code, headers
+        self.param = None if param is None else shorten(param)
 
     def body(self) -> dict:
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -53,6 +62,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), "deadline_exceeded", headers={"Retry-After": "1"})
     if isinstance(error, EngineClosed):
         return ApiError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "1"})
+    if isinstance(error, Cancelled):
+        return ApiError(CLIENT_GONE, str(error), "client_gone")
     if isinstance(error, ValueError):
         return ApiError(400, str(error), "invalid_value")
     log.error("unforeseen error", exc_info=error)

@@ -5,7 +5,6 @@ An image is known by its content: the hash of its bytes (or pixels) and the numb
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,12 +28,20 @@ class EncodedImage:
     features: torch.Tensor | None = field(default=None, repr=False)
 
 
-def content_hash(source: Any) -> str:
-    """SHA-256 of an image's encoded bytes, or of its pixels if it is decoded already."""
-    if isinstance(source, Image.Image):
-        head = f"{source.mode}:{source.size}:".encode()
-        return hashlib.sha256(head + source.tobytes()).hexdigest()
-    return hashlib.sha256(source).hexdigest()
+def content_hash(source: bytes | Image.Image) -> str:
+    """Return the SHA-256 of an image's encoded bytes, or of the pixels of a decoded image.
+
+    Args:
+        source: encoded bytes, or an upright RGB image as `decode_image` returns it: in other modes the palette, the
+            transparency and the orientation tag decide what is seen, too.
+    """
+    if not isinstance(source, Image.Image):
+        return hashlib.sha256(source).hexdigest()
+    if source.mode != "RGB":
+        raise ValueError(f"the image must be RGB, got {source.mode}")
+    digest = hashlib.sha256(f"pixels of {source.size}:".encode())
+    digest.update(source.tobytes())
+    return digest.hexdigest()
 
 
 def feature_cache(max_bytes: int) -> BoundedCache[Key, EncodedImage]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 MAX_STOPS = 4
+MAX_STOP_LENGTH = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: longest answer; None for as much as the context leaves, up to the engine's own limit.
-        temperature: 0 takes the most likely token (greedy).
+        temperature: 0, and what is below 1e-5, takes the most likely token (greedy).
         top_p: draw among the most likely tokens that together have this probability.
         seed: repeats a draw, whoever else is being answered; None for a new one.
         stop: strings that end the answer and are not part of it.
@@ -39,7 +40,10 @@ class Sampling:
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must fit 64 bits, got {self.seed}")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
-            raise ValueError(f"at most {MAX_STOPS} stop strings are taken, none of them empty; got {list(self.stop)}")
+            number = len(self.stop)
+            raise ValueError(f"at most {MAX_STOPS} stop strings are taken, none of them empty; got {number}")
+        if (longest := max(map(len, self.stop), default=0)) > MAX_STOP_LENGTH:
+            raise ValueError(f"a stop string may have {MAX_STOP_LENGTH} characters; one has {longest}")
 
 
 class EngineBusy(Exception):

@@ -4,12 +4,10 @@ Images are most of a prompt, and they come before the question. Whoever asks abo
 turn or in another conversation, goes on from these keys and values: only the text after the last image is read.
 """
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from .bounded import BoundedCache
 from .features import Key
@@ -28,18 +26,6 @@ def prefix_cache(max_bytes: int) -> BoundedCache[PrefixKey, DynamicCache]:
 def prefix_key(prompt: "Prompt") -> PrefixKey:
     ids = prompt.input_ids[0, : prompt.num_prefix_tokens]
     return ids.numpy().tobytes(), tuple(key for key, _ in prompt.images)
-
-
-def can_fork(cache: DynamicCache) -> bool:
-    """Whether growing a copy leaves the original as it is: so with attention layers, not with recurrent states."""
-    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-
-
-def fork(cache: DynamicCache) -> DynamicCache:
-    """A cache that goes on from this one. They share their tensors, which growing replaces and never writes to."""
-    grown = copy.copy(cache)
-    grown.layers = [copy.copy(layer) for layer in cache.layers]
-    return grown
 
 
 def _num_bytes(cache: DynamicCache) -> int:

@@ -5,8 +5,6 @@ host is on the operator's list, all its IP addresses are public, the connection 
 checked, and nothing is redirected.
 """
 
-import base64
-import binascii
 import contextlib
 import http.client
 import ipaddress
@@ -15,41 +13,80 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
+
+from ..model.images import decode_base64
 
 CHUNK = 2**16
+MAX_ADDRESSES = 8  # of one name
+TARGET_CHARACTERS = "/%:@!$&'()*+,;=?~[]"
 PORTS = {"http": 80, "https": 443}
-# Addresses of the IPv6 internet that stand for IPv4 ones, private ones too.
-TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "2002::/16")]
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all of IPv6 that is assigned to the public internet
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # its last 32 bits are an IPv4 address
+# Of special purpose, though some versions of `ipaddress` call them global: 6to4 and its relays, documentation, AS112.
+SPECIAL = [
+    ipaddress.ip_network(network)
+    for network in ("2002::/16", "3fff::/20", "2620:4f:8000::/48", "2001::/23", "192.88.99.0/24", "192.0.0.0/24")
+]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet."""
+    """Return whether an IP address is one of the public internet; an IPv4 address inside an IPv6 one decides."""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in TRANSLATED)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip not in GLOBAL_UNICAST:
+            return False
+    is_special = any(ip.version == network.version and ip in network for network in SPECIAL)
+    return ip.is_global and not ip.is_multicast and not is_special
+
+
+def encoded_target(path: str, query: str) -> str:
+    """Return path and query of a URL as a request line holds them: what is not ASCII percent-encoded as UTF-8."""
+    target = quote(path or "/", safe=TARGET_CHARACTERS)
+    return f"{target}?{quote(query, safe=TARGET_CHARACTERS)}" if query else target
 
 
 class _CheckedConnection(http.client.HTTPConnection):
-    """A connection to an address that was checked, whatever the host's name would resolve to now; ends at a deadline.
+    """A connection to one of the addresses that were checked, whatever the host's name would resolve to now.
 
-    A socket's own time limit starts anew with every byte, and a server may send them one by one.
+    Ends at a deadline: a socket's own time limit starts anew with every byte, and a server may send them one by one.
     """
 
-    def __init__(self, host: str, port: int, address: str, context: ssl.SSLContext | None, deadline: float):
+    def __init__(self, host: str, port: int, addresses: list[str], context: ssl.SSLContext | None, deadline: float):
         super().__init__(host, port, timeout=max(deadline - time.monotonic(), 0.001))
-        self.address, self.context, self.deadline = address, context, deadline
+        self.addresses, self.context, self.deadline = addresses, context, deadline
         self.watchdog: threading.Timer | None = None
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self.address, self.port), self.timeout)
+        self.sock = self._connected()
         if self.context is not None:
             self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
         self.watchdog = threading.Timer(max(self.deadline - time.monotonic(), 0), self._abort, [self.sock])
         self.watchdog.start()
         if isinstance(self.sock, ssl.SSLSocket):
             self.sock.do_handshake()
+
+    def _connected(self) -> socket.socket:
+        """Return a socket connected to the first address that answers, each given its share of the time left.
+
+        Raises:
+            OSError: of the last address, if none answers.
+        """
+        for index, address in enumerate(self.addresses, 1):
+            share = max(self.deadline - time.monotonic(), 0.001) / (len(self.addresses) - index + 1)
+            try:
+                sock = socket.create_connection((address, self.port), share)
+            except OSError:
+                if index == len(self.addresses):
+                    raise
+            else:
+                sock.settimeout(self.timeout)
+                return sock
+        raise OSError(f"{self.host} has no address")
 
     def stop(self) -> None:
         """Close it for good."""
@@ -91,7 +128,7 @@ class ImageSource:
         Raises:
             ValueError: the URL is not one of an image that may be read, or it cannot be.
         """
-        if url.startswith("data:"):
+        if url[:5].lower() == "data:":
             return self._decode(url)
         try:
             parts = urlsplit(url)
@@ -112,13 +149,7 @@ class ImageSource:
             raise ValueError(f"the image at {written} could not be fetched: {type(error).__name__}") from error
 
     def _decode(self, url: str) -> bytes:
-        head, comma, data = url.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("a data: URL of an image must read data:image/...;base64,...")
-        try:
-            decoded = base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(f"a data: URL holds no valid base64: {error}") from error
+        decoded = decode_base64(url, "an image")
         if len(decoded) > self.max_bytes:
             raise ValueError(f"an image has {len(decoded)} bytes; at most {self.max_bytes} are allowed")
         return decoded
@@ -127,16 +158,19 @@ class ImageSource:
         host, deadline = parts.hostname, time.monotonic() + self.timeout
         assert host is not None
         late = f"the image at {host} did not arrive within {self.timeout:g} s"
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # no name of the DNS
+            raise ValueError(f"images of {host} are not fetched: it is no name of a host") from error
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         if not addresses or not all(map(self.is_allowed_address, addresses)):
             raise ValueError(f"images of {host} are not fetched: it has an address that is not public")
         context = ssl.create_default_context() if parts.scheme == "https" else None
         if time.monotonic() >= deadline:  # the name took so long to resolve
             raise ValueError(late)
-        connection = _CheckedConnection(host, port, sorted(addresses)[0], context, deadline)
+        connection = _CheckedConnection(host, port, addresses[:MAX_ADDRESSES], context, deadline)
         try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "image/*"})
+            connection.request("GET", encoded_target(parts.path, parts.query), headers={"Accept": "image/*"})
             response = connection.getresponse()
             if 300 <= response.status < 400:
                 raise ValueError(f"the image at {host} is elsewhere, and redirects are not followed")

@@ -12,6 +12,7 @@ from .prompts import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MIN_TEMPERATURE = 1e-5  # below it every other token is improbable, and float32 overflows
 UNFINISHED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
 
 
@@ -19,7 +20,7 @@ class Sampler:
     """Draws tokens from logits as one request wants it, from a source of chance of its own."""
 
     def __init__(self, temperature: float, top_p: float, seed: int | None):
-        self.greedy = temperature == 0
+        self.greedy = temperature < MIN_TEMPERATURE
         self.generator = torch.Generator()
         if seed is None:
             self.generator.seed()
@@ -27,7 +28,7 @@ class Sampler:
             self.generator.manual_seed(seed)
         self.warpers: list = []
         if not self.greedy and temperature != 1:
-            self.warpers.append(TemperatureLogitsWarper(temperature))
+            self.warpers.append(TemperatureLogitsWarper(float(temperature)))
         if not self.greedy and top_p < 1:
             self.warpers.append(TopPLogitsWarper(top_p))
 
@@ -52,11 +53,14 @@ def visible_text(text: str, stop: tuple[str, ...], is_final: bool) -> tuple[str,
         return text[: min(ends)].strip(), True
     if not is_final:
         text = text.rstrip(UNFINISHED)
-        held = max(
-            (size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])), default=0
-        )
-        text = text[: len(text) - held]
+        text = text[: len(text) - max((_overlap(text, string) for string in stop), default=0)]
     return text.strip(), False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of the text that begins the stop string without completing it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 class Row:

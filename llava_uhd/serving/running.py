@@ -7,6 +7,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from .connections import LARGEST_HEAD, ConnectionLimits, limited_protocol
+
 
 class _Server(uvicorn.Server):
     """Says where it listens once it does: the port may have been chosen by the system."""
@@ -22,7 +24,14 @@ class _Server(uvicorn.Server):
             self.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def run_server(app: FastAPI, host: str, port: int, grace: float, announce: Callable[[str], None]) -> None:
+def run_server(
+    app: FastAPI,
+    host: str,
+    port: int,
+    grace: float,
+    announce: Callable[[str], None],
+    connections: ConnectionLimits | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; then refuse connections, finish running requests, and return.
 
     Args:
@@ -31,6 +40,7 @@ def run_server(app: FastAPI, host: str, port: int, grace: float, announce: Calla
         port: 0 for any that is free.
         grace: seconds that running requests may take once the signal has come.
         announce: told the URL when requests are taken.
+        connections: limits of connections.
     """
     # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,6 +52,9 @@ def run_server(app: FastAPI, host: str, port: int, grace: float, announce: Calla
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=limited_protocol(connections or ConnectionLimits()),
+        ws="none",
+        h11_max_incomplete_event_size=LARGEST_HEAD,
         timeout_graceful_shutdown=int(grace) + 1,
     )
     server = _Server(config, announce)

@@ -19,20 +19,23 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..answering import Message
-from .api import ChatRequest, Completion, check_model, parse_request, read_messages
+from .api import Completion, check_model, parse_request, read_messages
+from .body import BodyReader, parse_json
 from .engine import Engine
-from .errors import ApiError, as_api_error, install_handlers
-from .generation import Cancelled, Event, Generation, Result
+from .errors import CLIENT_GONE, ApiError, as_api_error, install_handlers
+from .generation import Cancelled, Event, Generation, Result, Sampling
+from .limits import TEXT_PER_TOKEN, Limits
 from .metrics import Metrics
 from .remote import ImageSource
 
 log = logging.getLogger(__name__)
 
 GRACE = 1.0  # seconds over the deadline after which a client is told even if the engine has not come to it
-CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
 OPEN_ROUTES = ("/health", "/metrics")
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -44,18 +47,48 @@ class ServerOptions:
     Attributes:
         model_name: the name requests must ask for.
         api_key: asked for as a bearer token on every route but /health and /metrics; None for no key.
-        max_body_bytes: of a request.
-        max_images: of a request, over all its messages.
-        body_timeout: seconds for a request's body to arrive.
+        limits: of a request.
         images: reads image URLs.
+        max_requests: requests at a time, but those of /health and /metrics; one more gets 503.
+        cors_origins: origins whose pages may ask from a browser; `*` for all.
+
+    Raises:
+        ValueError: no client can send the API key.
     """
 
     model_name: str
     api_key: str | None = None
-    max_body_bytes: int = 20 * 2**20
-    max_images: int = 16
-    body_timeout: float = 30.0
+    limits: Limits = Limits()
     images: ImageSource = ImageSource()
+    max_requests: int = 256
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None:
+            check_api_key(self.api_key)
+
+
+def check_api_key(key: str) -> None:
+    """Check that clients can send an API key in a header.
+
+    Raises:
+        ValueError: it is empty, or has characters other than those of ASCII that are visible.
+    """
+    if not key:
+        raise ValueError("the API key is empty, which would let everybody in: set one, or leave the option out")
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError("the API key must be of visible ASCII characters without spaces: no client can send others")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks the engine for; the body it came in is not kept."""
+
+    messages: list[Message]
+    sampling: Sampling
+    max_slices: int | None
+    is_stream: bool
+    with_usage: bool
 
 
 class Listener:
@@ -102,33 +135,15 @@ class Listener:
             generation.cancel()  # of no account for one that has ended
 
 
-async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
-    """The body, never more of it than allowed.
-
-    Raises:
-        ApiError: 413 too large, 408 too slow.
-    """
-    too_large = ApiError(413, f"the body has more than the {max_bytes} bytes allowed", "body_too_large")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > max_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise too_large
-    except TimeoutError as error:
-        raise ApiError(408, f"the body did not arrive within {timeout:.0f} s", "body_too_slow") from error
-    return bytes(body)
-
-
 class Gate:
-    """Asks for the API key, and counts responses. Plain ASGI: it must not stand between a stream and its client."""
+    """Asks for the API key, limits the requests at a time, and counts responses.
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics):
-        self.app, self.api_key, self.metrics = app, api_key, metrics
+    Plain ASGI: it must not stand between a stream and its client.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, max_requests: int, metrics: Metrics):
+        self.app, self.api_key, self.max_requests, self.metrics = app, api_key, max_requests, metrics
+        self.num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -140,13 +155,28 @@ class Gate:
                 self.metrics.responses.labels(str(message["status"])).inc()
             await send(message)
 
-        if self.api_key is not None and scope["path"] not in OPEN_ROUTES:
-            given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-            if not secrets.compare_digest(given.encode(), self.api_key.encode()):
-                refusal = ApiError(401, "wrong or missing API key", "invalid_api_key").response()
+        if scope["path"] in OPEN_ROUTES:
+            await self.app(scope, receive, counted)
+            return
+        if self.api_key is not None:
+            scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+            is_right = secrets.compare_digest(token.strip().encode(), self.api_key.encode())
+            if scheme.lower() != "bearer" or not is_right:
+                said = "wrong or missing API key: send it as a header, Authorization: Bearer KEY"
+                headers = {"WWW-Authenticate": "Bearer"}
+                refusal = ApiError(401, said, "invalid_api_key", headers=headers).response()
                 await refusal(scope, receive, counted)
                 return
-        await self.app(scope, receive, counted)
+        if self.num_requests >= self.max_requests:
+            said = f"{self.num_requests} requests are open already; try again"
+            refusal = ApiError(503, said, "too_many_requests", headers={"Retry-After": "1"}).response()
+            await refusal(scope, receive, counted)
+            return
+        self.num_requests += 1
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            self.num_requests -= 1
 
 
 def sse(payload: dict[str, Any]) -> str:
@@ -156,6 +186,8 @@ def sse(payload: dict[str, Any]) -> str:
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     """The application. It closes the engine when it shuts down."""
     metrics = Metrics(engine)
+    limits = options.limits
+    bodies = BodyReader(limits)
     started = int(time.time())
 
     @asynccontextmanager
@@ -165,7 +197,15 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     app = FastAPI(title="llava-uhd", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     install_handlers(app)
-    app.add_middleware(Gate, api_key=options.api_key, metrics=metrics)
+    app.add_middleware(Gate, api_key=options.api_key, max_requests=options.max_requests, metrics=metrics)
+    if options.cors_origins:  # outside of the gate: a browser's preflight has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -189,18 +229,26 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     @app.post("/load_model")
     async def load_model(request: Request) -> Response:
-        body = await read_body(request, options.max_body_bytes, options.body_timeout)
+        body = await bodies.read(request)
         try:
-            name = json.loads(body)["model"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ApiError(400, 'the body must read {"model": NAME}', "invalid_json") from error
+            values = await run_in_threadpool(parse_json, body, limits, max_text())
+        finally:
+            bodies.release(body)
+        name = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            raise ApiError(400, 'the body must read {"model": NAME}', "invalid_json")
         check_model(name, options.model_name)
         event = sse({"status": "ready", "model": name, "cached": True})
         return Response(event, media_type="text/event-stream", headers=SSE_HEADERS)
 
-    def prepare(body: bytes, deadline: float) -> tuple[ChatRequest, list[Message]]:
-        asked = parse_request(body, options.model_name)
-        return asked, read_messages(asked, options.images, options.max_images, deadline)
+    def max_text() -> int:
+        return limits.text or TEXT_PER_TOKEN * engine.context
+
+    def prepare(body: bytearray, deadline: float) -> Asked:
+        request = parse_request(body, options.model_name, limits, max_text())
+        messages = read_messages(request, options.images, limits.images, deadline)
+        with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+        return Asked(messages, request.sampling(), request.slices, bool(request.stream), with_usage)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -208,12 +256,16 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         deadline = time.monotonic() + engine.options.deadline
         try:
             engine.check_room()  # before a body is read that would be refused
-            body = await read_body(request, options.max_body_bytes, options.body_timeout)
-            asked, messages = await run_in_threadpool(prepare, body, deadline)
+            body = await bodies.read(request)
+            try:
+                asked = await run_in_threadpool(prepare, body, deadline)
+            finally:
+                bodies.release(body)
+                del body
             listener = Listener(request)
             generation = engine.submit(
-                messages,
-                asked.sampling(),
+                asked.messages,
+                asked.sampling,
                 max_slices=asked.max_slices,
                 deadline=deadline - time.monotonic(),
                 emit=listener.emit,
@@ -221,9 +273,8 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
             events = listener.events(generation)
             # The status is not sent before there is something to say: most errors are known by then.
             first = await anext(events)
-            if asked.stream:
-                with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-                pieces = stream(completion, first, events, with_usage)
+            if asked.is_stream:
+                pieces = stream(completion, first, events, asked.with_usage)
                 return StreamingResponse(pieces, media_type="text/event-stream", headers=SSE_HEADERS)
             result = first
             async for event in events:
@@ -231,7 +282,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
             assert isinstance(result, Result)
             metrics.observe(result)
             return JSONResponse(completion.whole(result))
-        except Cancelled:
+        except (Cancelled, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
             return as_api_error(error).response()

@@ -4,10 +4,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import CONFIG_MAPPING
 
 from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.kv_cache import has_experts, has_full_attention
 from llava_uhd.model.image_processing_llava_uhd import decode_image
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import (
@@ -21,7 +25,7 @@ from llava_uhd.serving.generation import (
 )
 from llava_uhd.serving.prompts import Prompt
 from llava_uhd.serving.row import visible_text
-from tests.conftest import build_model, small_config
+from tests.conftest import build_model, picture, small_config
 from tests.serving.conftest import png
 
 CONVERSATIONS = [
@@ -261,10 +265,9 @@ def test_a_cancelled_request_makes_room(engine):
 @pytest.mark.parametrize(
     "message, said",
     [
-        (question_message([b""], "?"), "image 0 is empty"),
-        (question_message([png(40, 40), b"no picture"], "?"), "image 1 is not an image"),
-        (question_message([png(300, 200)[:2000]], "?"), "image 0 is damaged"),
-        (question_message([], "What is <image>?"), "1 <image> placeholders, but 0 images"),
+        (question_message([b""], "?"), "image 1 is empty"),
+        (question_message([png(40, 40), b"no picture"], "?"), "image 2 is not an image"),
+        (question_message([png(300, 200)[:2000]], "?"), "image 1 is damaged"),
         (question_message([], "word " * 3000), "context of 2048"),
     ],
 )
@@ -391,3 +394,108 @@ def test_impossible_sampling(values, said):
         Sampling(**values)
     with pytest.raises(ValueError, match="batch_size"):
         EngineOptions(batch_size=0)
+
+
+def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
+    """Pictures with equal samples that are seen otherwise: by palette, by transparency, by orientation."""
+    indices = np.asarray(picture(120, 90).convert("L")) // 128
+
+    def painted(*colors: int, **info) -> Image.Image:
+        image = Image.fromarray(indices).convert("P")
+        image.putpalette(colors)
+        image.info.update(info)
+        return image
+
+    def turned(orientation: int) -> Image.Image:
+        image = picture(120, 120)
+        image.getexif()[0x0112] = orientation
+        return image
+
+    black, white = (0, 0, 0), (255, 255, 255)
+    pictures = [
+        painted(*black, *white),
+        painted(*white, *white),
+        painted(*black, *white, transparency=0),
+        turned(1),
+        turned(3),
+        picture(120, 120).convert("L"),
+    ]
+    with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
+        prompts = [engine.prompts.build([question_message([each], "?")]) for each in pictures]
+        assert len({prompt.images[0][0] for prompt in prompts}) == len(pictures) - 1  # the second and third are white
+        again = engine.prompts.build([question_message([painted(*black, *white)], "?")])
+        assert again.images[0][0] == prompts[0].images[0][0]
+        seen = [engine.prompts.build([question_message([decode_image(each)], "?")]) for each in pictures]
+        assert [prompt.images[0][0] for prompt in seen] == [prompt.images[0][0] for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "name, values, is_exact",
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, False),
+        ("mistral", {"sliding_window": 8}, False),
+        ("lfm2", {"full_attn_idxs": [1]}, False),
+        ("llama4_text", {}, False),
+        ("mixtral", {}, False),
+        ("qwen3_moe", {}, False),
+        ("qwen3_next", {}, False),
+        ("gemma3_text", {}, False),
+    ],
+)
+def test_language_models_that_can_be_batched_exactly(name, values, is_exact):
+    config = CONFIG_MAPPING[name](num_hidden_layers=4, **values)
+    assert (has_full_attention(config) and not has_experts(config)) == is_exact
+
+
+def test_a_sliding_window_is_served_one_at_a_time_and_answers_as_generate(loaded):
+    config = small_config("qwen2", "sequential")
+    text = config.text_config
+    text.layer_types = ["full_attention", "sliding_attention"][: text.num_hidden_layers]
+    text.use_sliding_window, text.sliding_window = True, 8
+    model = build_model(config)
+    processor = type(loaded[1]).from_config(config, loaded[1].tokenizer, "qwen")
+    with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
+        assert engine.decoder.batch_size == 1
+        generations = [engine.submit(messages, Sampling(max_new_tokens=6)) for messages in CONVERSATIONS[:2] * 2]
+        results = [generation.result() for generation in generations]
+        assert engine.stats().cached_prefixes == 0
+    for messages, result in zip(CONVERSATIONS[:2] * 2, results, strict=True):
+        images = [decode_image(part["image"]) for part in messages[0]["content"] if part["type"] == "image"]
+        inputs = prepare(model, processor, [question_message(images, messages[0]["content"][-1]["text"])], 6)
+        assert result.text == answer(model, processor, inputs, 6)
+
+
+def test_text_alone_is_not_held_up_by_images(loaded, monkeypatch):
+    go = threading.Event()
+    original = Engine._prepare
+
+    def slow(self, generation, messages, max_slices):
+        if any(part["type"] == "image" for part in messages[0]["content"]):
+            assert go.wait(30)
+        original(self, generation, messages, max_slices)
+
+    monkeypatch.setattr(Engine, "_prepare", slow)
+    with Engine(*loaded, EngineOptions(batch_size=2, preparers=2)) as engine:
+        held = [engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=2)) for _ in range(4)]
+        assert engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)).result().text
+        go.set()
+        assert all(generation.result().text for generation in held)
+
+
+def test_few_requests_are_prepared_ahead(loaded):
+    with Engine(*loaded, EngineOptions(batch_size=2, preparers=1, max_waiting=30)) as engine:
+        with Held(engine):
+            generations = [engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)) for _ in range(20)]
+            until(lambda: len(engine._ready) >= 2)
+            time.sleep(0.2)
+            assert len(engine._ready) <= 4 and engine.stats().waiting == 20
+        assert len({generation.result().text for generation in generations}) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-6])
+def test_a_temperature_near_zero_is_greedy(engine, temperature):
+    greedy = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6)).result()
+    drawn = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6, temperature=temperature)).result()
+    assert drawn.token_ids == greedy.token_ids

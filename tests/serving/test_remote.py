@@ -1,5 +1,6 @@
 """Images by URL: what is fetched, and above all what is not."""
 
+import socket
 import ssl
 import threading
 import time
@@ -59,8 +60,13 @@ def test_an_allowed_host_is_asked_for_the_image(port):
         with pytest.raises(ValueError, match=said):
             images.read(f"http://127.0.0.1:{port}/{path}")
         assert Pages.asked == [f"/{path}"]
-    with pytest.raises(ValueError, match="could not be fetched: "):
-        images.read(f"http://127.0.0.1:{port}/a b")
+    for path, target in [
+        ("a b", "a%20b"),
+        ("größe.png?q=ä", "gr%C3%B6%C3%9Fe.png?q=%C3%A4"),
+        ("a%20b?c=%41", "a%20b?c=%41"),
+    ]:
+        assert images.read(f"http://127.0.0.1:{port}/{path}") == b"x" * 10
+        assert Pages.asked[-1] == f"/{target}"
 
 
 @pytest.fixture
@@ -125,8 +131,6 @@ def test_nothing_is_fetched_by_default(port):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_server_that_does_not_answer(scheme):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         number = silent.getsockname()[1]
         images = ImageSource(frozenset({f"127.0.0.1:{number}"}), timeout=0.3, is_allowed_address=lambda address: True)
@@ -137,7 +141,6 @@ def test_a_server_that_does_not_answer(scheme):
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_a_server_that_sends_byte_by_byte(head):
     """In the headers (the first case) and in the body; each byte comes well within a socket's time limit."""
-    import socket
 
     def trickle(server: socket.socket) -> None:
         connection, _ = server.accept()
@@ -180,6 +183,26 @@ def test_a_server_that_sends_byte_by_byte(head):
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a01:203", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b:1::808:808", False),
+        ("fec0::1", False),
+        ("::127.0.0.1", False),
+        ("::8.8.8.8", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("::ffff:0:8.8.8.8", False),
+        ("::ffff:8.8.8.8", True),
+        ("5f00::1", False),
+        ("4000::1", False),
+        ("2001:db8::1", False),
+        ("2001::1", False),
+        ("3fff::1", False),
+        ("ff0e::1", False),
+        ("fe80::1%1", False),
+        ("192.88.99.1", False),
+        ("198.18.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
         ("2002:7f00:1::", False),
     ],
 )
@@ -187,14 +210,36 @@ def test_public_addresses(address, public):
     assert is_public(address) == public
 
 
+def test_all_addresses_of_a_name_are_tried_and_checked(port, monkeypatch):
+    found = ["127.0.0.2", "::1", "127.0.0.1"]  # nothing listens on the first two
+
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, number, *args, **kwargs):
+        if host != "many.example":
+            return resolve(host, number, *args, **kwargs)
+        return [(None, None, None, "", (address, number)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    images = ImageSource(frozenset({f"many.example:{port}"}), timeout=5, is_allowed_address=lambda address: True)
+    assert images.read(f"http://many.example:{port}/image") == b"x" * 10
+    checked = ImageSource(frozenset({f"many.example:{port}"}), is_allowed_address=lambda address: address != "::1")
+    with pytest.raises(ValueError, match="not public"):
+        checked.read(f"http://many.example:{port}/image")
+    del found[-1]
+    with pytest.raises(ValueError, match="could not be fetched: "):
+        images.read(f"http://many.example:{port}/image")
+
+
 def test_data_urls():
     images = ImageSource(max_bytes=5)
     assert images.read("data:image/png;base64,aGVsbG8=") == b"hello"
     assert images.read("data:;base64,") == b""
+    assert images.read("DATA:image/png;BASE64,aGVs\nbG8=\r\n") == b"hello"
     for url, said in [
         ("data:image/png;base64,aGVsbG8h", "6 bytes; at most 5"),
-        ("data:image/png;base64,?", "no valid base64"),
-        ("data:image/png;base64,é", "no valid base64"),
+        ("data:image/png;base64,?", "not valid base64"),
+        ("data:image/png;base64,é", "not valid base64"),
         ("data:image/png,abc", "base64"),
         ("data:", "base64"),
     ]:

@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import Sampling
+from llava_uhd.serving.limits import Limits
 from llava_uhd.serving.remote import ImageSource
 from llava_uhd.serving.server import GRACE, ServerOptions, create_app
 from tests.conftest import picture
@@ -59,7 +61,8 @@ class Running:
 @pytest.fixture(scope="module")
 def running(loaded):
     options = EngineOptions(batch_size=4, max_waiting=32, max_new_tokens=12, deadline=DEADLINE, max_pixels=2**20)
-    with Running(loaded, options, max_body_bytes=200_000, max_images=3, body_timeout=1.0) as running:
+    limits = Limits(body_bytes=200_000, images=3, body_seconds=1.0, text=30_000)
+    with Running(loaded, options, limits=limits) as running:
         yield running
 
 
@@ -214,7 +217,7 @@ def with_parts(*parts) -> dict:
     [
         (b"", 400, "not valid JSON"),
         (b"{", 400, "not valid JSON"),
-        (b"[" * 100_000, 400, "not valid JSON"),
+        (b"[" * 100_000, 400, "more than the 20000 values"),
         (b"\xff\xfe", 400, "not valid"),
         (b"[]", 400, "JSON object"),
         (b'{"model": "small", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "Unicode"),
@@ -234,6 +237,37 @@ def with_parts(*parts) -> dict:
         (valid(tools=[{"type": "function"}]), 400, "tools is not supported"),
         (valid(logprobs=True), 400, "logprobs is not supported"),
         (valid(generation_config="[1]"), 400, "JSON object"),
+        (
+            valid(generation_config='{"temperature": "' + "x" * 20_000 + '"}'),
+            400,
+            "temperature of generation_config must",
+        ),
+        (valid(generation_config='{"repetition_penalty": 1.5}'), 400, "repetition_penalty of generation_config"),
+        (valid(generation_config='{"max_new_tokens": 1.5}'), 400, "whole number"),
+        (valid(temperature=2.5), 400, "2.5"),
+        (valid(stop=["s" * 1001]), 400, "1000 characters; one has 1001"),
+        (valid(stop=5), 400, "stop: must be a string or a list of strings"),
+        (valid(max_slices=65), 400, "at most 64"),
+        (
+            valid(messages=[{"role": "user", "content": "a " * 16_000}]),
+            400,
+            "32000 characters of text; 30000 are allowed",
+        ),
+        (valid(messages=[{"role": "assistant", "content": "", "tool_calls": [1]}]), 400, "messages.0.tool_calls"),
+        (valid(skip_special_tokens=False), 400, "skip_special_tokens is not supported"),
+        (valid(repetition_penalty=1.1), 400, "repetition_penalty is not supported"),
+        (valid(top_k=5), 400, "top_k is not supported"),
+        (with_parts("hi"), 400, "messages.0.content.0: must be a JSON object"),
+        (with_parts({"type": "text"}), 400, "messages.0.content.0.text: it is missing"),
+        (with_parts({"text": "hi"}), 400, "messages.0.content.0: a part needs a type"),
+        (with_parts({"type": "image_url", "image_url": {"url": 5}}), 400, "messages.0.content.0.image_url.url"),
+        (with_parts({"type": "image_url", "image_url": "data:"}), 400, "image_url: must be a JSON object"),
+        (
+            with_parts({"type": "image_url", "image_url": {"url": "", "detail": "x"}}),
+            400,
+            "content.0.image_url.detail",
+        ),
+        (valid(messages=[{"role": "user", "content": 5}]), 400, "messages.0.content: must be a string or a list"),
         (with_parts({"type": "audio"}), 400, "messages.0.content"),
         (with_parts(image_part(b"no picture")), 400, "not an image"),
         (with_parts(image_part(b"")), 400, "empty"),
@@ -256,9 +290,56 @@ def test_refusals_say_what_is_wrong(running, body, status, said):
     assert error["type"] in ("invalid_request_error", "not_found_error")
 
 
-def test_harmless_options_are_taken(running):
-    body = valid(user="me", presence_penalty=0, logprobs=False, tools=[], tool_choice="auto", n=1, stop=None)
-    assert ask_raw(running, body)[0] == 200
+NEUTRAL = {
+    "add_generation_prompt": True,
+    "best_of": 1,
+    "frequency_penalty": 0,
+    "include_stop_str_in_output": False,
+    "length_penalty": 1.0,
+    "logit_bias": {},
+    "logprobs": False,
+    "min_p": 0.0,
+    "mm_processor_kwargs": {},
+    "modalities": ["text"],
+    "n": 1,
+    "parallel_tool_calls": True,
+    "presence_penalty": 0,
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": None,
+    "repetition_penalty": 1.0,
+    "response_format": {"type": "text"},
+    "skip_special_tokens": True,
+    "stop": None,
+    "stream": None,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_k": -1,
+    "top_logprobs": 0,
+    "user": "me",
+    "verbosity": "medium",
+}
+
+
+def test_options_that_ask_for_nothing_are_taken(running):
+    assert ask_raw(running, valid(**NEUTRAL))[0] == 200
+    content = [image_part(png(30, 30), detail="original"), image_part(png(30, 30), detail=None)]
+    assert ask_raw(running, with_parts(*content))[0] == 200
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 2, 0])
+def test_odd_temperatures(running, temperature):
+    assert ask_raw(running, valid(temperature=temperature))[0] == 200
+    config = json.dumps({"do_sample": True, "temperature": temperature})
+    assert ask_raw(running, valid(generation_config=config))[0] == 200
+
+
+def test_a_temperature_of_zero_in_a_generation_config_is_greedy(running):
+    def ask(**options) -> str:
+        _, _, answer = running.request("POST", "/v1/chat/completions", json.dumps(valid(max_tokens=12, **options)))
+        return json.loads(answer)["choices"][0]["message"]["content"]
+
+    config = json.dumps({"do_sample": True, "temperature": 0})
+    assert {ask(generation_config=config, seed=seed) for seed in range(3)} == {ask()}
 
 
 def test_a_body_without_length_is_cut_off_at_the_limit(running):
@@ -283,8 +364,12 @@ def test_other_routes_and_methods(running):
     assert status == 404 and error_of(body)["type"] == "not_found_error"
     status, _, body = running.request("GET", "/v1/chat/completions")
     assert status == 405 and error_of(body)
-    status, _, body = running.request("POST", "/load_model", b"[]")
-    assert status == 400 and error_of(body)
+    for body in (b"[]", b"[" * 30_000, b"{", b'{"model": 5}', b'{"model": "\\ud800"}', b"\xff"):
+        status, _, answer = running.request("POST", "/load_model", body)
+        assert status == 400 and error_of(answer)
+    status, _, body = running.request("POST", "/load_model", json.dumps({"model": "m" * 100_000}))
+    assert status == 404 and len(body) < 500
+    assert running.request("POST", "/load_model", b'{"model": "small"}')[0] == 200
 
 
 def test_errors_after_the_first_piece_reach_the_client(running):
@@ -376,13 +461,74 @@ def test_stopping_finishes_what_was_begun(loaded):
 
 
 def test_the_api_key(loaded):
-    with Running(loaded, EngineOptions(batch_size=1), api_key="sésame") as running:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": b"Bearer \xff"}):
-            status, error, _ = ask_raw(running, valid(), headers)
-            assert status == 401 and error["code"] == "invalid_api_key"
-        assert ask_raw(running, valid(), {"Authorization": "Bearer sésame".encode("latin-1")})[0] == 200
+    with Running(loaded, EngineOptions(batch_size=1), api_key="open-sesame") as running:
+        for value in (
+            None,
+            "Bearer wrong",
+            b"Bearer \xff",
+            "Bearer",
+            "open-sesame",
+            "Basic open-sesame",
+            "Bearer open-sesame x",
+        ):
+            status, error, headers = ask_raw(running, valid(), {} if value is None else {"Authorization": value})
+            assert status == 401 and error["code"] == "invalid_api_key" and headers["www-authenticate"] == "Bearer"
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            assert running.request("GET", "/v1/models", headers={"Authorization": f"{scheme} open-sesame"})[0] == 200
+        assert ask_raw(running, valid(), {"Authorization": "Bearer open-sesame"})[0] == 200
         assert running.request("GET", "/v1/models")[0] == 401
         assert running.request("GET", "/health")[0] == running.request("GET", "/metrics")[0] == 200
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "key\n", "schlüssel", "\x00"])
+def test_a_key_that_no_client_can_send_is_refused(key):
+    with pytest.raises(ValueError, match="API key"):
+        ServerOptions("small", key)
+
+
+PREFLIGHT = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+PREFLIGHT |= {"Access-Control-Request-Headers": "authorization,content-type"}
+
+
+def test_browsers_may_ask_from_the_origins_that_are_named(loaded, running):
+    assert running.request("OPTIONS", "/v1/chat/completions", headers=PREFLIGHT)[0] == 405
+    options = {"api_key": "key", "cors_origins": ("https://page.example",)}
+    with Running(loaded, EngineOptions(batch_size=1), **options) as running:
+        status, headers, _ = running.request("OPTIONS", "/v1/chat/completions", headers=PREFLIGHT)
+        assert status == 200 and headers["access-control-allow-origin"] == "https://page.example"
+        assert "authorization" in headers["access-control-allow-headers"]
+        other = {**PREFLIGHT, "Origin": "https://other.example"}
+        assert running.request("OPTIONS", "/v1/chat/completions", headers=other)[0] == 400
+        status, _, headers = ask_raw(
+            running, valid(), {"Origin": "https://page.example"}
+        )  # a refusal can be read, too
+        assert status == 401 and headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_a_client_that_hangs_up_in_its_body_is_no_failure_of_the_server(running, caplog):
+    def responses() -> str:
+        return running.request("GET", "/metrics")[2].decode()
+
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    for path in (b"/v1/chat/completions", b"/load_model"):
+        with socket.create_connection(("127.0.0.1", running.port)) as client:
+            client.sendall(head.replace(b"/v1/chat/completions", path))
+            time.sleep(0.1)
+    until(lambda: 'llava_uhd_responses_total{status="499"} 2.0' in responses())
+    assert "unforeseen" not in caplog.text and "Traceback" not in caplog.text
+
+
+def test_bodies_of_all_requests_are_limited_together(loaded):
+    limits = Limits(body_bytes=100_000, pending_bytes=150_000)
+    with Running(loaded, EngineOptions(batch_size=1), limits=limits) as running:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", running.port)) as client:
+            client.sendall(head + b" " * 90_000)
+            time.sleep(0.3)
+            body = valid(messages=[{"role": "user", "content": "a" * 65_000}])
+            status, error, headers = ask_raw(running, body)
+            assert status == 429 and "of 150000 bytes" in error["message"] and headers["retry-after"]
+        until(lambda: ask_raw(running, body)[0] == 400)  # too long for the model, but there is room
 
 
 # Anything at all

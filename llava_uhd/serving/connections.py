@@ -1,0 +1,116 @@
+"""Connections of the HTTP server: a limit on their number, and on the time each may take.
+
+uvicorn closes a connection that is idle after a response, and no other. Here every state has its limit: a connection
+whose request does not begin is closed, and so is one whose response nobody reads. Where a new connection would be one
+too many, the one that has been idle for longest is closed for it, so that silent connections keep nobody out.
+"""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+RESERVED_FILES = 24  # for the model's files, images that are fetched, logs
+SPARE_CONNECTIONS = 8
+LARGEST_HEAD = 2**16  # bytes of a request's line and headers
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of connections.
+
+    Attributes:
+        number: most connections at a time, but for `SPARE_CONNECTIONS` on which /health can be asked.
+        head_seconds: seconds in which a request must begin and its head arrive.
+        request_seconds: seconds from the head to the last byte of the response.
+    """
+
+    number: int = 256
+    head_seconds: float = 10.0
+    request_seconds: float = 180.0
+
+
+def affordable_connections(most: int) -> int:
+    """Return a number of connections for which there are file descriptors, at most the one given."""
+    if sys.platform == "win32":
+        return most
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return most
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    return max(min(most, limit - len(os.listdir(folder)) - SPARE_CONNECTIONS - RESERVED_FILES), 1)
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection, its time limited."""
+
+    def __init__(self, limits: ConnectionLimits, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.limits = limits
+        self.timer: asyncio.TimerHandle | None = None
+        self.idle_since = self.loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.number:
+            others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
+            idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
+            if idle:
+                min(idle, key=lambda each: each.idle_since).transport.abort()
+            elif len(self.connections) > self.limits.number + SPARE_CONNECTIONS:
+                transport.abort()
+        self._start_timer(self.limits.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        self._watch(before)
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        before = self.cycle
+        self._stop_timer()  # idle from here on: uvicorn's own time limit
+        super().on_response_complete()
+        self._watch(before)
+
+    def _watch(self, before: Any) -> None:
+        """Limit the time of a request that has begun, or of a head that has not arrived."""
+        if self.transport.is_closing():
+            self._stop_timer()
+        elif self.cycle is not before and not self.is_idle:
+            self._start_timer(self.limits.request_seconds)
+        elif self.is_idle and self.timer is None and self.timeout_keep_alive_task is None:
+            self._start_timer(self.limits.head_seconds)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self.timer = self.loop.call_later(seconds, self._end)
+
+    def _stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _end(self) -> None:
+        self.timer = None
+        self.transport.abort()
+
+
+def limited_protocol(limits: ConnectionLimits) -> Any:
+    """Return the protocol class of a server with these limits, as uvicorn's option `http` takes it."""
+    return partial(LimitedProtocol, limits)
