@@ -104,9 +104,10 @@ class BatchBuilder:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def prompt(self, sample: Sample) -> str:
-        """The text of a whole conversation, an image placeholder in it."""
+        """Render a whole conversation, an image placeholder in it; lone surrogates become U+FFFD, as decoders do."""
         images = [sample.image_source] if sample.image_source is not None else []
-        message = question_message(images, sample.prompt)
+        question = sample.prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        message = question_message(images, question)
         return self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
     def build(self, samples: Sequence[Sample], positions: Sequence[int], pool: ThreadPoolExecutor) -> Batch:

@@ -1,5 +1,6 @@
 """Compare two results question by question: the difference of their means, and how sure it is (paired bootstrap)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,15 @@ def _row_scores(result: Result) -> dict[tuple[str, ...], float]:
     if not result["scores"]:
         raise ValueError(f"the result of {result['benchmark']} has no scores: a server or a judge gives them")
     rows = result["rows"]
-    return {(str(row["question_id"]), str(row["image"]), row["prompt"]): row["score"] for row in rows}
+    if not rows or any(row["score"] is None for row in rows):
+        raise ValueError(f"the result of {result['benchmark']} has {len(rows)} rows, not all of them with a score")
+    scores: dict[tuple[str, ...], float] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        key = (str(row["question_id"]), str(row["image"]), row["prompt"])
+        seen[key] += 1  # a question that the data repeats word for word
+        scores[*key, str(seen[key])] = row["score"]
+    return scores
 
 
 def compare_results(first: Result, second: Result, seed: int = 0) -> Comparison:

@@ -150,6 +150,15 @@ def test_questions_without_answers_are_answered_and_not_scored(images, tmp_path,
     assert result["headline"] is None and result["scores"] == {}
 
 
+def test_half_an_emoji_in_a_question_is_answered(tmp_path, evaluate, model_folder):
+    rows = [{"question": "What is \ud83d?", "answer": "a \ud83d"}, {"question": "And \U0001f600?", "answer": "b"}]
+    path = write(tmp_path / "my.jsonl", rows)
+    run = ("run", path, "--model", model_folder, "--out", tmp_path / "out", "--max-new-tokens", "2")
+    assert evaluate(*run)["results"][0]["questions"] == 2
+    rows = json.loads((tmp_path / "out/my/result.json").read_text())["rows"]
+    assert [row["prompt"] for row in rows] == ["What is \ud83d?", "And \U0001f600?"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -241,6 +241,16 @@ def test_compare_interval_matches_theory():
     assert comparison.is_significant
 
 
+def test_compare_counts_questions_that_the_data_repeats():
+    rows = [{"question_id": 1, "image": None, "prompt": "?", "score": float(index == 0)} for index in range(3)]
+    result = {"benchmark": "gqa", "scores": {"official": {}}, "rows": rows, "protocol": {}}
+    comparison = compare_results(result, result)
+    assert comparison.questions == 3 and comparison.first == pytest.approx(100 / 3)
+    for broken in ([], [rows[0] | {"score": None}]):
+        with pytest.raises(ValueError, match=f"gqa has {len(broken)} rows, not all of them with a score"):
+            compare_results(result | {"rows": broken}, result)
+
+
 def test_compare_refuses_what_cannot_be_paired(data, tmp_path, evaluate):
     for name in ("gqa", "ai2d"):
         minidata.write_jsonl(tmp_path / f"{name}.jsonl", published_rows(name, data))
