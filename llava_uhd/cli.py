@@ -6,6 +6,7 @@ success, 2 bad use, 1 failure with one line that says what was wrong; --debug sh
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -76,6 +77,9 @@ def ask(
 
     planner = ImagePlanner.load(model)
     opened = _open(images, planner, pages, max_pages, max_slices)
+    # One answer is a chain of small operations: threads that spin while they wait for the next cost half as much CPU
+    # again and make nothing faster. PyTorch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with status(f"loading {model}"):
         from transformers import TextStreamer
 

@@ -9,7 +9,6 @@ unexpected.
 
 import dis
 from collections.abc import Iterator
-from importlib import metadata
 from types import TracebackType
 
 # Libraries whose own `raise ValueError` tells what is wrong with a folder, a file or an option.
@@ -75,6 +74,8 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
 
 def optional_dependencies() -> dict[str, set[str]]:
     """Return the distributions of every extra of the installed package."""
+    from importlib import metadata  # slow to import
+
     try:
         requirements = metadata.requires("llava-uhd") or []
     except metadata.PackageNotFoundError:  # run from a folder that is not installed

@@ -209,7 +209,7 @@ def _head(path: Path) -> bytes:
 
 
 def _decode(source: Any, name: str, max_pixels: int | None) -> "Image.Image":
-    from .model.image_processing_llava_uhd import decode_image
+    from .model.images import decode_image
 
     bound = {} if max_pixels is None else {"max_pixels": max_pixels}
     return decode_image(source, name=name, **bound)
@@ -299,7 +299,7 @@ def _open_tiff(source: bytes | Path, name: str) -> "Image.Image":
     from PIL import Image
 
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=["TIFF"])
     except Exception as error:  # Pillow's readers meet damaged files with errors of any kind
         raise InputError(f"{name} cannot be read: {error}") from error
 
@@ -319,7 +319,7 @@ def _count_frames(image: "Image.Image", name: str) -> int:
 def _tiff_pages(
     source: bytes | Path, pages: str | Sequence[int] | None, max_pages: int, max_pixels: int | None, name: str
 ) -> list[Page]:
-    from .model.image_processing_llava_uhd import MAX_PIXELS
+    from .model.images import MAX_PIXELS
 
     bound = MAX_PIXELS if max_pixels is None else max_pixels
     with _open_tiff(source, name) as image:

@@ -9,7 +9,6 @@ has ended, since a module in the middle of its import cannot be imported from.
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -71,7 +70,7 @@ _DUE_AFTER: dict[Callable[[], None], tuple[str, ...]] = {
 }
 
 
-class RegistrationHook(MetaPathFinder):
+class RegistrationHook:
     """Import hook that runs the registrations that are due after each outermost import of a watched package."""
 
     def __init__(self) -> None:

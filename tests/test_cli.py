@@ -245,3 +245,14 @@ def test_results_are_utf8_whatever_the_code_page():
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
     assert done.stdout.decode("utf-8").split() == ["\u20ac", "\U0001f9fe"], done.stderr
+
+
+def test_explain_needs_neither_torch_nor_transformers(tmp_path):
+    script = (
+        "import sys; sys.argv = ['llava-uhd', 'explain', 'examples/receipt.png', '--json']\n"
+        "from llava_uhd.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    explained, imported = result.stdout.splitlines()
+    assert result.returncode == 0 and imported == "[]" and json.loads(explained)["num_image_tokens"] == 448

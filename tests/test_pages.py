@@ -146,3 +146,15 @@ def test_planner_agrees_with_the_processor():
             options = {} if max_slices is None else {"max_slices": max_slices}
             assert planner.plan(*size, max_slices) == processor.image_processor.plan(*size, **options)
             assert planner.image_layout(*size, max_slices) == processor.image_layout(*size, **options)
+
+
+def test_further_pages_of_a_tiff_do_not_vanish_without_a_word(folder, recwarn):
+    from llava_uhd.model.images import decode_image
+
+    with pytest.warns(UserWarning, match=r"three\.tif has several pages, and the first is taken"):
+        first = decode_image(folder / "three.tif")
+    assert first.tobytes() == page_images(3)[0].tobytes()
+    recwarn.clear()
+    open_pages(folder / "three.tif")
+    decode_image(write_tiff(folder / "one.tif", 1))
+    assert not recwarn.list

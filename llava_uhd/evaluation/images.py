@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from .samples import Sample, open_image
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from ..model.layout import layout_views
 from .attention_record import recording
 

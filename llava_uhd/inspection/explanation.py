@@ -23,7 +23,7 @@ def explain_image(
     Raises:
         ValueError: the image cannot be read.
     """
-    from ..model.image_processing_llava_uhd import decode_image
+    from ..model.images import decode_image
 
     planner = processor if isinstance(processor, ImagePlanner) else ImagePlanner.from_processor(processor)
     size = decode_image(image).size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from .slices import draw_slices
 from .view import encode_view, hiwin_projector
 

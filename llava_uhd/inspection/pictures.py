@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ..answering import prepare, question_message
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from .attribution import answer_words, attribute, attribution_figure, image_heats
 from .figure import explanation_figure, principal_colours, pyramid_figure, view_pyramid
 from .kernels import kernel_figure, point_kernels

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

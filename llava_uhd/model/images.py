@@ -3,23 +3,29 @@
     decode_image("page.tif"), decode_image(b"..."), decode_image("data:image/png;base64,..."), decode_image(array)
 
 Formats are an explicit list (`formats`), the same everywhere; none of them runs another program, as EPS does. Pixels
-and JPEG scans are counted before a file is decoded. Of a file with several frames or pages the first is taken.
+and JPEG scans are counted before a file is decoded. Of a file with several frames the first is taken, of a TIFF with
+several pages with a warning: `llava_uhd.pages` opens them all. This module imports no torch: what needs pixels alone
+starts at once.
 """
 
 import base64
 import binascii
 import os
 import re
+import sys
+import warnings
 from io import BytesIO
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname, urlopen
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .formats import check_scans, readable_formats
+
+if TYPE_CHECKING:
+    import torch
 
 # Extensions of the files that `formats.FORMATS` reads.
 IMAGE_EXTENSIONS = tuple(
@@ -42,6 +48,12 @@ class SupportsRead(Protocol):
     def read(self) -> bytes: ...
 
 
+def is_array(source: Any) -> bool:
+    """Return whether a source is an array or a tensor; there are no tensors where torch has not been imported."""
+    torch = sys.modules.get("torch")
+    return isinstance(source, np.ndarray) or (torch is not None and isinstance(source, torch.Tensor))
+
+
 def decode_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image in any accepted form as an upright RGB image, transparency laid on white.
 
@@ -57,7 +69,7 @@ def decode_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXE
         ValueError: naming the image, if it is missing, empty, damaged, not an image, of no area or of too many pixels.
         TypeError: for an object of another kind.
     """
-    if isinstance(source, np.ndarray | torch.Tensor):
+    if is_array(source):
         return _to_rgb(_from_array(source, name, max_pixels), name)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or name
@@ -92,11 +104,25 @@ def open_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS
     try:
         _check_size(*image.size, name, max_pixels)
         check_scans(image, name)
+        _warn_of_pages(image, name)
     except Exception:
         image.close()
         raise
     image.source_name = name  # type: ignore[attr-defined]
     return image
+
+
+def _warn_of_pages(image: Image.Image, name: str) -> None:
+    """Warn that a TIFF has further pages: frames of an animation may go unseen, pages of a document may not."""
+    if image.format != "TIFF":
+        return
+    try:
+        image.seek(1)
+    except EOFError:
+        return
+    finally:
+        image.seek(0)
+    warnings.warn(f"{name} has several pages, and the first is taken; llava_uhd.pages opens them all", stacklevel=4)
 
 
 def decode_base64(text: str, name: str = "image") -> bytes:
@@ -255,10 +281,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} has the colour mode {image.mode}, which cannot be converted to RGB") from error
 
 
-def _from_array(array: np.ndarray | torch.Tensor, name: str, max_pixels: int) -> Image.Image:
+def _from_array(array: "np.ndarray | torch.Tensor", name: str, max_pixels: int) -> Image.Image:
     """An array or tensor as an 8-bit image of 1 to 4 channels."""
-    channels_first = isinstance(array, torch.Tensor)
-    if isinstance(array, torch.Tensor):
+    channels_first = not isinstance(array, np.ndarray)
+    if not isinstance(array, np.ndarray):
         array = (array.float() if array.is_floating_point() else array).detach().cpu().numpy()
     shape = array.shape
     if array.ndim == 2:

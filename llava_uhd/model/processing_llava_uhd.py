@@ -285,7 +285,7 @@ class LlavaUhdProcessor(ProcessorMixin):
             if isinstance(images, list) and any(isinstance(item, list) for item in images):
                 if len(images) != len(text):
                     raise ValueError(f"there are {len(text)} prompts, but {len(images)} lists of images")
-                for index, (wanted, item) in enumerate(zip(placeholders, images, strict=True)):
+                for index, (wanted, item) in enumerate(zip(placeholders, images, strict=True), start=1):
                     if wanted != _count_images(item):
                         raise ValueError(
                             f"prompt {index} has {wanted} {self.image_token} placeholders, "

@@ -14,7 +14,7 @@ from ..inspection.explanation import explain_image
 from ..inspection.figure import principal_colours, pyramid_figure, view_pyramid
 from ..inspection.slices import draw_slices
 from ..model.hiwin import HiWinProjector
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from ..serving.engine import Engine
 from ..serving.prompts import SHAPE_INPUTS
 from .session import Session, with_bytes

@@ -73,3 +73,17 @@ def test_every_question_of_synthdoc_is_of_one_sort():
     assert len(lines) == 7 and sum(asked) == 1000
     scores = json.loads((BUILT_IN["tiny"] / "synthdoc.json").read_text())["scores"]["official"]["values"]
     assert sum(right) == pytest.approx(10 * scores["exact match"])
+
+
+def test_startup_measures_commands_and_names_the_bounds_that_are_exceeded():
+    lines = output("startup.py", "--runs", "1", "--json", "--commands", "version", "import llava_uhd")
+    measured = json.loads(lines[0])
+    assert set(measured) == {"version", "import llava_uhd"}
+    assert 0 < measured["import llava_uhd"]["cpu_seconds"] < 10
+    sys.path.insert(0, str(BENCHMARKS))
+    import startup
+
+    medians = {"reference": (6.0, 6.0), "ask": (6.8, 7.0), "explain": (0.7, 0.7)}
+    assert startup.exceeded(medians) == []
+    assert startup.exceeded(medians | {"ask": (7.0, 7.0)}) == ["ask takes 1.17 times the reference, more than 1.15"]
+    assert startup.exceeded({"explain": (2.5, 1.0)}) == ["explain takes 2.50 CPU seconds, more than 2.0"]

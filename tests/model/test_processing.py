@@ -247,7 +247,7 @@ def test_a_config_sets_the_processor(projector):
         ([SMALL, SMALL], "<image>", "1 <image> placeholders in all, but 2 images"),
         (None, "<image>", "1 <image> placeholders in all, but 0 images"),
         ([SMALL], "no placeholder", "0 <image> placeholders in all, but 1 images"),
-        ([[SMALL], [SMALL]], ["<image><image>", "none"], "prompt 0 has 2 <image> placeholders, but 1 images"),
+        ([[SMALL], [SMALL]], ["<image><image>", "none"], "prompt 1 has 2 <image> placeholders, but 1 images"),
         ([[SMALL], [SMALL]], ["<image>"], "1 prompts, but 2 lists of images"),
     ],
 )

@@ -78,7 +78,7 @@ def test_errors_in_words_leave_the_conversation_as_it_was(engine, file, tmp_path
     _, session = ask(handlers, "What is this?", [file], Session())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for text, files, said in [
-        ("What?", [str(tmp_path / "broken.png")], "image 1 is not an image"),
+        ("What?", [str(tmp_path / "broken.png")], "image 2 is not an image"),
         ("", [file], "type a question"),
         ("word " * 3000, [], "context of 2048"),
         ("<image>", [], "placeholders"),
