@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..flops import folding_in_training, sample_flops, standard_shape, training_flops
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from .assembly import planned_config
-from .flops import sample_flops, standard_shape, training_flops
 from .parts import PartRow, check_table, table, train_only
 from .recipe import TuningRecipe, load_recipe, shipped_recipes
 
@@ -139,9 +139,11 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
         tokens = seen * data.published_length
         views = [standard_shape(config)] * data.published_views
         forward = sample_flops(config, views, data.published_length, data.published_length / 8)
-        petaflop = seen * training_flops(forward, parts) / 1e15
+        # Every micro-batch folds the projector's weights once.
+        folding = seen / optimization.micro_batch * folding_in_training(config, parts)
+        petaflop = (seen * training_flops(forward, parts) + folding) / 1e15
         if recipe.watch.peak_tflops:
-            work = seen * training_flops(forward, parts, optimization.checkpoint_activations)
+            work = seen * training_flops(forward, parts, optimization.checkpoint_activations) + folding
             hours = work / (devices * recipe.watch.peak_tflops * 1e12 * ASSUMED_UTILISATION) / 3600
     return Plan(
         parts=rows,

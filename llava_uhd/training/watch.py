@@ -11,8 +11,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..files import append_line, write_text
+from ..flops import folding_in_training, sample_flops, training_flops
 from ..model.configuration_llava_uhd import LlavaUhdConfig
-from .flops import sample_flops, training_flops
 from .labels import IGNORE
 
 SMOOTHING = 0.2  # of the loss that is watched for rising
@@ -38,6 +38,8 @@ class Meter:
             [(rows, columns) for rows, columns in inputs["view_shapes"].tolist()] if "view_shapes" in inputs else []
         )
         learned = int(inputs["labels"].ne(IGNORE).sum())
+        if shapes:
+            self.flops += folding_in_training(self.config, self.trained)
         for index, length in enumerate(lengths):
             # All views and labels at the first sequence: only the attention asks which sequence a token is of.
             first = index == 0

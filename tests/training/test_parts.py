@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from llava_uhd.flops import PartFlops, language_flops, reference_projector, tower_flops, training_flops
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.training.assembly import planned_config
-from llava_uhd.training.flops import PartFlops, language_flops, tower_flops, training_flops, upsampler_flops
 from llava_uhd.training.parts import check_table, part_of, parts_of, table, train_only
 from llava_uhd.training.plan import accumulation_of, make_plan
 from llava_uhd.training.recipe import load_recipe
@@ -95,7 +95,7 @@ def test_qwen_and_v1_are_planned_too():
 def test_flops_against_published_counts(published_config):
     """The description's counts of a square view: CLIP 382 G through 24 layers (23 are run), JBU 21 G."""
     assert tower_flops(published_config, SQUARE) == pytest.approx(382e9 * 23 / 24, rel=0.01)
-    assert upsampler_flops(published_config, SQUARE) == pytest.approx(21e9, rel=0.05)
+    assert reference_projector(published_config, SQUARE).upsampler == pytest.approx(21e9, rel=0.05)
     # Two operations for each of 6.6 G weights and token, head apart.
     assert language_flops(published_config, 1, 0) == pytest.approx(2 * 32 * 202.4e6, rel=0.01)
 
