@@ -227,3 +227,9 @@ def test_a_page_takes_less_than_eighty_milliseconds_of_one_core():
     for index in range(100):
         make_varied("speed", index).render()
     assert (time.process_time() - start) / 100 < 0.08
+
+
+def test_a_page_too_small_for_its_print_is_refused_and_a_small_one_gets_a_kind_that_fits():
+    with pytest.raises(ValueError, match="fits 2500 pixels at a print of 8.5"):
+        make_varied("small", 0, kind="spreadsheet", shown=2500, fonts=WHEEL)
+    assert all(make_varied("small", index, shown=112**2, fonts=WHEEL).questions for index in range(12))

@@ -4,7 +4,17 @@ The data flow is one direction: content (names, goods, dates) -> layout (texts a
 questions; the page is drawn and degraded only when its pixels are asked for. Needs the extra `synthetic`.
 """
 
-from .documents import KINDS, PICTURE, SCRIBBLE, VariedDocument, make_varied
+from .documents import KINDS, PICTURE, SCRIBBLE, Glyphs, VariedDocument, make_varied
 from .questions import NOT_A_DOCUMENT, NOT_THERE, Asked
 
-__all__ = ["KINDS", "NOT_A_DOCUMENT", "NOT_THERE", "PICTURE", "SCRIBBLE", "Asked", "VariedDocument", "make_varied"]
+__all__ = [
+    "KINDS",
+    "NOT_A_DOCUMENT",
+    "NOT_THERE",
+    "PICTURE",
+    "SCRIBBLE",
+    "Asked",
+    "Glyphs",
+    "VariedDocument",
+    "make_varied",
+]

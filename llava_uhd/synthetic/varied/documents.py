@@ -48,6 +48,7 @@ SCRIBBLE = "scribble"
 # Pixels of a page that are shown by default: twelve slices of 224 x 224, about 672 x 896.
 SHOWN = 12 * 224**2
 DRAWN = 2_000_000
+ATTEMPTS = 60
 PRINT = (8.5, 30.0)
 
 
@@ -104,6 +105,23 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
+class Glyphs:
+    """Characters of an image.
+
+    Attributes:
+        text: the N characters.
+        runs: (N,), number of each one's run in the sheet.
+        points: (N, 2), x and y of each one's middle in pixels of the image.
+        sizes: (N,), font sizes in pixels.
+    """
+
+    text: str
+    runs: np.ndarray
+    points: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
 class VariedDocument:
     """A document, or a picture that is none, with its questions.
 
@@ -126,14 +144,21 @@ class VariedDocument:
             return draw_picture(random.Random(self.seed))
         return apply(draw_sheet(self.sheet), self.wear)
 
+    def glyphs(self) -> Glyphs:
+        """Every visible character of the image, run after run."""
+        if self.sheet is None or self.wear is None:
+            return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0))
+        found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.characters()]
+        found = [glyph for glyph in found if glyph[1] != " "]
+        sizes = np.array([run.size for run in self.sheet.texts], float)
+        runs = np.array([number for number, *_ in found], int)
+        points = self.wear.place(np.array([(x, y) for *_, x, y in found]).reshape(-1, 2))
+        return Glyphs("".join(character for _, character, *_ in found), runs, points, sizes[runs])
+
     def characters(self) -> Iterator[tuple[str, float, float, float]]:
         """Every visible character with the x and y of its middle in the image and its font size, run after run."""
-        if self.sheet is None or self.wear is None:
-            return
-        found = list(self.sheet.characters())
-        points = self.wear.place(np.array([(x, y) for _, x, y, _ in found]).reshape(-1, 2))
-        for (character, _, _, size), (x, y) in zip(found, points.tolist(), strict=True):
-            yield character, x, y, size
+        glyphs = self.glyphs()
+        yield from zip(glyphs.text, *glyphs.points.T.tolist(), glyphs.sizes.tolist(), strict=True)
 
     def scale(self, shown: int = SHOWN) -> float:
         """Pixels that the model sees for one of the image's, along a side, if it sees at most `shown` in all."""
@@ -158,21 +183,28 @@ def make_varied(
         shown: pixels that the model sees at most: text is chosen so large that it can be read at that.
         print_sizes: range of the body text's size in pixels as the model sees it.
         fonts: folders of fonts beside the wheel's; None for those of the system.
+
+    Raises:
+        ValueError: the page is too small for its print.
     """
     rng = random.Random(f"varied:{seed}:{index}")
-    kind = kind or rng.choices(list(KINDS), [each.weight for each in KINDS.values()])[0]
-    if kind == PICTURE:
-        picture_seed = f"picture:{seed}:{index}"
-        size = draw_picture(random.Random(picture_seed)).size
-        return VariedDocument(kind, size, tuple(ask_of_picture(rng)), None, None, picture_seed)
-    for _ in range(50):
-        sheet = _lay_out(rng, kind, shown, print_sizes, fonts)
-        if (sheet.facts or kind == SCRIBBLE) and _holds_its_text(sheet):
+    weights = [each.weight for each in KINDS.values()]
+    for _ in range(ATTEMPTS):
+        # What does not fit a small page gives way to another kind, unless it was asked for.
+        tried = kind or rng.choices(list(KINDS), weights)[0]
+        if tried == PICTURE:
+            picture_seed = f"picture:{seed}:{index}"
+            size = draw_picture(random.Random(picture_seed)).size
+            return VariedDocument(tried, size, tuple(ask_of_picture(rng)), None, None, picture_seed)
+        sheet = _lay_out(rng, tried, shown, print_sizes, fonts)
+        if (sheet.facts or tried == SCRIBBLE) and _holds_its_text(sheet):
             questions = tuple(ask_all(sheet)) if sheet.facts else ()
-            if questions or kind == SCRIBBLE:
-                wear = draw_wear(rng, sheet.size, sheet.em, KINDS[kind].screen)
-                return VariedDocument(kind, wear.size, questions, sheet, wear, f"{seed}:{index}")
-    raise RuntimeError(f"no {kind} of 50 tries for seed {seed!r}, index {index} holds its text")
+            if questions or tried == SCRIBBLE:
+                wear = draw_wear(rng, sheet.size, sheet.em, KINDS[tried].screen)
+                return VariedDocument(tried, wear.size, questions, sheet, wear, f"{seed}:{index}")
+    raise ValueError(
+        f"no {kind or 'document'} of {ATTEMPTS} fits {shown} pixels at a print of {print_sizes[0]} pixels and more"
+    )
 
 
 def _lay_out(

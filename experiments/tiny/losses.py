@@ -1,0 +1,126 @@
+"""Loss and measures of one batch, by kind of phase."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from llava_uhd.model.layout import layout_views
+
+from ..tiny_v1.decoder import pointing_loss
+from ..tiny_v1.optimization import answer_loss
+from ..tiny_v1.samples import collate
+from .network import Network
+from .samples import Sample
+from .setting import Phase
+from .symbols import EMPTY, encode_symbols, token_grid
+
+# Weight of the distance to the code beside the cross entropy of the symbols.
+DISTANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a batch gives.
+
+    Attributes:
+        loss: to go downhill on.
+        measures: sums and counts by name: means of a stretch of steps are sums over counts.
+    """
+
+    loss: torch.Tensor
+    measures: dict[str, tuple[float, float]]
+
+
+def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[float, float]]]:
+    """Cross entropy of the symbols, and how many characters, and how many windows with text, are right.
+
+    Args:
+        scores: (..., S, symbols). `symbols`: (..., S).
+    """
+    entropy = F.cross_entropy(scores.flatten(0, -2).float(), symbols.flatten())
+    right = scores.detach().argmax(dim=-1) == symbols
+    printed = symbols != EMPTY
+    text = printed.any(dim=-1)
+    return entropy, {
+        "characters": ((right & printed).sum().item(), printed.sum().item()),
+        "windows": ((right.all(dim=-1) & text).sum().item(), text.sum().item()),
+    }
+
+
+def vision_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
+    """Naming the characters of each patch, or of each token where the projector learns too."""
+    if phase.projector:
+        tokens = network.image_tokens(*pixels_of(samples, device)).float()
+        symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
+        entropy, measures = reading_score(network.readout(tokens), symbols)
+        distance = F.mse_loss(tokens, encode_symbols(symbols, network.readout.vectors))
+        return Score(entropy + DISTANCE * distance, measures)
+    groups = _by_shape(samples)
+    scores = [network.patch_scores(patches.to(device), shape).flatten(0, 1) for shape, patches, _ in groups]
+    labels = torch.cat([symbols.flatten(0, 1) for *_, symbols in groups]).to(device)
+    entropy, measures = reading_score(torch.cat(scores), labels)
+    return Score(entropy, measures)
+
+
+def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
+    """Answers on pages, drawn or as codes, with the losses of looking and reading beside them."""
+    symbols = torch.cat([sample.symbols for sample in samples]).to(device)
+    codes = encode_symbols(symbols, network.readout.vectors)
+    reading = codes.new_zeros(())
+    measures: dict[str, tuple[float, float]] = {}
+    drawn = [sample for sample in samples if sample.patches is not None]
+    if drawn:
+        tokens = network.image_tokens(*pixels_of(drawn, device)).float()
+        has_pixels = torch.cat([torch.full((len(s.symbols),), s.patches is not None) for s in samples]).to(device)
+        entropy, measures = reading_score(network.readout(tokens), symbols[has_pixels])
+        reading = entropy + DISTANCE * F.mse_loss(tokens, codes[has_pixels])
+        codes = codes.masked_scatter(has_pixels[:, None], tokens)
+    input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))  # type: ignore[arg-type]
+    hidden, attention = network.hidden_states(input_ids, codes, pointers)
+    loss, right, answers = answer_loss(hidden.float(), labels, network.model.lm_head)
+    pointing = pointing_loss(attention) if attention.numel() else loss.new_zeros(())
+    total = loss + phase.pointing * pointing + phase.reading * reading
+    padded = input_ids.numel() - sum(sample.length for sample in samples)
+    measures |= {
+        "answer_loss": (loss.item(), 1),
+        "pointing": (pointing.item(), 1),
+        "exact": (right, answers),
+        "padding": (padded, input_ids.numel()),
+    }
+    return Score(total, measures)
+
+
+def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Patches, view shapes, views and grids of the images of samples, as the model takes them."""
+    patches = torch.cat([sample.patches for sample in samples if sample.patches is not None]).float()
+    shapes = torch.cat([sample.view_shapes for sample in samples if sample.view_shapes is not None])
+    num_views = torch.tensor([len(sample.view_shapes) for sample in samples if sample.view_shapes is not None])
+    return patches.to(device), shapes, num_views, torch.tensor([sample.grid for sample in samples])
+
+
+def _in_sequence(network: Network, sample: Sample) -> torch.Tensor:
+    """Symbols in the order of the image's tokens, (T, S), of symbols in the order of the views."""
+    assert sample.view_shapes is not None
+    first, last = ((int(rows), int(columns)) for rows, columns in sample.view_shapes[[0, -1]].tolist())
+    grid = token_grid(network.setting)
+    order = layout_views(sample.grid if sample.grid[0] else None, first, last, grid, "stitched").order
+    return sample.symbols[list(order)]
+
+
+def _by_shape(samples: list[Sample]) -> list[tuple[tuple[int, int], torch.Tensor, torch.Tensor]]:
+    """Views of each shape: the shape, patches (N, H·W, 3·p·p) and symbols (N, H·W, S)."""
+    groups: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for sample in samples:
+        assert sample.patches is not None and sample.view_shapes is not None
+        counts = sample.view_shapes.prod(dim=1).tolist()
+        views = zip(sample.patches.split(counts), sample.symbols.split(counts), strict=True)
+        for (rows, columns), view in zip(sample.view_shapes.tolist(), views, strict=True):
+            groups.setdefault((rows, columns), []).append(view)
+    return [
+        (shape, torch.stack([patches for patches, _ in views]).float(), torch.stack([symbols for _, symbols in views]))
+        for shape, views in groups.items()
+    ]
+
+
+SCORES = {"vision": vision_score, "reader": sequence_score, "joint": sequence_score}

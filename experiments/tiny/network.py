@@ -1,0 +1,149 @@
+"""The network in training: the model, with the matrix and the readout that go when it is finished.
+
+`code_map` takes the projector's tokens into the language model's embeddings and is multiplied into the projector in
+the end; the readout compares tokens with the vectors of the code, place by place.
+
+Shapes: B batch, L length, T image tokens of the batch, E width, S places, P patches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from llava_uhd.model.hiwin import HiWinProjector
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.model.vision_tower import encode_views
+
+from ..tiny_v1.tokenizer import IMAGE_ID
+from .setting import Setting, build_config
+from .symbols import NUM_SYMBOLS, symbol_vectors
+
+
+class Readout(nn.Module):
+    """Scores of the symbols at each place of a token: its similarity to the code's vectors."""
+
+    vectors: torch.Tensor
+
+    def __init__(self, setting: Setting):
+        super().__init__()
+        self.register_buffer("vectors", symbol_vectors(setting), persistent=False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.zeros(self.vectors.shape[:2]))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., E) to (..., S, symbols)."""
+        parts = tokens.unflatten(-1, (len(self.vectors), -1))
+        scores = torch.einsum("...pd,pad->...pa", parts, self.vectors)
+        return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
+
+
+class Network(nn.Module):
+    """Model, `code_map` and readouts.
+
+    Attributes:
+        patch_head: throw-away head of the tower's own phase.
+        heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
+            the last layer but one finds it, and together with those of the last its whole code fits through.
+    """
+
+    def __init__(self, setting: Setting, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.setting = setting
+        # In evaluation mode: the up-sampler's dropout would blur what is to be read.
+        self.model = LlavaUhdForConditionalGeneration(build_config(setting)).eval()
+        self.code_map = nn.Linear(setting.width, setting.width, bias=False)
+        self.readout = Readout(setting)
+        self.patch_head = nn.Linear(setting.vision_width, setting.places * NUM_SYMBOLS)
+        nn.init.orthogonal_(self.code_map.weight, gain=0.1)
+        nn.init.normal_(self.language_model.embed_tokens.weight, std=0.1)
+        nn.init.normal_(self.tower.embeddings.position_embedding.weight, std=0.1)
+        last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
+        self.heads = ((last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups)))
+
+    @property
+    def tower(self) -> Any:
+        return self.model.model.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        return self.model.model.multi_modal_projector
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.model.language_model
+
+    def patch_scores(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """Scores of the symbols in each patch of views of one shape, (N, H·W, 3·p·p) to (N, H·W, S, symbols)."""
+        features = encode_views(self.tower, patches, shape, self.model.config.vision_feature_layer)
+        scores = self.patch_head(features.flatten(2).transpose(1, 2))
+        return scores.unflatten(-1, (self.setting.places, NUM_SYMBOLS))
+
+    def image_tokens(
+        self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor
+    ) -> torch.Tensor:
+        """The projector's tokens of a batch of images, (T, E); see `LlavaUhdModel.get_image_features`."""
+        found = self.model.model.get_image_features(patches, view_shapes, num_views, grids)
+        return torch.cat(found.pooler_output)
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, codes: torch.Tensor, pointers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The language model's output on sequences with codes in place of the image tokens.
+
+        Args:
+            input_ids: (B, L).
+            codes: (T, E).
+            pointers: (B, L), the position that the taught heads should look at, -1 where there is none.
+
+        Returns:
+            (B, L, E), and the attention of the taught heads to the positions pointed at, (heads, points).
+        """
+        embeds = self.language_model.embed_tokens(input_ids)
+        mapped = self.code_map(codes).to(embeds.dtype)
+        embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
+        # Padding is on the right, so the causal mask alone keeps it out.
+        outputs = self.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        states = outputs.hidden_states
+        found = [self._attention_at(states[layer], pointers, layer, head) for layer, head in self.heads]
+        return outputs.last_hidden_state, torch.stack(found)
+
+    def _attention_at(self, hidden: torch.Tensor, pointers: torch.Tensor, layer: int, head: int) -> torch.Tensor:
+        """Attention of one head to the positions pointed at, (points,), computed again from its layer's input."""
+        block = self.language_model.layers[layer]
+        attention = block.self_attn
+        channels, shared = attention.head_dim, self.setting.text_heads // self.setting.key_value_heads
+        query_rows = slice(head * channels, (head + 1) * channels)
+        key_rows = slice(head // shared * channels, (head // shared + 1) * channels)
+        normed = block.input_layernorm(hidden)
+        queries = F.linear(normed, attention.q_proj.weight[query_rows])
+        keys = F.linear(normed, attention.k_proj.weight[key_rows])
+        length = torch.arange(hidden.shape[1], device=hidden.device)
+        cos, sin = self.language_model.rotary_emb(normed, length[None])
+        queries, keys = apply_rotary_pos_emb(queries, keys, cos[0], sin[0], unsqueeze_dim=0)
+        found = []
+        for query, key, pointer in zip(queries, keys, pointers, strict=True):
+            points = (pointer >= 0).nonzero().flatten()
+            scores = (query[points] @ key.T).float() * attention.scaling
+            scores = scores.masked_fill(length > points[:, None], -torch.inf)
+            found.append(scores.softmax(dim=-1).gather(1, pointer[points, None]).squeeze(1))
+        return torch.cat(found)
+
+
+@torch.no_grad()
+def assemble(network: Network) -> LlavaUhdForConditionalGeneration:
+    """The finished model: `code_map` becomes a part of the projector's last matrix."""
+    model = LlavaUhdForConditionalGeneration(build_config(network.setting))
+    model.load_state_dict(network.model.state_dict())
+    projector = model.model.multi_modal_projector
+    assert isinstance(projector, HiWinProjector)
+    projector.proj.copy_(projector.proj @ network.code_map.weight.cpu().T)
+    return model
+
+
+def parameters_of(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,135 @@
+"""A page as a training sequence: the image's tokens, then questions with answers."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_varied
+
+from ..tiny_v1.samples import IGNORED
+from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
+from .setting import Phase, Setting
+from .symbols import patch_symbols, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
+
+# The image's first token comes after the start of the sequence and of the user's turn.
+IMAGE_START = 2
+MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
+READ = ("Read the text.", "Read.", "What does it say?", "Transcribe the page.")
+READ_LENGTH = 200
+
+
+@dataclass
+class Sample:
+    """One page.
+
+    Attributes:
+        input_ids, labels, pointers: of the sequence; a pointer is the position of the image token in which the next
+            character of an answer is printed, -1 elsewhere. Empty in the phase `vision`.
+        symbols: of the image tokens, (T, S), or of views or patches, (N, S), in the phase `vision`.
+        patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
+        view_shapes: (V, 2), rows and columns of patches of each view.
+        grid: (columns, rows) of slices, zeros where it was not cut.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    pointers: list[int]
+    symbols: torch.Tensor
+    patches: torch.Tensor | None = None
+    view_shapes: torch.Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def length(self) -> int:
+        return len(self.input_ids) or (0 if self.patches is None else len(self.patches))
+
+
+def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> VariedDocument:
+    """The page of an index: one that so many slices show legibly, or random characters."""
+    rng = random.Random(f"{phase.name}:{seed}:{index}")
+    kind = SCRIBBLE if rng.random() < phase.scribble else None
+    views = max(round(phase.views * rng.choice((0.3, 0.6, 1.0, 1.0))), 1)
+    shown = views * setting.view_size**2
+    low = 6.0 if kind == SCRIBBLE else 8.5
+    return make_varied(f"{phase.name}:{seed}", index, kind=kind, shown=shown, print_sizes=(low, 26.0))
+
+
+def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample:
+    """The sample of an index, drawn as the phase wants it.
+
+    Args:
+        setting: sizes of the model.
+        phase: kind of sample.
+        seed, index: of the page.
+    """
+    document = draw_document(setting, phase, seed, index)
+    plan = plan_of(document, setting, phase.views)
+    rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
+    coded = phase.kind == "reader" or (phase.kind == "joint" and rng.random() < phase.symbols)
+    if phase.kind == "vision":
+        symbols = (
+            view_symbols(document, plan, setting).reshape(-1, setting.places)
+            if phase.projector
+            else np.concatenate(patch_symbols(document, plan, setting.places))
+        )
+        sample = Sample([], [], [], torch.from_numpy(symbols))
+    else:
+        jitter = np.random.default_rng(rng.getrandbits(32)) if coded else None
+        symbols = sequence_symbols(document, plan, setting, jitter)
+        ids, labels, pointers = converse(document, plan, setting, rng, phase.questions)
+        sample = Sample(ids, labels, pointers, torch.from_numpy(symbols))
+    sample.grid = plan.grid or (0, 0)
+    sample.view_shapes = torch.tensor(plan.view_shapes)
+    if not coded:
+        process = LlavaUhdImageProcessor(
+            max_slices=phase.views, view_size=setting.view_size, patch_size=setting.patch_size
+        )
+        sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
+    return sample
+
+
+def converse(
+    document: VariedDocument, plan, setting: Setting, rng: random.Random, most: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, labels and pointers of a conversation about a page; the loss is on the answers alone.
+
+    Args:
+        document: page or picture.
+        plan: its views.
+        setting: sizes of the model.
+        rng: generator of the sample.
+        most: number of questions.
+    """
+    template = plan_layout(plan, token_grid(setting), "stitched").template
+    turns = list(rng.sample(document.questions, k=min(most, len(document.questions))))
+    if not turns or rng.random() < 0.05:
+        text = _read_out(document)
+        turns.insert(0, Asked(rng.choice(READ), text, "line") if text else Asked("Read.", "", "line"))
+    ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
+    runs = {id(run): number for number, run in enumerate(document.sheet.texts)} if document.sheet else {}
+    for turn, question in enumerate(turns):
+        image = [MARKS[mark] for mark in template] if turn == 0 else []
+        asked = [USER_ID, *image, *encode(question.text), ASSISTANT_ID]
+        answer = [*encode(question.answer), EOS_ID]
+        ids += asked + answer
+        labels += [IGNORED] * len(asked) + answer
+        pointers += [-1] * (len(asked) + len(answer))
+        if len(question.sources) == 1 and question.answer == question.sources[0].text and question.answer.isascii():
+            first = len(pointers) - len(answer) - 1
+            shown = [place for place, character in enumerate(question.answer) if character != " "]
+            positions = run_positions(document, plan, setting, runs[id(question.sources[0])])
+            for place, position in zip(shown, positions, strict=True):
+                pointers[first + place] = IMAGE_START + position
+    return ids, labels, pointers
+
+
+def _read_out(document: VariedDocument) -> str:
+    """The page's first lines, each from left to right."""
+    if document.sheet is None:
+        return ""
+    runs = sorted(document.sheet.texts, key=lambda run: (round(run.baseline), run.x))
+    return " ".join(run.text for run in runs)[:READ_LENGTH]

@@ -1,0 +1,170 @@
+"""Sizes of the model and phases of its training, read from `plan.yaml`, and the model's configuration."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
+
+from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
+
+PLAN = Path(__file__).parent / "plan.yaml"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the model.
+
+    Attributes:
+        view_size: side of a view in pixels. `patch_size`: side of a patch.
+        query_grid: a view gives `query_grid`² tokens.
+        max_slices: most slices of an image.
+        places: characters that the code of one token holds; `width` is a multiple of it.
+        width: hidden size of the language model. `vision_width`: of the tower.
+        context: most tokens of a sequence.
+    """
+
+    view_size: int = 224
+    patch_size: int = 14
+    query_grid: int = 16
+    max_slices: int = 12
+    places: int = 6
+    width: int = 288
+    text_layers: int = 6
+    text_heads: int = 6
+    key_value_heads: int = 3
+    intermediate: int = 512
+    vision_width: int = 256
+    vision_layers: int = 5
+    vision_heads: int = 8
+    levels: tuple[int, ...] = (1, 2)
+    context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.width % self.places or self.width % self.text_heads:
+            raise ValueError(
+                f"width must be a multiple of places and of text_heads, got {self.width}, {self.places} and "
+                f"{self.text_heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        name: in log and folder. `kind`: `vision`, `reader` or `joint`.
+        steps: optimizer steps.
+        tokens: of a step: patches for `vision`, positions of the sequences, padding included, for the others.
+        rate: peak of the language model's learning rate, or of the projector's. `tower_rate`: of the tower's.
+        cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
+        views: most slices of a page.
+        scribble: part of the pages that are random characters.
+        projector: whether the whole path to the tokens learns in `vision`, or the tower alone.
+        pointing, reading: weights of the losses of looking at the right token and of naming its characters.
+        symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
+        questions: most questions a page.
+        minutes: planned time on the two cores that the plan was made for; the calculation shows it.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    tokens: int
+    rate: float = 2e-3
+    tower_rate: float = 1e-3
+    cosine: tuple[float, float] = (0.0, 1.0)
+    views: int = 12
+    scribble: float = 0.0
+    projector: bool = False
+    pointing: float = 0.3
+    reading: float = 0.5
+    symbols: float = 0.0
+    questions: int = 10
+    minutes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model and its phases in order."""
+
+    setting: Setting = field(default_factory=Setting)
+    phases: tuple[Phase, ...] = ()
+
+
+def load_plan(path: Path = PLAN, shorten: int = 1) -> Plan:
+    """Read a plan.
+
+    Args:
+        path: YAML file with `setting` and `phases`.
+        shorten: divides all steps, to try things out.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    values = yaml.safe_load(path.read_text())
+    phases = [_build(Phase, each, f"{path}, phase {each.get('name')}") for each in values["phases"]]
+    shortened = tuple(
+        Phase(**{**vars(phase), "steps": max(phase.steps // shorten, 1), "cosine": tuple(phase.cosine)})
+        for phase in phases
+    )
+    return Plan(_build(Setting, values.get("setting", {}), f"{path}, setting"), shortened)
+
+
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    unknown = set(values) - {each.name for each in fields(kind)}
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def build_config(setting: Setting) -> LlavaUhdConfig:
+    """Configuration of the model; the tokens' ids are those of `tiny_v1.tokenizer`."""
+    text = {
+        "model_type": "llama",
+        "hidden_size": setting.width,
+        "intermediate_size": setting.intermediate,
+        "num_hidden_layers": setting.text_layers,
+        "num_attention_heads": setting.text_heads,
+        "num_key_value_heads": setting.key_value_heads,
+        "max_position_embeddings": setting.context,
+        "initializer_range": 0.05,
+        "tie_word_embeddings": False,
+        "vocab_size": VOCABULARY_SIZE,
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": setting.vision_width,
+        "intermediate_size": 4 * setting.vision_width,
+        "num_hidden_layers": setting.vision_layers,
+        "num_attention_heads": setting.vision_heads,
+        "image_size": setting.view_size,
+        "patch_size": setting.patch_size,
+        "hidden_act": "gelu",
+    }
+    projector = {
+        "type": "hiwin",
+        "levels": list(setting.levels),
+        "upsampler": "jbu" if len(setting.levels) > 1 else "none",
+        "query_grid": setting.query_grid,
+        "num_attention_heads": setting.text_heads,
+        "bin_embedding": True,
+        "aligned_windows": True,
+    }
+    return LlavaUhdConfig(
+        vision_config=vision,
+        text_config=text,
+        projector=projector,
+        layout="stitched",
+        image_token_id=IMAGE_ID,
+        slice_separator_id=byte_id(","),
+        row_separator_id=byte_id("\n"),
+        max_slices=setting.max_slices,
+        # No layer is built that is not used.
+        vision_feature_layer=-1,
+    )

@@ -1,0 +1,162 @@
+"""The code between tower and language model: which characters stand in the window of each image token.
+
+A window holds up to `places` characters in reading order. Each (place, symbol) has a fixed random vector; the code of
+a window is these vectors side by side. The vision half learns to give it, the language model to read it.
+
+Shapes: G query grid, S places, T image tokens of a page in the order of the sequence.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from llava_uhd.model.layout import TokenGrid, plan_layout
+from llava_uhd.model.slicing import SlicePlan, plan_slices
+from llava_uhd.synthetic.varied import Glyphs, VariedDocument
+from llava_uhd.synthetic.varied.fonts import CHARACTERS
+
+from .setting import Setting
+
+EMPTY, SMALL, FIRST = 0, 1, 2
+SYMBOL_OF = {character: FIRST + place for place, character in enumerate(CHARACTERS)}
+NUM_SYMBOLS = FIRST + len(CHARACTERS)
+# Letters below this size in a view, in pixels, are too small to be told.
+LEGIBLE = 5.0
+# Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
+# window no reader can be sure.
+JITTER = 0.04
+
+
+@lru_cache(maxsize=4)
+def symbol_vectors(setting: Setting) -> torch.Tensor:
+    """(S, symbols, width / S), the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(setting.places, NUM_SYMBOLS, setting.width // setting.places, generator=generator)
+
+
+def encode_symbols(symbols: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Codes of windows: (..., S) to (..., width)."""
+    return torch.cat([vectors[place][symbols[..., place]] for place in range(len(vectors))], dim=-1)
+
+
+def plan_of(document: VariedDocument, setting: Setting, max_slices: int) -> SlicePlan:
+    """Views of a document as the image processor cuts them."""
+    return plan_slices(
+        *document.size, max_slices=max_slices, view_size=setting.view_size, patch_size=setting.patch_size
+    )
+
+
+def token_grid(setting: Setting) -> TokenGrid:
+    return TokenGrid(query_grid=setting.query_grid)
+
+
+def window_symbols(
+    document: VariedDocument, shape: tuple[int, int], places: int, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Characters in each window of an image that is cut into so many.
+
+    Args:
+        document: page or picture.
+        shape: (rows, columns) of windows over the whole image.
+        places: most characters of a window.
+        rng: moves the characters a little.
+
+    Returns:
+        (rows, columns, S) symbols.
+    """
+    rows, columns = shape
+    symbols = np.full((rows, columns, places), EMPTY, np.int64)
+    glyphs = document.glyphs()
+    if not glyphs.text:
+        return symbols
+    row, column = _windows(document, glyphs, shape, rng)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    names = np.array([SYMBOL_OF[character] for character in glyphs.text])
+    # Lines of a window from top to bottom, each from left to right; a run is a part of one line.
+    line = _lines(glyphs)
+    order = np.lexsort((glyphs.points[:, 0], line, column, row))
+    order = order[inside[order]]
+    window = row[order] * columns + column[order]
+    starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]]) if len(window) else np.zeros(0, int)
+    place = np.arange(len(window)) - np.repeat(starts, np.diff(np.r_[starts, len(window)]))
+    kept = place < places
+    symbols.reshape(rows * columns, places)[window[kept], place[kept]] = names[order][kept]
+    return symbols
+
+
+def _windows(
+    document: VariedDocument, glyphs: Glyphs, shape: tuple[int, int], rng: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the window in which the middle of each character lies."""
+    width, height = document.size
+    column, row = glyphs.points[:, 0] * shape[1] / width, glyphs.points[:, 1] * shape[0] / height
+    if rng is not None:
+        column, row = rng.normal(column, JITTER), rng.normal(row, JITTER)
+    return np.floor(row).astype(int), np.floor(column).astype(int)
+
+
+def _lines(glyphs: Glyphs) -> np.ndarray:
+    """A number for the line of each character: that of its run's middle, in half font sizes from the top."""
+    counts = np.bincount(glyphs.runs)
+    means = np.bincount(glyphs.runs, glyphs.points[:, 1]) / np.maximum(counts, 1)
+    return np.round(means[glyphs.runs] / (0.5 * glyphs.sizes))
+
+
+def view_symbols(
+    document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Symbols of all views, slices row by row, then the overview: (views, G², S)."""
+    grid, places = setting.query_grid, setting.places
+    columns, rows = plan.grid or (1, 1)
+    whole = window_symbols(document, (rows * grid, columns * grid), places, rng)
+    views = whole.reshape(rows, grid, columns, grid, places).swapaxes(1, 2).reshape(-1, grid * grid, places)
+    if plan.grid is None:
+        return views
+    return np.concatenate([views, _overview(document, plan, (grid, grid), places, rng)[None]])
+
+
+def _overview(
+    document: VariedDocument, plan: SlicePlan, shape: tuple[int, int], places: int, rng: np.random.Generator | None
+) -> np.ndarray:
+    """Symbols of the overview, (rows · columns, S): characters if large enough, else that there is text."""
+    symbols = window_symbols(document, shape, places, rng).reshape(-1, places)
+    scale = plan.overview_size[0] / document.size[0]
+    glyphs = document.glyphs()
+    if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
+        text = symbols[:, 0] != EMPTY
+        symbols[:] = EMPTY
+        symbols[text, 0] = SMALL
+    return symbols
+
+
+def patch_symbols(document: VariedDocument, plan: SlicePlan, places: int) -> list[np.ndarray]:
+    """Symbols of every patch of every view, (H·W, S) each: labels of the tower alone."""
+    columns, rows = plan.grid or (1, 1)
+    height, width = plan.view_shapes[0]
+    whole = window_symbols(document, (rows * height, columns * width), places)
+    views = list(
+        whole.reshape(rows, height, columns, width, places).swapaxes(1, 2).reshape(-1, height * width, places)
+    )
+    if plan.grid is not None:
+        views.append(_overview(document, plan, plan.view_shapes[-1], places, None))
+    return views
+
+
+def sequence_symbols(
+    document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Symbols in the order of the image tokens: (T, S)."""
+    order = plan_layout(plan, token_grid(setting), "stitched").order
+    return view_symbols(document, plan, setting, rng).reshape(-1, setting.places)[list(order)]
+
+
+def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting, run: int) -> list[int]:
+    """For each visible character of a run, the position of its token in the sequence of its image."""
+    grid, glyphs = setting.query_grid, document.glyphs()
+    columns, rows = plan.grid or (1, 1)
+    row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)
+    row, column = np.clip(row, 0, rows * grid - 1), np.clip(column, 0, columns * grid - 1)
+    # A row separator ends each row of the raster of slices; a lone view has none.
+    stride = columns * grid + (plan.grid is not None)
+    return (row * stride + column)[glyphs.runs == run].tolist()

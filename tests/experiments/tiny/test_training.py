@@ -1,0 +1,218 @@
+"""Training of the next built-in model: labels, sequences, batches, pieces of a run."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("faker", reason="varied documents need the extra synthetic")
+
+from experiments.tiny.calculation import describe_plan
+from experiments.tiny.loader import cut_batches, stream_batches
+from experiments.tiny.losses import SCORES, reading_score
+from experiments.tiny.network import Network, assemble
+from experiments.tiny.samples import IGNORED, Sample, make_sample
+from experiments.tiny.setting import Phase, Plan, Setting, load_plan
+from experiments.tiny.symbols import (
+    EMPTY,
+    SYMBOL_OF,
+    encode_symbols,
+    patch_symbols,
+    plan_of,
+    sequence_symbols,
+    symbol_vectors,
+    view_symbols,
+    window_symbols,
+)
+from experiments.tiny.trainer import train
+from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, encode
+from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
+
+SMALL = Setting(
+    view_size=56, query_grid=4, max_slices=4, places=4, width=64, text_layers=2, text_heads=4, key_value_heads=2,
+    intermediate=64, vision_width=64, vision_layers=2, vision_heads=2,
+)  # fmt: skip
+VISION = Phase("tower", "vision", 2, 40, views=1, scribble=0.5)
+READER = Phase("reader", "reader", 3, 300, views=1, questions=2)
+
+
+class Page:
+    """Stand-in of a document with characters at given places."""
+
+    def __init__(self, text, points, size):
+        self.size = size
+        self._glyphs = Glyphs(text, np.zeros(len(text), int), np.array(points, float), np.full(len(text), 10.0))
+
+    def glyphs(self):
+        return self._glyphs
+
+
+def test_characters_of_a_window_are_in_reading_order_and_at_most_as_many_as_places():
+    page = Page("abcdef", [(12, 5), (3, 5), (45, 5), (18, 5), (15, 6), (99, 99)], (100, 100))
+    symbols = window_symbols(page, (5, 5), 3)
+    assert symbols[0, 0].tolist() == [SYMBOL_OF["b"], SYMBOL_OF["a"], SYMBOL_OF["e"]]
+    assert symbols[0, 2].tolist() == [SYMBOL_OF["c"], EMPTY, EMPTY]
+    assert symbols[4, 4, 0] == SYMBOL_OF["f"]
+    assert (symbols != EMPTY).sum() == 5
+
+
+def test_nearly_all_characters_have_a_place_and_views_and_sequence_agree():
+    setting = Setting()
+    printed = placed = 0
+    for index in range(4):
+        document = make_varied("symbols", index, shown=4 * setting.view_size**2, fonts=())
+        plan = plan_of(document, setting, 4)
+        views, sequence = view_symbols(document, plan, setting), sequence_symbols(document, plan, setting)
+        assert sorted(map(tuple, views.reshape(-1, 6))) == sorted(map(tuple, sequence))
+        slices = views if plan.grid is None else views[:-1]
+        printed += len(document.glyphs().text)
+        placed += int((slices > 1).sum())
+        patches = patch_symbols(document, plan, 6)
+        assert [len(view) for view in patches] == [rows * columns for rows, columns in plan.view_shapes]
+    assert 0.97 * printed < placed <= printed
+
+
+def test_codes_tell_symbols_apart():
+    vectors = symbol_vectors(Setting())
+    symbols = torch.randint(0, vectors.shape[1], (40, 6), generator=torch.Generator().manual_seed(0))
+    codes = encode_symbols(symbols, vectors).unflatten(-1, (6, -1))
+    assert torch.equal(torch.cdist(codes.transpose(0, 1), vectors).argmin(dim=-1).T, symbols)
+
+
+def test_pointers_lead_to_the_token_that_holds_the_next_character():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
+    right = wrong = 0
+    for index in range(5):
+        sample = make_sample(setting, phase, 1, index)
+        tokens = iter(sample.symbols)
+        held = {at: next(tokens) for at, token in enumerate(sample.input_ids) if token == IMAGE_ID}
+        assert next(tokens, None) is None
+        for position, pointer in enumerate(sample.pointers):
+            if pointer >= 0:
+                character = chr(sample.input_ids[position + 1] - 6)
+                found = SYMBOL_OF[character] in held[pointer].tolist()
+                right, wrong = right + found, wrong + (not found)
+    assert right > 100 and wrong < 0.12 * right  # jitter moves one in sixteen to the next token
+
+
+def test_the_loss_is_on_the_answers_alone():
+    sample = make_sample(SMALL, READER, 0, 3)
+    asked = [label for label in sample.labels if label != IGNORED]
+    assert asked.count(EOS_ID) >= 1 and len(sample.labels) == len(sample.input_ids) == len(sample.pointers)
+    document = make_varied("reader:0", 3, shown=SMALL.view_size**2)
+    answers = [encode(question.answer) for question in document.questions]
+    first = asked[: asked.index(EOS_ID)]
+    assert first in answers or len(first) > 20
+
+
+def test_batches_keep_within_their_tokens_and_lose_no_sample():
+    rng = random.Random(0)
+    samples = [Sample([0] * rng.randint(10, 90), [], [], torch.zeros(0)) for _ in range(50)]
+    batches = cut_batches(samples, 200)
+    assert sum(map(len, batches)) == 50
+    assert all(len(batch) * max(sample.length for sample in batch) <= 200 for batch in batches)
+
+
+def test_a_stream_resumes_with_the_next_batch():
+    whole = stream_batches(SMALL, READER, 0, 0, None)
+    numbered = [next(whole) for _ in range(5)]
+    again = stream_batches(SMALL, READER, 0, numbered[2][0] + 1, None)
+    number, batch = next(again)
+    assert number == numbered[3][0]
+    assert [sample.input_ids for sample in batch] == [sample.input_ids for sample in numbered[3][1]]
+
+
+def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
+    network = Network(SMALL)
+    for phase in (
+        VISION,
+        Phase("projector", "vision", 1, 40, views=1, projector=True),
+        READER,
+        Phase("joint", "joint", 1, 400, views=2, symbols=0.5, questions=2),
+    ):
+        network.zero_grad(set_to_none=True)
+        samples = [make_sample(SMALL, phase, 0, index) for index in range(3)]
+        score = SCORES[phase.kind](network, phase, samples, "cpu")
+        score.loss.backward()
+        assert torch.isfinite(score.loss)
+        trained = {
+            "tower": network.tower.encoder.layers[0].mlp.fc1.weight.grad is not None,
+            "language model": network.language_model.layers[0].mlp.up_proj.weight.grad is not None,
+            "projector": network.projector.proj.grad is not None,
+        }
+        assert trained["tower"] == (phase.kind != "reader")
+        assert trained["language model"] == (phase.kind in ("reader", "joint"))
+        assert trained["projector"] == (phase.projector or phase.kind == "joint")
+
+
+def test_reading_counts_characters_and_windows():
+    symbols = torch.tensor([[5, 0], [6, 7], [0, 0]])
+    scores = torch.nn.functional.one_hot(torch.tensor([[5, 0], [6, 1], [0, 3]]), 9).float()
+    measures = reading_score(scores, symbols)[1]
+    assert measures == {"characters": (2, 3), "windows": (1, 2)}
+
+
+@torch.no_grad()
+def test_assembling_keeps_the_tokens():
+    network = Network(SMALL)
+    patches = torch.randn(2, 16, 3 * 14 * 14)
+    expected = network.code_map(network.model.model.project_views(patches, (4, 4)))
+    found = assemble(network).eval().model.project_views(patches, (4, 4))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_in_pieces_is_the_run_in_one_piece(tmp_path):
+    plan = Plan(SMALL, (READER,))
+    assert train(plan, tmp_path / "whole", 0, "cpu", workers=0)
+    pieces = tmp_path / "pieces"
+    for _ in range(6):
+        if train(plan, pieces, 0, "cpu", minutes=1e-9, workers=0):
+            break
+        # Time is up at once: one step more each time.
+        limited = Plan(SMALL, (Phase(**{**vars(READER)}),))
+        _one_step(limited, pieces)
+    whole, parts = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (tmp_path / "whole", pieces))
+    assert whole["finished"] == parts["finished"] == ["reader"]
+    for name, value in whole["network"].items():
+        assert torch.equal(value, parts["network"][name]), name
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3 and "exact" in lines[-1]
+
+
+def _one_step(plan, out):
+    """One step of a run, as if its time were up after it."""
+    from experiments.tiny import trainer
+
+    class After(trainer.Stop):
+        checks = 0
+
+        def __bool__(self):
+            self.checks += 1
+            return self.checks > 1
+
+    original, trainer.Stop = trainer.Stop, After
+    try:
+        train(plan, out, 0, "cpu", workers=0)
+    finally:
+        trainer.Stop = original
+
+
+def test_the_plan_fits_the_wheel_and_names_every_phase():
+    plan = load_plan()
+    text = describe_plan(plan)
+    assert all(f"| {phase.name} |" in text for phase in plan.phases)
+    megabytes = float(text.split("; ")[1].split(" MB")[0])
+    assert megabytes <= 20
+    assert len({phase.name for phase in plan.phases}) == len(plan.phases)
+
+
+def test_an_unknown_name_in_a_plan_is_refused(tmp_path):
+    (tmp_path / "plan.yaml").write_text("setting: {}\nphases: [{name: a, kind: reader, steps: 1, token: 9}]")
+    with pytest.raises(ValueError, match="phase a: unknown token"):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_random_characters_carry_no_question():
+    assert not make_varied(0, 0, kind=SCRIBBLE, fonts=()).questions
