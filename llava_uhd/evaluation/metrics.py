@@ -20,6 +20,7 @@ from .scorers import (
     anls,
     gqa_match,
     gqa_scores,
+    judge_answer,
     mmbench_circular,
     mmbench_match,
     mme_scores,
@@ -269,10 +270,39 @@ def _score_exact(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Sco
     return Scores("exact match", values, rows)
 
 
+def _score_declining(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
+    """Right answers by kind, ability and size of print; how often declined; how often wrong without saying so.
+
+    A missing answer is neither right nor declined.
+    """
+    declinable = [sample.details["ability"] in ("unanswerable", "no document") for sample in samples]
+    outcomes = [
+        judge_answer(text or "", sample.answers, may)
+        for sample, text, may in zip(samples, texts, declinable, strict=True)
+    ]
+    rows = [float(outcome == "right") for outcome in outcomes]
+    answerable = [place for place, may in enumerate(declinable) if not may]
+    asked, right = [samples[place] for place in answerable], [rows[place] for place in answerable]
+    refused = [float(outcomes[place] == "declined") for place in answerable]
+    values: dict[str, float | int | None] = {
+        "answered right": _percent(right),
+        "declined though answerable": _percent(refused),
+        "declined rightly": _percent([row for row, may in zip(rows, declinable, strict=True) if may]),
+        "wrong without saying so": _percent([float(outcome == "wrong") for outcome in outcomes]),
+    }
+    values |= _by_category(asked, right)
+    for detail in ("ability", "print"):
+        prefix = "ability " if detail == "ability" else ""
+        named = [replace(sample, category=prefix + (sample.details[detail] or "not printed")) for sample in asked]
+        values |= dict(sorted(_by_category(named, right).items()))
+    return Scores("answered right", values, rows)
+
+
 METRICS: dict[str, Metric] = {
     "ai2d": _score_ai2d,
     "anls": _score_anls,
     "chartqa": _score_chartqa,
+    "declining": _score_declining,
     "exact": _score_exact,
     "gqa": _score_gqa,
     "mmbench": _score_mmbench,

@@ -7,6 +7,7 @@ reproduces them.
 from .ai2d import ai2d_match
 from .anls import anls
 from .compat import Compat
+from .declining import is_declined, judge_answer, normalize_answer
 from .evalai import evalai_normalize
 from .gqa import GqaAnswer, GqaScores, gqa_match, gqa_normalize, gqa_scores
 from .mmbench import MmbenchAnswer, infer_choice, mmbench_circular, mmbench_match
@@ -50,6 +51,9 @@ __all__ = [
     "gqa_scores",
     "infer_choice",
     "is_number",
+    "is_declined",
+    "judge_answer",
+    "normalize_answer",
     "mmbench_circular",
     "mmbench_match",
     "mme_scores",

@@ -1,0 +1,35 @@
+"""Answers on documents where a model may also say that it cannot tell: right, declined, or wrong without saying so."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+Outcome = Literal["right", "declined", "wrong"]
+# What an answer that declines says, in whatever words around it.
+DECLINING = ("not in the document", "not a document", "not in the image", "cannot read", "can't read", "cannot tell",
+             "not mentioned", "not given", "no such", "unanswerable")  # fmt: skip
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, single spaces, without quotes around it and the mark at its end."""
+    text = re.sub(r"\s+", " ", text.lower()).strip(" \"'")
+    return text.rstrip(".!? ")
+
+
+def is_declined(text: str) -> bool:
+    """Whether an answer says that the document does not tell, or that it is none."""
+    plain = normalize_answer(text)
+    return any(words in plain for words in DECLINING)
+
+
+def judge_answer(text: str, answers: Sequence[str], declinable: bool) -> Outcome:
+    """Outcome of one answer.
+
+    Args:
+        text: the model's answer.
+        answers: every right answer.
+        declinable: the question has no answer in the document, so that declining is right.
+    """
+    if is_declined(text):
+        return "right" if declinable else "declined"
+    return "right" if normalize_answer(text) in map(normalize_answer, answers) else "wrong"
