@@ -162,3 +162,37 @@ TINY = (
 )
 
 CHAT_TEMPLATES = {"vicuna": VICUNA, "qwen": QWEN, "plain": PLAIN, "tiny": TINY}
+
+# Before the template of a language model, which knows text alone: each content as one string, images in their places.
+_FLATTENED = """\
+{%- set flat = namespace(messages=[], text="") -%}
+{%- for message in messages -%}
+{%- set flat.text = "" -%}
+{%- if message["content"] is defined and message["content"] is iterable and message["content"] is not string -%}
+{%- for part in message["content"] -%}
+{%- if part["type"] == "image" -%}
+{%- set flat.text = flat.text + "IMAGE\n" -%}
+{%- elif part["type"] == "text" and part["text"] is string -%}
+{%- set flat.text = flat.text + escaped(part["text"]) -%}
+{%- else -%}
+{{- raise_exception("a content part must be of type text or image, got " ~ part["type"]) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set flat.messages = flat.messages + [dict(message, content=flat.text)] -%}
+{%- else -%}
+{%- set flat.messages = flat.messages + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
+
+def flattened(template: str, image_token: str = "<image>") -> str:
+    """Return the chat template of a language model with images: for messages whose contents are lists of parts.
+
+    Args:
+        template: Jinja of the language model's tokenizer.
+        image_token: placeholder of an image.
+    """
+    macro = _CONTENT[: _CONTENT.index("{%- macro content_text")]
+    return (macro + _FLATTENED).replace("<image>", image_token).replace("IMAGE", image_token) + template

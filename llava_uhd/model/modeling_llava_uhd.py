@@ -270,6 +270,18 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def from_parts(
+        cls, vision_tower: Any, language_model: Any, tokenizer: Any = None, **options: Any
+    ) -> tuple["LlavaUhdForConditionalGeneration", Any]:
+        """Build a model with a new projector from pretrained backbones; return it and its processor.
+
+        See `assembly.from_parts`.
+        """
+        from .assembly import from_parts
+
+        return from_parts(vision_tower, language_model, tokenizer, **options)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the language model."""
         return self.model.get_input_embeddings()

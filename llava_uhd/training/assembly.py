@@ -5,17 +5,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    CLIPVisionModel,
-    GenerationConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoConfig
 
-from ..checkpoints.tokenizers import read_tokenizer
 from ..loading import load_processor, resolve
+from ..model.assembly import TOWERS, from_parts, initialize
 from ..model.chat_templates import CHAT_TEMPLATES
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
@@ -26,8 +19,6 @@ from .architectures import LANGUAGE_MODELS, VISION_TOWERS
 from .recipe import ModelRecipe, TuningRecipe
 
 UPSAMPLER_FILE = "upsampler.safetensors"
-IMAGE_TOKEN = "<image>"
-TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 
 
 def vision_config_of(name: str) -> dict[str, Any]:
@@ -109,29 +100,17 @@ def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForCon
 
 def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
     assert recipe.language_model is not None and recipe.vision_tower is not None
-    config = planned_config(recipe)
-    tokenizer = read_tokenizer(recipe.language_model)
-    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
-    config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    processor = LlavaUhdProcessor.from_config(config, tokenizer, recipe.template)
-    with torch.device("meta"):
-        model = LlavaUhdForConditionalGeneration(config)
-    # Read one after another, each taking the place of its counterpart without memory.
-    language_model = AutoModelForCausalLM.from_pretrained(recipe.language_model, dtype=torch.float32)
-    model.model.language_model, model.lm_head = language_model.model, language_model.lm_head
-    tower = TOWERS[config.vision_config.model_type]
-    model.model.vision_tower = tower.from_pretrained(recipe.vision_tower, dtype=torch.float32)
-    model.model.multi_modal_projector.to_empty(device="cpu")
-    _initialize(model, model.model.multi_modal_projector)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>") if recipe.template == "qwen" else tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=end,
-        pad_token_id=tokenizer.pad_token_id,
+    planned_config(recipe)  # names what is wrong with the recipe before anything is read
+    return from_parts(
+        recipe.vision_tower,
+        recipe.language_model,
+        projector={name: getattr(recipe.projector, name) for name in type(recipe.projector).__dataclass_fields__},
+        layout=recipe.layout,
+        slice_separator_id=recipe.slice_separator_id,
+        row_separator_id=recipe.row_separator_id,
+        chat_template=recipe.template,
+        dtype=torch.float32,
     )
-    return model, processor
 
 
 def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
@@ -140,23 +119,12 @@ def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
     if part == "upsampler":
         if upsampler is None:
             raise ValueError(f"model.renew: a projector of type {model.config.projector.type} has no up-sampler")
-        _initialize(model, upsampler)
+        initialize(model, upsampler)
         return
     kept = {} if upsampler is None else {name: value.clone() for name, value in upsampler.state_dict().items()}
-    _initialize(model, projector)
+    initialize(model, projector)
     if upsampler is not None:
         upsampler.load_state_dict(kept)
-
-
-def _initialize(model: LlavaUhdForConditionalGeneration, part: nn.Module) -> None:
-    """Random weights by the model's own rules; children first, since a parent's rules overrule theirs."""
-    for parameter in part.parameters():
-        parameter._is_hf_initialized = False  # type: ignore[attr-defined]
-    for child in reversed(list(part.modules())):
-        reset = getattr(child, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        model._init_weights(child)
 
 
 def read_upsampler(source: str) -> dict[str, torch.Tensor]:
