@@ -123,17 +123,17 @@ def _train_all(
 
 def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: int | None) -> dict[str, Any]:
     from ..distributed import local_device
-    from ..evaluation.benchmarks import SUITES, find_benchmark
-    from ..evaluation.run import RunOptions, run_benchmark
+    from ..evaluation.pipeline import RunOptions, evaluate_task
+    from ..evaluation.tasks import SUITES, find_task
     from ..loading import load
 
     names = SUITES.get(benchmarks) or benchmarks.split(",")
-    rows = [find_benchmark(name) for name in names]
+    rows = [find_task(name) for name in names]
     for row in rows:
         row.load(data)
     loaded, processor = load(model, local_device())
     options = RunOptions(limit=limit)
-    results = [run_benchmark(row, loaded, processor, data, out / row.name, options, model) for row in rows]
+    results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
     return {result["benchmark"]: result["headline"] for result in results if result is not None}
 
 

@@ -125,7 +125,7 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
         )
 
     whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=120) == 0
+    assert whole.wait(timeout=400) == 0
 
     killed = start(tmp_path / "shared", processes=2)
     shard = tmp_path / "shared/docvqa_val/shards/rank0.jsonl"
@@ -143,7 +143,7 @@ def test_processes_share_the_work_and_survive_a_kill(model_folder, tmp_path):
     assert not (tmp_path / "shared/gqa/result.json").exists()
 
     ranks = [start(tmp_path / "shared", rank, 2) for rank in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=400) for rank in ranks] == [0, 0]
     for name in ("docvqa_val", "gqa"):
         for file in ("predictions.jsonl", "result.json"):
             assert (tmp_path / "shared" / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
