@@ -3,11 +3,15 @@
     python benchmarks/serving_load.py --model tiny --clients 32 --seconds 300
 
 Clients ask about documents of mixed sizes through the real `openai` client, half of them streaming; some requests are
-malformed, some clients hang up. Every answer is compared with the one that `generate` gives alone (greedy). There are
-two throughputs of one at a time to compare with: `alone`, `generate` in a process of its own, image encoded each time,
-as a server without an engine would; and `one_client`, this very server asked by one client, every image's features
-kept from an earlier question. Prints one JSON object; exits 1 if an answer was lost or mixed up, if a status came that
-is not documented, or if memory grew (told from two minutes on) by more than a twentieth after the first sixth.
+malformed, some clients hang up; with `--hostile`, some are made to take the server from everybody
+(`hostile_requests.py`), and `--idle` connections send nothing. Every answer is compared with the one that `generate`
+gives alone (greedy). There are two throughputs of one at a time to compare with: `alone`, `generate` in a process of
+its own, image encoded each time, as a server without an engine would; and `one_client`, this very server asked by one
+client, every image's features kept from an earlier question. Prints one JSON object; exits 1 if an answer was lost or
+mixed up, if a status came that is not documented, or if memory grew (told from two minutes on) by more than a
+twentieth after the first sixth.
+With `--hostile` also if the p99 of /health is above 1 s, or if memory, some time after the load (`--settle`), is more
+than a fifth above what it was before it.
 """
 
 import argparse
@@ -37,9 +41,15 @@ from llava_uhd.model.image_processing_llava_uhd import decode_image
 from llava_uhd.synthetic.documents import make_document
 from llava_uhd.synthetic.render import render
 
+sys.path.insert(0, str(Path(__file__).parent))
+from hostile_requests import Hostile, end_early, hold_idle, hostile_requests, send  # noqa: E402
+
 DOCUMENTED = (429, 503)
 WARM_UP = 1 / 6  # of the time: caches and pools are filled
 FLAT = 1.05
+SETTLED = 1.2
+HEALTH_SECONDS = 1.0
+HEALTH_INTERVAL = 0.25
 MALFORMED: list[tuple[bytes, int]] = [
     (b"{", 400),
     (b'{"model": "MODEL"}', 400),
@@ -66,6 +76,8 @@ class Record:
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     hung_up: int = 0
+    hostile: Counter = field(default_factory=Counter)
+    health: list[float] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -104,17 +116,52 @@ class Load:
     def __init__(self, url: str, model: str, questions: list[Question], options: argparse.Namespace):
         self.url, self.model, self.questions, self.options = url, model, questions, options
         self.client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=options.deadline + 10)
-        self.raw = httpx.AsyncClient(timeout=options.deadline + 10)
+        self.raw = httpx.AsyncClient(timeout=options.deadline + 10, limits=httpx.Limits(max_connections=None))
+        self.hostile = hostile_requests(model) if options.hostile else []
         self.record = Record()
 
     async def run(self, seconds: float, process: int) -> float:
         """The load for a while; seconds until the last answer."""
         started = time.monotonic()
         end = started + seconds
-        watching = asyncio.create_task(self.watch_memory(process, started))
+        watching = [
+            asyncio.create_task(self.watch_memory(process, started)),
+            asyncio.create_task(self.watch_health()),
+            asyncio.create_task(hold_idle(self.url, self.options.idle)),
+        ]
         await asyncio.gather(*(self.one_client(number, end) for number in range(self.options.clients)))
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         return time.monotonic() - started
+
+    async def watch_health(self) -> None:
+        """Ask for /health as a load balancer does, each time on a connection of its own."""
+        while True:
+            started = time.monotonic()
+            try:
+                async with httpx.AsyncClient(timeout=self.options.deadline) as client:
+                    status = (await client.get(self.url.removesuffix("/v1") + "/health")).status_code
+            except httpx.HTTPError as error:
+                status = type(error).__name__
+            if status != 200:
+                self.record.wrong.append(f"/health: {status}")
+            self.record.health.append(time.monotonic() - started)
+            await asyncio.sleep(HEALTH_INTERVAL)
+
+    async def one_hostile(self, chance: random.Random) -> None:
+        if chance.random() < 0.1:
+            await end_early(self.url)
+            self.record.hostile["body that ends early"] += 1
+            return
+        hostile: Hostile = chance.choice(self.hostile)
+        try:
+            status, size = await send(self.raw, self.url, hostile)
+        except httpx.HTTPError as error:  # the server answered and closed before it had the whole body
+            self.record.hostile[f"{hostile.name}: {type(error).__name__}"] += 1
+            return
+        self.record.hostile[f"{hostile.name}: {status}"] += 1
+        if status not in (*hostile.statuses, *DOCUMENTED) or size > 10_000:
+            self.record.wrong.append(f"{status} and {size} bytes for {hostile.name}")
 
     async def one_client_alone(self) -> float:
         """Every question twice, one after the other: questions per second of the second round."""
@@ -136,7 +183,9 @@ class Load:
         chance = random.Random(f"{self.options.seed}:{number}")
         while time.monotonic() < end:
             kind = chance.random()
-            if kind < self.options.malformed:
+            if self.hostile and chance.random() < self.options.hostile:
+                await self.one_hostile(chance)
+            elif kind < self.options.malformed:
                 await self.malformed(chance)
             elif kind < self.options.malformed + self.options.hang_ups:
                 await self.hang_up(chance)
@@ -211,6 +260,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=96, help="different questions; four share an image")
     parser.add_argument("--malformed", type=float, default=0.05, help="share of requests")
     parser.add_argument("--hang-ups", type=float, default=0.05, help="share of requests")
+    parser.add_argument("--hostile", type=float, default=0.0, help="share of requests; see hostile_requests.py")
+    parser.add_argument("--idle", type=int, default=0, help="connections that send nothing")
+    parser.add_argument("--settle", type=float, default=0.0, help="seconds until memory is measured after the load")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--deadline", type=float, default=60.0)
@@ -227,11 +279,15 @@ def main() -> None:
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
 
-        async def measure() -> tuple[Load, float, float]:
+        async def measure() -> tuple[Load, float, float, float]:
             clients = Load(url, "load", questions, options)
-            return clients, await clients.one_client_alone(), await clients.run(options.seconds, server.pid)
+            one_client = await clients.one_client_alone()
+            before = resident_bytes(server.pid) / 2**20
+            return clients, one_client, await clients.run(options.seconds, server.pid), before
 
-        clients, one_client, lasted = asyncio.run(measure())
+        clients, one_client, lasted, before = asyncio.run(measure())
+        time.sleep(options.settle)
+        settled_to = resident_bytes(server.pid) / 2**20
         metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
         server.terminate()
         exit_code = server.wait(options.deadline + 10)
@@ -239,7 +295,12 @@ def main() -> None:
     settled = [size / 2**20 for moment, size in record.memory if moment > options.seconds * WARM_UP]
     quarter = max(len(settled) // 4, 1)
     memory = {"warm": median(settled[:quarter]), "end": median(settled[-quarter:]), "peak": max(settled)}
-    has_grown = options.seconds >= 120 and memory["end"] > FLAT * memory["warm"]
+    memory |= {"before": before, "settled": settled_to}
+    if options.hostile:
+        has_grown = settled_to > SETTLED * before
+    else:
+        has_grown = options.seconds >= 120 and memory["end"] > FLAT * memory["warm"]
+    is_slow = bool(options.hostile) and (percentile(record.health, 0.99) or 0) > HEALTH_SECONDS
     failed = {status: count for status, count in record.statuses.items() if status >= 500 and status not in DOCUMENTED}
     rate = record.statuses[200] / lasted
     print(
@@ -251,6 +312,8 @@ def main() -> None:
                 "answers": record.statuses[200],
                 "statuses": dict(record.statuses),
                 "hung_up": record.hung_up,
+                "hostile": dict(sorted(record.hostile.items())),
+                "health_p50_p99_max_seconds": [percentile(record.health, share) for share in (0.5, 0.99, 1)],
                 "wrong": record.wrong[:5],
                 "num_wrong": len(record.wrong),
                 "p50_seconds": percentile(record.seconds, 0.5),
@@ -271,7 +334,7 @@ def main() -> None:
             indent=1,
         )
     )
-    sys.exit(1 if record.wrong or failed or has_grown or exit_code else 0)
+    sys.exit(1 if record.wrong or failed or has_grown or is_slow or exit_code else 0)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ answer and is not supported is refused, not ignored.
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from ..answering import Message
 from .body import load_json, parse_json
+from .documents import has_pages, read_pages
 from .errors import ApiError, shorten
 from .generation import DeadlineExceeded, Result, Sampling
 from .limits import Limits
@@ -38,8 +39,20 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-PARTS = ("text", "image_url")
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class FileContent(BaseModel):
+    """A document in a data: URL, and its name."""
+
+    file_data: str
+    filename: str | None = None
+
+
+class FilePart(BaseModel):
+    type: Literal["file"]
+    file: FileContent
+
+
+PARTS = ("text", "image_url", "file")
+Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
 Content = Annotated[
     Annotated[str, Tag("string")] | Annotated[list[Part], Tag("parts")],
     Discriminator(lambda content: "string" if isinstance(content, str) else "parts"),
@@ -53,7 +66,7 @@ class ChatMessage(BaseModel):
     content: Content
 
     @property
-    def parts(self) -> list[TextPart | ImagePart]:
+    def parts(self) -> list[TextPart | ImagePart | FilePart]:
         return [] if isinstance(self.content, str) else self.content
 
     def texts(self) -> Iterator[str]:
@@ -245,46 +258,86 @@ def check_model(name: str, served_model: str) -> None:
         raise ApiError(404, said, "model_not_found", "model")
 
 
-def read_messages(request: ChatRequest, images: ImageSource, max_images: int, deadline: float) -> list[Message]:
-    """The conversation for the engine, its images as encoded bytes.
+@dataclass(frozen=True)
+class PartReader:
+    """Reads the images and documents of requests.
 
-    Args:
-        request: the body.
-        images: reads the images' URLs.
-        max_images: of the request.
-        deadline: on the clock of `time.monotonic`; no image is begun after it.
-
-    Raises:
-        ApiError: 400, too many images, or one outside of a user's message, or one that may not be read.
-        DeadlineExceeded: fetching them took too long.
+    Attributes:
+        images: reads URLs.
+        max_images: most images of a request, pages of documents among them.
+        num_pixels: pixels of a page that the model can use where a request asks for no number of slices.
+        view_pixels: pixels of a slice.
+        max_pixels: most pixels of an image.
+        seconds: time that rendering a document may take.
     """
-    parts = [part for message in request.messages for part in message.parts]
-    count = sum(isinstance(part, ImagePart) for part in parts)
-    if count > max_images:
-        raise ApiError(400, f"the request has {count} images; at most {max_images} are allowed", "too_many_images")
-    messages: list[Message] = []
-    for message in request.messages:
-        role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            messages.append({"role": role, "content": message.content})
-            continue
-        if role != "user" and any(isinstance(part, ImagePart) for part in message.content):
-            raise ApiError(400, f"images belong into the user's messages, not into the {role}'s", "invalid_value")
-        messages.append({"role": role, "content": [_read_part(part, images, deadline) for part in message.content]})
-    return messages
 
+    images: ImageSource
+    max_images: int
+    num_pixels: int
+    view_pixels: int
+    max_pixels: int
+    seconds: float
 
-def _read_part(part: TextPart | ImagePart, images: ImageSource, deadline: float) -> Message:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if time.monotonic() > deadline:
-        raise DeadlineExceeded("the images were not there in time")
-    try:
-        content = images.read(part.image_url.url)
-    except ValueError as error:
-        raise ApiError(400, str(error), "invalid_image") from error
-    overview_alone = {"max_slices": 1} if part.image_url.detail == "low" else {}
-    return {"type": "image", "image": content, **overview_alone}
+    def read(self, request: ChatRequest, deadline: float) -> list[Message]:
+        """Return the conversation for the engine, its images as encoded bytes.
+
+        Args:
+            request: the request.
+            deadline: on the clock of `time.monotonic`; no image is begun after it.
+
+        Raises:
+            ApiError: 400, too many images, or one outside of a user's message, or one that may not be read.
+            DeadlineExceeded: fetching them took too long.
+        """
+        parts = [part for message in request.messages for part in message.parts]
+        self._check_number(sum(isinstance(part, ImagePart | FilePart) for part in parts))
+        num_pixels = self.num_pixels if request.slices is None else request.slices * self.view_pixels
+        messages: list[Message] = []
+        num_images = 0
+        for index, message in enumerate(request.messages):
+            role = "system" if message.role == "developer" else message.role
+            if isinstance(message.content, str):
+                messages.append({"role": role, "content": message.content})
+                continue
+            if role != "user" and any(isinstance(part, ImagePart | FilePart) for part in message.content):
+                raise ApiError(400, f"images belong into the user's messages, not into the {role}'s", "invalid_value")
+            content: list[Message] = []
+            for number, part in enumerate(message.content):
+                if isinstance(part, TextPart):
+                    content.append({"type": "text", "text": part.text})
+                    continue
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded("the images were not there in time")
+                try:
+                    if isinstance(part, ImagePart):
+                        overview_alone = {"max_slices": 1} if part.image_url.detail == "low" else {}
+                        image = self.images.read(part.image_url.url)
+                        read = [{"type": "image", "image": image, **overview_alone}]
+                    else:
+                        pages = self._pages(part.file, self.max_images - num_images, num_pixels, deadline)
+                        read = [{"type": "image", "image": page} for page in pages]
+                except ValueError as error:
+                    place = f"messages.{index}.content.{number}"
+                    raise ApiError(400, str(error), "invalid_image", place) from error
+                num_images += len(read)
+                self._check_number(num_images)
+                content += read
+            messages.append({"role": role, "content": content})
+        return messages
+
+    def _check_number(self, number: int) -> None:
+        if number > self.max_images:
+            said = f"the request has {number} images; at most {self.max_images} are allowed"
+            raise ApiError(400, said, "too_many_images")
+
+    def _pages(self, file: FileContent, most: int, num_pixels: int, deadline: float) -> list[bytes]:
+        name = shorten(file.filename or "the file")
+        content = self.images.read(
+            file.file_data if file.file_data[:5].lower() == "data:" else f"data:;base64,{file.file_data}"
+        )
+        if not has_pages(content):
+            return [content]
+        return read_pages(content, name, max(most, 1), num_pixels, self.max_pixels, self.seconds, deadline)
 
 
 def usage(result: Result) -> dict[str, Any]:

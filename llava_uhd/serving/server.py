@@ -24,7 +24,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..answering import Message
-from .api import Completion, check_model, parse_request, read_messages
+from ..planning import ImagePlanner
+from .api import Completion, PartReader, check_model, parse_request
 from .body import BodyReader, parse_json
 from .engine import Engine
 from .errors import CLIENT_GONE, ApiError, as_api_error, install_handlers
@@ -246,7 +247,16 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     def prepare(body: bytearray, deadline: float) -> Asked:
         request = parse_request(body, options.model_name, limits, max_text())
-        messages = read_messages(request, options.images, limits.images, deadline)
+        planner = ImagePlanner.from_processor(engine.processor)
+        parts = PartReader(
+            options.images,
+            limits.images,
+            num_pixels=planner.num_pixels(),
+            view_pixels=planner.num_view_pixels,
+            max_pixels=engine.prompts.max_pixels,
+            seconds=engine.options.image_seconds,
+        )
+        messages = parts.read(request, deadline)
         with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
         return Asked(messages, request.sampling(), request.slices, bool(request.stream), with_usage)
 

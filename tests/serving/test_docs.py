@@ -61,6 +61,21 @@ def test_the_options_and_defaults_are_those_of_the_command():
         assert shown.startswith("none" if default is None else f"{default:g}")
 
 
+def test_every_limit_stands_on_its_page():
+    import inspect
+
+    page = (ROOT / "docs" / "limits.md").read_text()
+    parameters = inspect.signature(cli.serve).parameters
+    named = {name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)", page.partition("## What is promised")[0])}
+    assert named <= set(parameters)
+    limits = {name for name in parameters if name.startswith("max_") or name.endswith(("_timeout", "deadline"))}
+    assert limits - {"max_new_tokens"} <= named
+    for option, number in re.findall(r"^\|[^|]*\| `--([a-z-]+)` \| ([0-9,.]+)", page, flags=re.MULTILINE):
+        default = parameters[option.replace("-", "_")].default
+        if default is not None:  # pixels are shown in millions
+            assert float(number.replace(",", "")) in (default, default // 10**6), option
+
+
 @pytest.mark.skipif(HAPROXY is None, reason="needs HAProxy, such as Debian's package haproxy")
 def test_two_replicas_behind_the_load_balancer(loaded, tmp_path):
     from copy import deepcopy

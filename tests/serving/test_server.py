@@ -16,12 +16,14 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llava_uhd.serving.documents import read_pages
 from llava_uhd.serving.engine import Engine, EngineOptions
-from llava_uhd.serving.generation import Sampling
+from llava_uhd.serving.generation import DeadlineExceeded, Sampling
 from llava_uhd.serving.limits import Limits
 from llava_uhd.serving.remote import ImageSource
 from llava_uhd.serving.server import GRACE, ServerOptions, create_app
 from tests.conftest import picture
+from tests.documents import page_images, write_encrypted_pdf, write_pdf, write_tiff
 from tests.serving.conftest import png
 from tests.serving.test_engine import CONVERSATIONS, Held, until
 
@@ -193,6 +195,54 @@ def test_transformers_chat(running):
     )
     expected = running.engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=6)).result().text
     assert expected in result.stdout, result.stdout + result.stderr
+
+
+# Documents
+
+
+def file_part(content: bytes, name: str | None = "report.pdf") -> dict:
+    data = "data:application/pdf;base64," + base64.b64encode(content).decode()
+    return {"type": "file", "file": {"file_data": data, **({} if name is None else {"filename": name})}}
+
+
+def test_the_pages_of_a_document_are_images(running, tmp_path):
+    def ask(*parts) -> dict:
+        status, _, answer = running.request("POST", "/v1/chat/completions", json.dumps(with_parts(*parts)))
+        assert status == 200, answer
+        return json.loads(answer)
+
+    pdf, tiff = write_pdf(tmp_path / "a.pdf", 3).read_bytes(), write_tiff(tmp_path / "a.tif", 2).read_bytes()
+    frames = [file.getvalue() for page in page_images(2) for file in [io.BytesIO()] if page.save(file, "PNG") is None]
+    separate = ask(*[image_part(frame) for frame in frames])
+    together = ask(file_part(tiff, "scan.tif"))
+    assert together["usage"]["prompt_tokens_details"] == separate["usage"]["prompt_tokens_details"]
+    assert together["choices"][0]["message"] == separate["choices"][0]["message"]
+    assert ask(file_part(pdf))["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+    assert ask(file_part(frames[0], None))["usage"] == ask(image_part(frames[0]))["usage"]
+
+
+def test_documents_that_cannot_be_read_are_refused(running, tmp_path):
+    pdf = write_pdf(tmp_path / "a.pdf", 4).read_bytes()
+    encrypted = write_encrypted_pdf(tmp_path / "b.pdf").read_bytes()
+    tiff = write_tiff(tmp_path / "a.tif", 3).read_bytes()
+    for parts, said in [
+        ([file_part(pdf)], "report.pdf has 4 pages; at most 3"),
+        ([image_part(png(30, 30)), file_part(tiff, "s.tif")], "more than 2 pages"),
+        ([file_part(encrypted)], "report.pdf is encrypted"),
+        ([file_part(pdf[:200])], "report.pdf is damaged"),
+        ([{"type": "file", "file": {"file_id": "file-1"}}], "messages.0.content.0.file.file_data: it is missing"),
+        ([file_part(b"no document")], "not an image"),
+    ]:
+        status, error, _ = ask_raw(running, with_parts(*parts))
+        assert status == 400 and said in error["message"], error
+
+
+def test_a_renderer_is_killed_when_its_time_is_over(tmp_path):
+    pdf = write_pdf(tmp_path / "a.pdf", 4).read_bytes()
+    with pytest.raises(ValueError, match="more than 0.01 s to render"):
+        read_pages(pdf, "a.pdf", 9, 10**5, 10**7, 0.01, time.monotonic() + 60)
+    with pytest.raises(DeadlineExceeded):
+        read_pages(pdf, "a.pdf", 9, 10**5, 10**7, 60, time.monotonic() + 0.01)
 
 
 # Refusals
