@@ -147,9 +147,11 @@ def new_folder(out: Path, overwrite: bool = False, num_bytes: int = 0) -> Iterat
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock_folder(out, beside=True):
+        partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
+        if replaced.exists() and not out.exists():  # killed between the two renames
+            replaced.rename(out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
             raise ValueError(f"{out} exists already; give --overwrite to replace it")
-        partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(out.parent).free
         if num_bytes > free:

@@ -22,8 +22,7 @@ pipeline_tag: image-text-to-text
 
 # {title}
 
-LLaVA-UHD answers questions about images at their own resolution and aspect ratio. These are its published weights
-in the layout of the `llava-uhd` package; the numbers are unchanged.
+LLaVA-UHD answers questions about images at their own resolution and aspect ratio. {origin}
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -43,10 +42,51 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0, inputs["in
 |---|---|
 {settings}
 
-Weights: {parameters:,} bytes. What the conversion did with each tensor is listed in `released/report.json`.
+Weights: {num_bytes:,} bytes.{report}
 
 Papers: LLaVA-UHD v2 (arXiv 2412.13871), LLaVA-UHD (arXiv 2403.11703).
 """
+
+
+CONVERTED = """\
+These are its published weights
+in the layout of the `llava-uhd` package; the numbers are unchanged."""
+TRAINED = "This model was trained\nwith the `llava-uhd` package."
+REPORTED = " What the conversion did with each tensor is listed in `released/report.json`."
+
+
+def trained_card(config: LlavaUhdConfig, name: str, num_bytes: int, license: str) -> str:
+    """Return the card of a model that was trained here.
+
+    Args:
+        config: config of the model.
+        name: title of the card.
+        num_bytes: size of the weights.
+        license: license of the weights, as the hub names it.
+    """
+    settings = {
+        "projector": config.projector.type,
+        "levels": config.projector.levels,
+        "query_grid": config.projector.query_grid,
+        "layout": config.layout,
+        "max_slices": config.max_slices,
+        "language_model": config.text_config.model_type,
+        "vision_tower": config.vision_config.model_type,
+    }
+    return CARD.format(
+        license=license,
+        base_models="",
+        title=name,
+        name=name,
+        origin=TRAINED,
+        settings=_table(settings),
+        num_bytes=num_bytes,
+        report="",
+    )
+
+
+def _table(settings: dict[str, Any]) -> str:
+    return "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items())
 
 
 def write_card(
@@ -72,8 +112,10 @@ def write_card(
             base_models="base_model:\n" + "".join(f"- {base}\n" for base in base_models) if base_models else "",
             title=name,
             name=name,
-            settings="\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in report.settings.items()),
-            parameters=report.num_bytes,
+            origin=CONVERTED,
+            settings=_table(report.settings),
+            num_bytes=report.num_bytes,
+            report=REPORTED,
         ),
         encoding="utf-8",
     )

@@ -117,17 +117,20 @@ def verify(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(show_default=False, help="Folder written by convert.")],
+    folder: Annotated[Path, typer.Argument(show_default=False, help="Folder written by convert or by training.")],
     repository: Annotated[str, typer.Argument(show_default=False, help="Hub id, as in organisation/name.")],
     upload: Annotated[bool, typer.Option("--upload", help="Do it. Without, only say what would be done.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="License for the model card of a folder without one, such as apache-2.0.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a converted folder on the hub; a dry run unless --upload is given."""
+    """Publish a model folder on the hub; a dry run unless --upload is given."""
     with _Bar(f"checking {folder}"):
         from .push import push_checkpoint
 
-        done = push_checkpoint(folder, repository, private=not public, dry_run=not upload)
+        done = push_checkpoint(folder, repository, private=not public, dry_run=not upload, license=license)
     if as_json:
         _print(done.as_dict())
     else:

@@ -316,3 +316,50 @@ def test_a_tensor_type_that_is_not_supported(tmp_path, tower):
     source = write_released(tmp_path / "in", count=1)
     save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, source / "model.safetensors")
     fails(tmp_path, tower, source, "a has the type F8_E4M3, which is not supported")
+
+
+# Two at once, and killed at any moment
+
+RENAMES = """
+import os, sys
+from pathlib import Path
+from llava_uhd.files import new_folder
+
+out, steps = Path(sys.argv[1]), int(sys.argv[2])
+rename = Path.rename
+
+def counted(self, target):
+    global steps
+    if steps == 0:
+        os._exit(9)
+    steps -= 1
+    return rename(self, target)
+
+Path.rename = counted
+with new_folder(out, overwrite=True) as folder:
+    (folder / "new.txt").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_killed_between_renames_leaves_the_old_or_the_new(tmp_path, steps):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", RENAMES, str(out), str(steps)], env={**os.environ})
+    assert killed.returncode == (0 if steps == 2 else 9)
+    with pytest.raises(ValueError, match="exists already"), new_folder(out):
+        pass
+    assert [file.name for file in out.iterdir()] == ["new.txt" if steps == 2 else "old.txt"]
+    with new_folder(out, overwrite=True) as folder:
+        (folder / "third.txt").write_text("third")
+    assert [file.name for file in out.iterdir()] == ["third.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_conversions_into_one_folder(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "first.txt").write_text("first")
+        with pytest.raises(ValueError, match="in use by another run"), new_folder(tmp_path / "out"):
+            pass
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["first.txt"]

@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from llava_uhd import LlavaUhdProcessor
 from llava_uhd.checkpoints.push import push_checkpoint
 from llava_uhd.checkpoints.verify import MODULES, verify_checkpoint
 from tests.conftest import build_model, small_config
+from tests.conversations import GOLDENS
 
 
 @pytest.fixture
@@ -143,3 +146,24 @@ def test_push_of_a_folder_that_was_trained_here(tmp_path):
     build_model(small_config()).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="lacks .*processor_config.json"):
         push_checkpoint(tmp_path / "model", "someone/x")
+    tokenizer = AutoTokenizer.from_pretrained(GOLDENS / "tokenizers" / "qwen_tiny")
+    LlavaUhdProcessor.from_config(small_config(), tokenizer, "qwen").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"lacks README.md: name the license of its weights \(--license\)"):
+        push_checkpoint(tmp_path / "model", "someone/x")
+    upload = push_checkpoint(tmp_path / "model", "someone/x", license="apache-2.0")
+    assert upload.license == "apache-2.0" and upload.files["README.md"] > 500
+    assert not (tmp_path / "model" / "README.md").exists()  # a dry run writes nothing
+
+
+def test_upload_writes_the_card_of_a_trained_model(tmp_path, monkeypatch):
+    build_model(small_config()).save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(GOLDENS / "tokenizers" / "qwen_tiny")
+    LlavaUhdProcessor.from_config(small_config(), tokenizer, "qwen").save_pretrained(tmp_path / "model")
+    sent = {}
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: sent.update(options) or "url")
+    upload = push_checkpoint(tmp_path / "model", "someone/x", dry_run=False, license="mit")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n") and "was trained\nwith the `llava-uhd` package" in card
+    assert "README.md" in sent["allow_patterns"] and upload.files["README.md"] == len(card.encode())
+    assert push_checkpoint(tmp_path / "model", "someone/x").license == "mit"
