@@ -6,6 +6,10 @@ from .setting import Phase, Plan, Setting
 # Operations a second that training reaches on one core, measured (README.md).
 CORE = 55e9
 CORES = 2
+# Seconds of one core for a page: drawn and cut into views, of random characters, or laid out only.
+DRAWN, SCRIBBLED, LAID_OUT = 0.08, 0.17, 0.02
+# Part of the most slices of a phase that its pages have on average (`samples.draw_document`).
+FILLED = 0.7
 # A training step costs three times the operations of a forward pass.
 TRAINING = 3
 
@@ -36,6 +40,15 @@ def step_operations(setting: Setting, phase: Phase) -> float:
     return TRAINING * operations
 
 
+def step_seconds(setting: Setting, phase: Phase) -> float:
+    """Seconds of one core that drawing the pages of a step takes."""
+    views = FILLED * phase.views + 1
+    pages = phase.tokens / (views * setting.query_grid**2)
+    coded = 1.0 if phase.kind == "reader" else phase.symbols
+    drawn = phase.scribble * SCRIBBLED + (1 - phase.scribble) * DRAWN
+    return pages * (coded * LAID_OUT + (1 - coded) * drawn)
+
+
 def describe_plan(plan: Plan) -> str:
     """The plan as a Markdown table, with the number of parameters above it."""
     network = Network(plan.setting)
@@ -45,17 +58,18 @@ def describe_plan(plan: Plan) -> str:
     lines = [
         ", ".join(f"{name} {size:.2f} M" for name, size in sizes.items()) + f"; {2 * sizes['all']:.1f} MB in bfloat16",
         "",
-        "| phase | steps | tokens a step | operations a step | hours by calculation | hours planned |",
+        "| phase | steps | tokens a step | operations a step | hours of two cores | of these for drawing |",
         "|---|---|---|---|---|---|",
     ]
-    total = planned = 0.0
+    total = drawing = 0.0
     for phase in plan.phases:
         operations = step_operations(plan.setting, phase)
-        hours = phase.steps * operations / (CORES * CORE) / 3600
-        total, planned = total + hours, planned + phase.minutes / 60
+        drawn = phase.steps * step_seconds(plan.setting, phase) / CORES / 3600
+        hours = phase.steps * operations / (CORES * CORE) / 3600 + drawn
+        total, drawing = total + hours, drawing + drawn
         lines.append(
             f"| {phase.name} | {phase.steps:,} | {phase.tokens:,} | {operations / 1e9:,.0f} G | {hours:.1f} | "
-            f"{phase.minutes / 60:.1f} |"
+            f"{drawn:.1f} |"
         )
-    lines.append(f"| all | | | | {total:.1f} | {planned:.1f} |")
+    lines.append(f"| all | | | | {total:.1f} | {drawing:.1f} |")
     return "\n".join(lines)

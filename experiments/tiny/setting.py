@@ -66,7 +66,6 @@ class Phase:
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
         questions: most questions a page.
-        minutes: planned time on the two cores that the plan was made for; the calculation shows it.
     """
 
     name: str
@@ -83,7 +82,6 @@ class Phase:
     reading: float = 0.5
     symbols: float = 0.0
     questions: int = 10
-    minutes: int = 0
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def train_phase(
             sums[name][1] += count
         if now - logged > LOG_SECONDS or step == phase.steps:
             means = {name: total / count for name, (total, count) in sums.items() if count}
-            log.write(step=step, phase_seconds=round(seconds), pages_per_second=pages / (now - logged), **means)
+            log.write(step=step, phase_seconds=round(seconds), pages=pages, cpu_seconds=time.process_time(), **means)
             sums.clear()
             pages, logged = 0, now
         if now - saved > SAVE_SECONDS:
