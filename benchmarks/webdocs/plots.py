@@ -60,8 +60,8 @@ def _draw(axes, sort: str, rng: random.Random, names: list[str], values: list[in
     chosen = rng.randrange(len(names))
     read = Question(f"What is the value for {names[chosen]}?", (str(values[chosen]),), "cell", letters)
     extremes = [
-        Question("Which place is at the top?", (most,), "extreme", letters),
-        Question("Which place comes last in value?", (least,), "extreme", letters),
+        Question("Which place has the biggest value?", (most,), "extreme", letters),
+        Question("Which place has the smallest value?", (least,), "extreme", letters),
     ]
     if sort in ("bar", "barh"):
         bars = getattr(axes, sort)(names, values, color=rng.choice(("teal", "indianred", "slategray")))
