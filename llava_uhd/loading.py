@@ -62,6 +62,12 @@ def _resolve_on_hub(model: str) -> str:
     raise ValueError(f"cannot load model {model!r} from the hub ({known}): {problem}")
 
 
+def abilities(model: str) -> str | None:
+    """Return what a model says that it can do: the text of `abilities.txt` in its folder, or None."""
+    file = Path(resolve(model)) / "abilities.txt"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
 def ask_hub(model: str) -> tuple[str | None, bool]:
     """Ask the hub once whether it has a model: loading asks for every file, with several retries while offline.
 

@@ -199,13 +199,14 @@ def web(
     import tempfile
     from pathlib import Path
 
+    from ..loading import abilities
     from ..web.page import build_page, launch_page, run_until_stopped
 
     check_port(host, port)
     bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
     engine = _engine(model, device, dtype, quantization, **bounds)
     with engine, tempfile.TemporaryDirectory() as folder:
-        page = build_page(engine, Path(folder))
+        page = build_page(engine, Path(folder), _model_name(model), abilities(model))
         url = launch_page(page, host, port, max_upload_mb * 2**20)
         if as_json:
             typer.echo(json.dumps({"url": url, "model": _model_name(model)}))

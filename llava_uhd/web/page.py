@@ -15,17 +15,20 @@ import gradio as gr
 
 from ..inspection.attribution import METHODS, Method
 from ..model.images import IMAGE_EXTENSIONS
+from ..planning import ImagePlanner
 from ..serving.engine import Engine
 from ..serving.generation import Cancelled, DeadlineExceeded, EngineBusy, EngineClosed, Result, Sampling
 from . import panel
 from .examples import write_examples
-from .session import Session, with_bytes
+from .session import Session, unfold, with_bytes
 
 log = logging.getLogger(__name__)
 
-IMAGE_TYPES = list(IMAGE_EXTENSIONS)
+IMAGE_TYPES = [*IMAGE_EXTENSIONS, ".pdf"]
 KEPT_FOR = (3600, 24 * 3600)  # uploads are looked through every hour and deleted after a day
-CSS = "footer {display: none}"
+# An image in the chat has a button that shares it through a service that is not there; no option removes it.
+CSS = "footer, button[aria-label='Share'], button[title='Share'] {display: none !important}"
+FONT = ["system-ui", "sans-serif"]  # one font for all letters, and none to fetch
 PICTURE: dict[str, Any] = {
     "type": "pil",
     "interactive": False,
@@ -35,7 +38,14 @@ PICTURE: dict[str, Any] = {
 }
 INTRODUCTION = """\
 # LLaVA-UHD
-Add one or several images, ask, and see beside the answer how the images were cut, and which part a word came from."""
+Add images, PDF or TIFF files, ask, and see beside the answer how the images were cut, and which part a word came from.
+
+{description}"""
+# What the panels are for, while they are empty.
+NO_SLICES = "**Slices.** After an answer: how the image was cut, and at which size each part was seen."
+NO_PYRAMID = "**Pyramid.** After an answer: the features of the whole image at each level, in false colors."
+NO_HEAT = "**Heat map.** After an answer: choose one of its words to see which part of the image it came from."
+NO_IMAGE = (None, NO_SLICES, None, NO_PYRAMID)
 
 Shown = list[dict[str, Any]]
 
@@ -61,9 +71,16 @@ class Handlers:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.planner = ImagePlanner.from_processor(engine.processor)
 
     def respond(
-        self, message: dict[str, Any], shown: Shown, session: Session, max_slices: float, temperature: float
+        self,
+        message: dict[str, Any],
+        shown: Shown,
+        session: Session,
+        max_slices: float,
+        temperature: float,
+        pages: str | None = None,
     ) -> Iterator[tuple[Any, Shown, Session]]:
         """Answer a question piece by piece: the emptied text box, the chat, the session."""
         question, files = (message.get("text") or "").strip(), message.get("files") or []
@@ -78,12 +95,13 @@ class Handlers:
         yield gr.MultimodalTextbox(value=None), shown, session
         answer, generation = "", None
         try:
-            next_session = session.answered(files, question, "", [], slices)
+            images = unfold(files, (pages or "").strip() or None, self.planner.num_pixels(slices))
+            next_session = session.answered(images, question, "", [], slices)
             asked = with_bytes(next_session.last_question)
             generation = self.engine.submit(asked, Sampling(temperature=temperature), max_slices=slices)
             for event in generation.events():
                 if isinstance(event, Result):
-                    session = session.answered(files, question, event.text, event.token_ids, slices)
+                    session = session.answered(images, question, event.text, event.token_ids, slices)
                     answer = event.text or "(nothing)"
                 else:
                     answer += event
@@ -101,7 +119,7 @@ class Handlers:
         words = [(f"{number + 1}. {word.text}", number) for number, word in enumerate(in_answer)]
         last = len(images) - 1 if images else None
         image, word = gr.Dropdown(choices=images, value=last), gr.Dropdown(choices=words, value=None)
-        return image, word, *self.views(session, last), None, ""
+        return image, word, *self.views(session, last), None, NO_HEAT
 
     def forget(self) -> tuple[Any, ...]:
         """A page as at first: the chat, the session, the panel."""
@@ -110,29 +128,61 @@ class Handlers:
     def views(self, session: Session, index: int | None) -> tuple[Any, str, Any, str]:
         """Slices and pyramid of the chosen image, with their sentences."""
         if index is None or index >= len(session.images):
-            return None, "", None, ""
+            return NO_IMAGE
         return *panel.slices_picture(self.engine, session, index), *panel.pyramid_picture(self.engine, session, index)
 
     def heat(self, session: Session, index: int | None, word: int | None, method: Method) -> tuple[Any, str]:
         """The chosen word's heat map over the chosen image, with its sentence."""
         if index is None or word is None or index >= len(session.images):
-            return None, ""
+            return None, NO_HEAT
         try:
             return panel.heat_picture(self.engine, session, index, word, method)
         except Exception as error:
             return None, in_words(error)
 
 
-def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
-    """The page of an engine; example images are written into the folder."""
+def describe_model(engine: Engine, name: str, abilities: str | None) -> str:
+    """Return the sentences that name the model and what it can do.
+
+    Args:
+        engine: with the model.
+        name: that the model is called by.
+        abilities: what the model reads, in words; None where its folder does not say.
+    """
+    planner = ImagePlanner.from_processor(engine.processor)
+    millions = sum(weight.numel() for weight in engine.model.parameters()) / 1e6
+    return (
+        f"**{name}** answers: {millions:,.1f} million parameters, at most {planner.max_slices} slices of "
+        f"{planner.view_size} x {planner.view_size} pixels per image. "
+        + (abilities or "What it was trained to read is told by whoever made it; its folder does not say.")
+    )
+
+
+def build_page(
+    engine: Engine, examples_folder: Path, name: str = "The model", abilities: str | None = None
+) -> gr.Blocks:
+    """Return the page of an engine; example images are written into the folder.
+
+    Args:
+        engine: with the model.
+        examples_folder: for the example images.
+        name: see `describe_model`.
+        abilities: see `describe_model`.
+    """
     handlers = Handlers(engine)
     examples = [[{"text": question, "files": [file]}] for question, file in write_examples(examples_folder)]
     with gr.Blocks(title="LLaVA-UHD", analytics_enabled=False, delete_cache=KEPT_FOR) as page:
         session = gr.State(Session())
-        gr.Markdown(INTRODUCTION)
+        gr.Markdown(INTRODUCTION.format(description=describe_model(engine, name, abilities)), elem_id="introduction")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                chat = gr.Chatbot(label="Conversation", height=460, elem_id="chat")
+                chat = gr.Chatbot(
+                    label="Conversation",
+                    height=460,
+                    elem_id="chat",
+                    buttons=["copy", "copy_all"],  # sharing needs a service that is not there
+                    placeholder="Add an image or a document below, and ask about it.",
+                )
                 box = gr.MultimodalTextbox(
                     label="Your question",
                     placeholder="Add images, and ask about them",
@@ -151,11 +201,14 @@ def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
                     temperature = gr.Slider(
                         0, 2, value=0, step=0.1, label="Temperature", info="0: always the most likely words"
                     )
+                    pages = gr.Textbox(
+                        label="Pages", info="Of PDF and TIFF files, such as 2 or 1,3-5; empty: all", elem_id="pages"
+                    )
             with gr.Column(scale=2, min_width=320):
                 image = gr.Dropdown([], label="Look at", elem_id="which-image", interactive=True)
-                slices_text = gr.Markdown(elem_id="slices-text")
+                slices_text = gr.Markdown(NO_SLICES, elem_id="slices-text")
                 slices_image = gr.Image(label="Slices", alt_text="The image with its slices outlined", **PICTURE)
-                pyramid_text = gr.Markdown(elem_id="pyramid-text")
+                pyramid_text = gr.Markdown(NO_PYRAMID, elem_id="pyramid-text")
                 pyramid_image = gr.Image(
                     label="Pyramid of the overview", alt_text="The pyramid's levels in false colours", **PICTURE
                 )
@@ -167,7 +220,7 @@ def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
                     info="rollout: where attention could have carried it from; gradient: what would change it most. "
                     "Neither is proof.",
                 )
-                heat_text = gr.Markdown(elem_id="heat-text")
+                heat_text = gr.Markdown(NO_HEAT, elem_id="heat-text")
                 heat_image = gr.Image(label="Heat map", alt_text="The image, warm where the word came from", **PICTURE)
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -178,14 +231,15 @@ def build_page(engine: Engine, examples_folder: Path) -> gr.Blocks:
             "inputs": [session, image, word, method],
             "outputs": [heat_image, heat_text],
         }
-        inputs = [box, chat, session, slices, temperature]
+        inputs = [box, chat, session, slices, temperature, pages]
         answered = box.submit(handlers.respond, inputs, [box, chat, session], concurrency_limit=None, **quiet)
         looked = answered.then(handlers.look, session, whole_panel, **quiet)
         image.input(handlers.views, [session, image], views, **quiet).then(**heat, **quiet)
         word.input(**heat, **quiet)
         method.input(**heat, **quiet)
         box.stop(None, cancels=[answered], **quiet)
-        clear.click(handlers.forget, None, [chat, session, *whole_panel], cancels=[answered, looked], **quiet)
+        for cleared in (clear.click, chat.clear):  # the button, and the chat's own icon
+            cleared(handlers.forget, None, [chat, session, *whole_panel], cancels=[answered, looked], **quiet)
     return page
 
 
@@ -200,6 +254,7 @@ def launch_page(page: gr.Blocks, host: str, port: int, max_file_bytes: int) -> s
         share=False,
         ssr_mode=False,
         css=CSS,
+        theme=gr.themes.Default(font=FONT, font_mono=["monospace"]),
         footer_links=[],
     )
     return url

@@ -1,10 +1,15 @@
 """What one visitor's page remembers: the conversation, and the last answer for the panel to look into."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..answering import Message, question_message
+from ..pages import count_pages, open_pages
+
+Upload = Path | bytes
+DOCUMENT_TYPES = (".pdf", ".tif", ".tiff")
 
 
 @dataclass
@@ -12,7 +17,7 @@ class Session:
     """One visitor.
 
     Attributes:
-        messages: turns that were answered, images as paths of their uploads.
+        messages: turns that were answered, images as paths of their uploads, pages of documents as PNG files.
         answer_ids: tokens of the last answer.
         max_slices: of the images, as the last question was asked.
     """
@@ -22,7 +27,7 @@ class Session:
     max_slices: int | None = None
 
     @property
-    def images(self) -> list[Path]:
+    def images(self) -> list[Upload]:
         """All images of the conversation, in order."""
         parts = [part for message in self.messages for part in message["content"]]
         return [part["image"] for part in parts if part["type"] == "image"]
@@ -33,11 +38,11 @@ class Session:
         return self.messages[:-1]
 
     def answered(
-        self, files: Sequence[str], question: str, answer: str, answer_ids: list[int], max_slices: int | None
+        self, files: Sequence[str | bytes], question: str, answer: str, answer_ids: list[int], max_slices: int | None
     ) -> "Session":
         """The session with one more turn."""
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        asked = question_message([Path(file) for file in files], question)
+        asked = question_message([Path(file) if isinstance(file, str) else file for file in files], question)
         return Session([*self.messages, asked, reply], answer_ids, max_slices)
 
 
@@ -47,9 +52,34 @@ def with_bytes(messages: Sequence[Message]) -> list[Message]:
         {
             **message,
             "content": [
-                {**part, "image": part["image"].read_bytes()} if part["type"] == "image" else part
+                {**part, "image": part["image"].read_bytes()} if isinstance(part.get("image"), Path) else part
                 for part in message["content"]
             ],
         }
         for message in messages
     ]
+
+
+def unfold(files: Sequence[str], pages: str | None, num_pixels: int) -> list[str | bytes]:
+    """Return uploads with every document as the images of its pages; other images stay paths.
+
+    Args:
+        files: paths of uploads.
+        pages: see `llava_uhd.pages.select_pages`.
+        num_pixels: see `llava_uhd.pages.open_pages`.
+
+    Raises:
+        ValueError: a document cannot be read, or has no such page; the message does not name where it lies.
+    """
+    unfolded: list[str | bytes] = []
+    for file in files:
+        if Path(file).suffix.lower() not in DOCUMENT_TYPES:
+            unfolded.append(file)
+            continue
+        content, name = Path(file).read_bytes(), Path(file).name
+        chosen = pages if len(files) == 1 or count_pages(content, name) > 1 else None
+        for page in open_pages(content, chosen, num_pixels=num_pixels, name=name):
+            png = io.BytesIO()
+            page.image.save(png, format="png")
+            unfolded.append(png.getvalue())
+    return unfolded

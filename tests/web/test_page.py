@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from llava_uhd import LlavaUhdProcessor
-from llava_uhd.loading import load
+from llava_uhd.answering import question_message
+from llava_uhd.loading import abilities, load
 from llava_uhd.serving.engine import Engine, EngineOptions
+from llava_uhd.serving.generation import Sampling
 from llava_uhd.web.examples import write_examples
-from llava_uhd.web.page import Handlers, build_page, launch_page
+from llava_uhd.web.page import NO_HEAT, NO_IMAGE, Handlers, build_page, describe_model, launch_page
 from llava_uhd.web.session import Session
 from tests.conftest import build_model, picture, small_config
+from tests.documents import write_pdf, write_tiff
 from tests.serving.test_engine import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -55,7 +58,7 @@ def test_turns_images_and_the_panel(engine, file, tmp_path):
     assert len(session.messages) == 4 and len(session.images) == 2 and session.answer_ids
     image, word, *views = handlers.look(session)
     assert image.value == 1 and len(image.choices) == 2 and word.choices and "one overview" in views[1]
-    assert handlers.forget()[:2] == ([], Session()) and handlers.forget()[4:] == (None, "", None, "", None, "")
+    assert handlers.forget()[:2] == ([], Session()) and handlers.forget()[4:] == (*NO_IMAGE, None, NO_HEAT)
     slices, sentence, pyramid, levels = handlers.views(session, 0)
     assert slices.size == (675, 600) and "cut into 3 x 2 slices" in sentence and "63 image tokens" in sentence
     assert pyramid.width > 100 and "1x with 4 x 3, 2x with 8 x 6" in levels
@@ -64,7 +67,8 @@ def test_turns_images_and_the_panel(engine, file, tmp_path):
         heat, sentence = handlers.heat(session, 0, 0, method)
         assert heat.size == (300, 200) and re.search(r"from the left and \d+% from the top", sentence)
     assert handlers.heat(session, 0, 999, "rollout")[0] is None
-    assert handlers.views(session, None) == (None, "", None, "") and handlers.heat(session, None, None, "rollout")
+    assert handlers.views(session, None) == NO_IMAGE
+    assert handlers.heat(session, None, None, "rollout") == (None, NO_HEAT)
 
 
 def test_slices_are_a_setting(engine, file):
@@ -81,12 +85,32 @@ def test_errors_in_words_leave_the_conversation_as_it_was(engine, file, tmp_path
         ("What?", [str(tmp_path / "broken.png")], "image 2 is not an image"),
         ("", [file], "type a question"),
         ("word " * 3000, [], "context of 2048"),
-        ("<image>", [], "placeholders"),
         ("What?", [str(tmp_path / "gone.png")], "its log says"),
     ]:
         shown, after = ask(handlers, text, files, session)
         assert said in shown[-1]["content"] and after is session
         assert str(tmp_path) not in shown[-1]["content"]
+
+
+@pytest.mark.parametrize("name, count", [("five.pdf", 5), ("three.tif", 3)])
+def test_every_page_of_a_document_is_an_image(engine, tmp_path, name, count):
+    handlers = Handlers(engine)
+    file = str((write_pdf if name.endswith("pdf") else write_tiff)(tmp_path / name, count))
+    _, session = ask(handlers, "What is this?", [file], Session(), slices=2)
+    assert len(session.images) == count and len(handlers.look(session)[0].choices) == count
+    assert handlers.views(session, count - 1)[0] is not None
+    message = {"text": "And this?", "files": [file]}
+    *_, (_, shown, later) = handlers.respond(message, [], session, 2, 0.0, "2-3")
+    assert len(later.images) == count + 2
+    *_, (_, shown, after) = handlers.respond(message, [], session, 2, 0.0, "9")
+    assert f"{name} has {count} pages, and no page 9" in shown[-1]["content"] and after is session
+    assert str(tmp_path) not in shown[-1]["content"]
+
+
+def test_the_model_and_its_abilities_are_named(engine):
+    said = describe_model(engine, "tiny", abilities("tiny"))
+    assert "**tiny** answers" in said and "at most 6 slices of 56 x 56 pixels" in said and "receipts" in said
+    assert "does not say" in describe_model(engine, "mine", None)
 
 
 def test_stopping_cancels_the_answer(engine, file):
@@ -109,7 +133,7 @@ def test_examples_have_a_question_each(tmp_path):
 
 @pytest.fixture(scope="module")
 def url(engine, tmp_path_factory):
-    page = build_page(engine, tmp_path_factory.mktemp("examples"))
+    page = build_page(engine, tmp_path_factory.mktemp("examples"), "tiny", abilities("tiny"))
     yield launch_page(page, "127.0.0.1", 0, 2**20)
     page.close()
 
@@ -147,7 +171,7 @@ class TestInBrowser:
         _, session = ask(Handlers(engine), "What is this?", [file], Session())
         answer = session.messages[-1]["content"][0]["text"]
         page.locator("#slices-text", has_text="63 image tokens").wait_for()
-        assert answer.split()[0] in page.locator("#chat .bot").last.inner_text()
+        assert re.findall(r"\w{3,}", answer)[0] in page.locator("#chat .bot").last.inner_text()
         assert "1x with 4 x 3" in page.locator("#pyramid-text").inner_text()
         page.get_by_alt_text("The image with its slices outlined").wait_for()
         page.get_by_alt_text("The pyramid's levels in false colours").wait_for()
@@ -160,10 +184,42 @@ class TestInBrowser:
 
         type_question(page, "And the total?")
         page.locator("#chat .bot").nth(1).wait_for()
-        page.locator("#heat-text", has_text="from the left").wait_for(state="detached")
+        page.locator("#heat-text", has_text="After an answer").wait_for()
         page.locator("#clear").click()
-        page.locator("#slices-text", has_text="63").wait_for(state="detached")
+        page.locator("#slices-text", has_text="After an answer").wait_for()
         assert page.locator("#chat .bot").count() == 0
+
+    def test_the_icon_of_the_chat_forgets_the_images_as_well(self, engine, url, browser, file):
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.goto(url)
+        upload(page, file)
+        type_question(page, "What is this?")
+        page.locator("#slices-text", has_text="63 image tokens").wait_for()
+        page.get_by_role("button", name="Clear").click()
+        page.locator("#slices-text", has_text="After an answer").wait_for()
+        type_question(page, "What is this?")
+        page.locator("#chat .bot").wait_for()
+        expected = engine.submit([question_message([], "What is this?")], Sampling()).result().text
+        page.locator("#chat .bot", has_text=(expected or "(nothing)").split()[0]).wait_for()
+        assert "After an answer" in page.locator("#slices-text").inner_text()
+
+    def test_nothing_on_the_page_can_only_fail(self, url, browser, file):
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.goto(url)
+        introduction = page.locator("#introduction").inner_text()
+        assert "tiny answers" in introduction and "receipts" in introduction
+        for panel in ("slices", "pyramid", "heat"):
+            assert "After an answer" in page.locator(f"#{panel}-text").inner_text()
+        upload(page, file)
+        type_question(page, "What is this?")
+        page.locator("#slices-text", has_text="63 image tokens").wait_for()
+        names = page.evaluate(
+            "[...document.querySelectorAll('button')].filter(e => e.offsetParent !== null)"
+            ".map(e => e.ariaLabel || e.title || e.innerText || '')"
+        )
+        assert not [name for name in names if "share" in name.lower()], names
+        fonts = page.evaluate("getComputedStyle(document.querySelector('h1')).fontFamily")
+        assert fonts.startswith("system-ui")
 
     def test_an_error_is_shown_in_words(self, url, browser, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -203,7 +259,7 @@ class TestInBrowser:
     def test_screenshot_with_tiny(self, browser, tmp_path):
         """LLAVA_UHD_SCREENSHOT=docs/web.png keeps the picture."""
         with Engine(*load("tiny"), EngineOptions(batch_size=2)) as engine:
-            page_ = build_page(engine, tmp_path)
+            page_ = build_page(engine, tmp_path, "tiny", abilities("tiny"))
             address = launch_page(page_, "127.0.0.1", 0, 2**24)
             page = browser.new_page(viewport={"width": 1280, "height": 1480})
             page.goto(address)
