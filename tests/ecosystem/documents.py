@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from llava_uhd.answering import prepare, question_message
 from llava_uhd.loading import load
@@ -50,7 +50,7 @@ class Question:
 def data_url(image: Image.Image) -> str:
     """An image as a data URL of a PNG."""
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", exif=image.getexif())
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -80,8 +80,19 @@ def many_kinds(count: int, seed: str, two_images: int) -> dict[str, list[Questio
         "the same image twice": [Question((image, image), "What is the total?") for image in images],
         "text alone": [Question((), text) for text in ("What is 2 + 3?", "Hello there", " a leading space", "你好")],
         "max_slices 1": [Question(question.images, question.text, max_slices=1) for question in single[:8]],
+        "color modes": [Question((image,), "What is the total?") for image in color_modes(images[1])],
         "a strip": [Question((image.resize((800, 40)),), "What is written here?") for image in images],
     }
+
+
+def color_modes(image: Image.Image) -> list[Image.Image]:
+    """An image with alpha, with a palette, in gray, in black and white, and turned by its orientation tag."""
+    alpha = Image.linear_gradient("L").resize(image.size)
+    with_alpha = image.convert("RGBA")
+    with_alpha.putalpha(alpha)
+    turned = image.copy()
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    return [with_alpha, with_alpha.convert("LA"), image.convert("P"), image.convert("L"), image.convert("1"), turned]
 
 
 def answer_all(folder: str, questions: Sequence[Question]) -> None:

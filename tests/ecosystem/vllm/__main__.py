@@ -15,7 +15,7 @@ from pathlib import Path
 from llava_uhd.loading import built_in
 
 from ..documents import Question, answer_all, many_kinds, one_image
-from .clients import ask_all, measure
+from .clients import ask_all, measure_in_turns
 from .models import qwen2_like, qwen3_like, vicuna_like
 from .odd_requests import attack
 from .servers import Server, own_server, vllm_server
@@ -68,8 +68,9 @@ def main() -> int:
                 try:
                     agree &= compare(server, kinds, of_model)
                     if is_tiny and options.speed:
-                        unseen = one_image(options.speed, "vllm:speed")
-                        of_model["vllm"] = measure(server, unseen)
+                        with own_server(path, folder / "own.log") as own:
+                            servers = {"vLLM": server, "llava-uhd serve": own}
+                            of_model["speed"] = measure_in_turns(servers, one_image(options.speed, "vllm:speed"))
                     if model in ("tiny", "vicuna") and options.odd:
                         statuses = attack(server, options.odd)
                         of_model["odd requests"] = {
@@ -79,12 +80,25 @@ def main() -> int:
                 except Exception:
                     print((folder / "server.log").read_text()[-20000:], file=sys.stderr)
                     raise
-            if is_tiny and options.speed:
-                with own_server(path, folder / "own.log") as server:
-                    of_model["llava-uhd serve"] = measure(server, unseen)
             print(json.dumps({model: of_model}), file=sys.stderr, flush=True)
-    print(json.dumps(report))
+    print(summary(report))
     return int(not agree)
+
+
+def summary(report: dict) -> str:
+    """The result in one line."""
+    same, total, odd = 0, 0, 0
+    for of_model in report.values():
+        pairs = [value.split(" of ") for value in of_model.values() if isinstance(value, str)]
+        same, total = same + sum(int(pair[0]) for pair in pairs), total + sum(int(pair[1]) for pair in pairs)
+        odd += sum(of_model.get("odd requests", {}).values())
+    speeds = [
+        f"{name} {speed['answers_per_second']} answers/s, {speed['cpu_seconds_per_answer']} CPU s each"
+        for name, speed in report.get("tiny", {}).get("speed", {}).items()
+    ]
+    parts = [f"{same} of {total} answers have the token ids of generate ({', '.join(report)})"]
+    parts += [f"{odd} odd requests and every server still answers"] if odd else []
+    return "; ".join(parts + speeds)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from ..documents import Question
 from .servers import NAME, Server
 
 CONCURRENCY = 32
+TURN = 100  # questions
 
 
 def ask_all(server: Server, questions: Sequence[Question]) -> list[list[int]]:
@@ -31,25 +32,37 @@ def ask_all(server: Server, questions: Sequence[Question]) -> list[list[int]]:
     return asyncio.run(run())
 
 
-def measure(server: Server, questions: Sequence[Question]) -> dict[str, float]:
-    """Ask all questions once; return answers per second and the server's CPU seconds per answer."""
+def measure_in_turns(servers: dict[str, Server], questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+    """Ask every server all questions once, `TURN` at a time in turns, so that other work slows all of them alike.
 
-    async def ask(client: httpx.AsyncClient, body: dict, places: asyncio.Semaphore) -> None:
+    Returns:
+        Answers per second and the server's CPU seconds per answer, by server.
+    """
+    seconds, cpu_seconds = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
+    for first in range(0, len(questions), TURN):
+        for name, server in servers.items():
+            before = server.cpu_seconds()
+            seconds[name] += asyncio.run(_seconds(server, questions[first : first + TURN]))
+            cpu_seconds[name] += server.cpu_seconds() - before
+    return {
+        name: {
+            "answers_per_second": round(len(questions) / seconds[name], 2),
+            "cpu_seconds_per_answer": round(cpu_seconds[name] / len(questions), 3),
+        }
+        for name in servers
+    }
+
+
+async def _seconds(server: Server, questions: Sequence[Question]) -> float:
+    bodies = [question.body(NAME) for question in questions]
+    places = asyncio.Semaphore(CONCURRENCY)
+
+    async def ask(client: httpx.AsyncClient, body: dict) -> None:
         async with places:
             response = await client.post(f"{server.url}/v1/chat/completions", json=body)
         response.raise_for_status()
 
-    async def run() -> float:
-        bodies = [question.body(NAME) for question in questions]
-        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=CONCURRENCY)) as client:
-            places = asyncio.Semaphore(CONCURRENCY)
-            started = time.perf_counter()
-            await asyncio.gather(*(ask(client, body, places) for body in bodies))
-            return time.perf_counter() - started
-
-    before = server.cpu_seconds()
-    seconds = asyncio.run(run())
-    return {
-        "answers_per_second": round(len(questions) / seconds, 2),
-        "cpu_seconds_per_answer": round((server.cpu_seconds() - before) / len(questions), 3),
-    }
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=CONCURRENCY)) as client:
+        started = time.perf_counter()
+        await asyncio.gather(*(ask(client, body) for body in bodies))
+        return time.perf_counter() - started
