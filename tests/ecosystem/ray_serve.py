@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import openai
-from ray import serve
 
 from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.loading import load
@@ -56,6 +55,8 @@ async def ask_all(questions: list[Question]) -> list[str]:
 
 def main() -> int:
     """Compare; return 1 if an answer differs."""
+    from ray import serve
+
     questions = one_image(DOCUMENTS, "ray-serve")
     model, processor = load("tiny", device="cpu", dtype="float32")
     expected = []
