@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
 )
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
-from ..model.image_processing_llava_uhd import decode_image
+from ..model.images import decode_image
 from ..model.modeling_llava_uhd import IMAGE_INPUTS
 from ..model.processing_llava_uhd import LlavaUhdProcessor
 from ..model.slicing import Size
@@ -48,7 +48,7 @@ class LlavaUhdDataParser(MultiModalDataParser):
         max_pixels = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
         return ImageProcessorItems(
             [
-                None if image is None else decode_image(_source(image), name=f"image {index}", **max_pixels)
+                None if image is None else decode_image(_source(image), name=f"image {index + 1}", **max_pixels)
                 for index, image in enumerate(images)
             ]
         )
@@ -195,7 +195,7 @@ class LlavaUhdMultiModalProcessor(BaseMultiModalProcessor[LlavaUhdProcessingInfo
         images: Any = hf_data["images"]
         for index, image in enumerate(images):
             plan = image_processor.plan(*image.size, max_slices=max_slices)
-            check_views(plan, image_processor.view_size, f"image {index}")
+            check_views(plan, image_processor.view_size, f"image {index + 1}")
         inputs = image_processor(images, max_slices=max_slices, return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(self.info.ctx.model_config.dtype)
         return inputs
