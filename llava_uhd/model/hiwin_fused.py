@@ -13,9 +13,8 @@ S query sets, G query grid, L bins of a window at one level, heads of d channels
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -77,25 +76,31 @@ def fused_hiwin_attention(
     Returns:
         (views of all groups, G², S, E).
     """
-    return projector.attention.out_proj(_heads_output(projector, groups))
-
-
-# Left out of compiled graphs: each new shape of views would compile it anew, for matrix products as they are.
-@torch.compiler.disable
-def _heads_output(projector: HiWinWeights, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Attention output of all heads before the output projection: (views of all groups, G², S, E)."""
-    features = groups[0][0]
     # In training also without gradients, so that reentrant checkpointing sees the same numbers twice.
     with_gradient = (torch.is_grad_enabled() or projector.training) and (
         any(of_group.requires_grad for of_group, _ in groups) or any(p.requires_grad for p in projector.parameters())
     )
-    dtype = matmul_dtype(features)
-    with torch.autocast(features.device.type, enabled=False):
-        if with_gradient:
-            folded = fold(projector, with_gradient=True)
-        else:
+    if with_gradient:
+        heads = _heads_output_with_gradient(projector, groups)
+    else:
+        dtype = matmul_dtype(groups[0][0])
+        with torch.autocast(groups[0][0].device.type, enabled=False):
             folded = projector.folded_weights.get(projector, dtype)
-    return torch.cat([_group_output(projector, *group, folded, dtype, with_gradient) for group in groups])
+        heads = torch.cat([_group_output(projector, *group, folded, dtype, False) for group in groups])
+    return projector.attention.out_proj(heads)
+
+
+# Left out of compiled graphs: folding has an autograd function of its own, and bands are recomputed by checkpoints.
+@torch.compiler.disable
+def _heads_output_with_gradient(
+    projector: HiWinWeights, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """Attention output of all heads before the output projection: (views of all groups, G², S, E)."""
+    features = groups[0][0]
+    with torch.autocast(features.device.type, enabled=False):
+        folded = fold(projector, with_gradient=True)
+    dtype = matmul_dtype(features)
+    return torch.cat([_group_output(projector, *group, folded, dtype, True) for group in groups])
 
 
 def _group_output(
@@ -223,7 +228,15 @@ class FoldedWeightCache(nn.Module):
         self._entry: tuple[tuple, FoldedWeights] | None = None
 
     def get(self, projector: HiWinWeights, dtype: torch.dtype) -> FoldedWeights:
-        """Return the folded weights with value matrices in `dtype`, from the last call if nothing has changed."""
+        """Return the folded weights with value matrices in `dtype`, from the last call if nothing has changed.
+
+        A compiled graph takes them from the last call without looking whether a weight has changed: it is recompiled
+        when they were dropped, as by `eval()`, and folds by itself where there are none.
+        """
+        if torch.compiler.is_compiling():
+            if self._entry is not None and self._entry[0][0] == dtype:
+                return self._entry[1]
+            return fold(projector, with_gradient=False).with_values(dtype)
         versions = tuple(
             (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in projector.parameters()
         )
@@ -261,8 +274,7 @@ class FoldedWeightCache(nn.Module):
         return {**self.__dict__, "_entry": None}
 
 
-@dataclass(frozen=True)
-class LevelGeometry:
+class LevelGeometry(NamedTuple):
     """Constants of a level that depend on its shape alone.
 
     Attributes:
@@ -279,7 +291,6 @@ class LevelGeometry:
     bin_weights: torch.Tensor
 
 
-@lru_cache(maxsize=32)
 def level_geometries(
     shape: tuple[int, int],
     levels: tuple[int, ...],
@@ -288,7 +299,35 @@ def level_geometries(
     aligned: bool,
     device: torch.device,
 ) -> list[LevelGeometry]:
-    """Return the geometry of every level of a map of `shape`, (h, w); in float32."""
+    """Return the geometry of every level of a map of `shape`, (h, w); in float32, cached, constants of a graph."""
+    tensors = _geometry_tensors(shape, levels, query_grid, box_dtype, aligned, device)
+    size = len(tensors) // len(levels)
+    return [LevelGeometry(*tensors[first : first + size]) for first in range(0, len(tensors), size)]
+
+
+@torch.compiler.assume_constant_result
+def _geometry_tensors(
+    shape: tuple[int, int],
+    levels: tuple[int, ...],
+    query_grid: int,
+    box_dtype: str,
+    aligned: bool,
+    device: torch.device,
+) -> tuple[torch.Tensor, ...]:
+    geometries = cached_geometries(shape, levels, query_grid, box_dtype, aligned, device)
+    return tuple(tensor for geometry in geometries for tensor in geometry)
+
+
+@lru_cache(maxsize=32)
+def cached_geometries(
+    shape: tuple[int, int],
+    levels: tuple[int, ...],
+    query_grid: int,
+    box_dtype: str,
+    aligned: bool,
+    device: torch.device,
+) -> list[LevelGeometry]:
+    """Compute the geometry of every level; see `level_geometries`."""
     bins, geometries = bin_shape(shape), []
     # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -171,6 +171,15 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             ValueError: the patches do not add up to the view shapes, or the views to the images.
         """
         views = self.group_views(len(pixel_values), view_shapes, num_views, grids)
+        tokens = self.image_tokens(pixel_values, views)
+        return BaseModelOutputWithPooling(pooler_output=list(tokens.split(views.tokens_per_image)))
+
+    def image_tokens(self, pixel_values: torch.Tensor, views: GroupedViews) -> torch.Tensor:
+        """Compute the image tokens of grouped views: (patches of all views, 3·p·p) to (T, E).
+
+        All that depends on shapes is in `views`, so that this part compiles as one graph (`fullgraph=True`) and waits
+        for no device.
+        """
         encoded = [
             self.encode(pixel_values[group.patch_indices.to(pixel_values.device)], group.shape)
             for group in views.groups
@@ -179,8 +188,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             [features for features, _ in encoded], [pixels for _, pixels in encoded]
         )
         tokens = torch.cat([group.flatten(0, 1) for group in projected])
-        tokens = tokens[views.order.to(tokens.device)]  # T, E
-        return BaseModelOutputWithPooling(pooler_output=list(tokens.split(views.tokens_per_image)))
+        return tokens[views.order.to(tokens.device)]
 
     @can_return_tuple
     def forward(

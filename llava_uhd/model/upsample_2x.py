@@ -42,6 +42,18 @@ def border_mode(shape: tuple[int, int]) -> str:
     return "reflect" if min(shape) > RADIUS else "replicate"
 
 
+@torch.compiler.assume_constant_result
+def constant_sliding_matrices(
+    shape: tuple[int, int], mode: str, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `sliding_matrices` of both sides of a source map of `shape`, as constants of a compiled graph.
+
+    A tuple, because PyTorch's compiler takes several constant tensors of one function for the same.
+    """
+    height, width = shape
+    return sliding_matrices(height, mode, device, dtype), sliding_matrices(width, mode, device, dtype)
+
+
 @lru_cache(maxsize=256)
 def sliding_matrices(side: int, mode: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Express each upsampled position's 7 neighbors along a side as sums of its tile's 10 source positions.
@@ -67,8 +79,8 @@ def tile_matrices(kernels: torch.Tensor) -> torch.Tensor:
     """Build the matrix of every tile: (N, P, H, W) kernels of an upsampled map to (N, Ty, Tx, 64, 100)."""
     n, _, height, width = kernels.shape
     mode = border_mode((height, width))
-    down = sliding_matrices(height // 2, mode, kernels.device, kernels.dtype)  # 8·Ty, 7, 10
-    across = sliding_matrices(width // 2, mode, kernels.device, kernels.dtype)  # 8·Tx, 7, 10
+    # 8·Ty, 7, 10 and 8·Tx, 7, 10
+    down, across = constant_sliding_matrices((height // 2, width // 2), mode, kernels.device, kernels.dtype)
     rows, columns = len(down), len(across)
     taps = F.pad(kernels, (0, columns - width, 0, rows - height)).view(n, SPAN, SPAN, rows, columns)
     taps = taps.permute(4, 0, 3, 1, 2).reshape(columns, -1, SPAN) @ across  # 8·Tx, N·8·Ty·7, 10

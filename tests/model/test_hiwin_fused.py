@@ -10,7 +10,7 @@ from torch import nn
 from llava_uhd.benchmark.reference import tokens
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
 from llava_uhd.model.hiwin import HiWinProjector, hiwin_attention
-from llava_uhd.model.hiwin_fused import fused_hiwin_attention, level_geometries, reason_not_to_fuse
+from llava_uhd.model.hiwin_fused import cached_geometries, fused_hiwin_attention, reason_not_to_fuse
 from tests.golden import relative_error
 
 PYRAMIDS = {
@@ -228,7 +228,7 @@ def test_autocast_training():
     projector, (features, pixels) = build(), view((6, 6))
     direction = torch.randn(2, 9, 32)
     expected = gradients(projector, projector, features, pixels, direction)
-    level_geometries.cache_clear()  # as in a process that only ever trains in mixed precision
+    cached_geometries.cache_clear()  # as in a process that only ever trains in mixed precision
 
     def mixed(features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -273,3 +273,24 @@ def test_outer_checkpointing():
         )
         for name, gradient in expected.items():
             torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_the_whole_vision_path_compiles_as_one_graph(backend):
+    """`fullgraph=True` fails on anything that would leave the graph, such as reading a shape back from the device."""
+    from tests.conftest import build_model, small_config
+    from tests.model.test_modeling import sample
+
+    config = small_config(levels=[1, 2], bin_embedding=True)
+    model, inputs = build_model(config).model, sample(config, [(150, 120)])
+    views = model.group_views(len(inputs["pixel_values"]), inputs["view_shapes"], inputs["num_views"], inputs["grids"])
+    with torch.no_grad():
+        expected = model.image_tokens(inputs["pixel_values"], views)
+        compiled = torch.compile(model.image_tokens, fullgraph=True, backend=backend, dynamic=False)
+        torch.testing.assert_close(compiled(inputs["pixel_values"], views), expected, rtol=1e-4, atol=1e-4)
+        for parameter in model.multi_modal_projector.parameters():
+            parameter.mul_(1.1)
+        model.eval()  # drops the folded weights, which the graph has seen
+        changed = compiled(inputs["pixel_values"], views)
+        assert not torch.allclose(changed, expected, rtol=1e-2)
+        torch.testing.assert_close(changed, model.image_tokens(inputs["pixel_values"], views), rtol=1e-4, atol=1e-4)
