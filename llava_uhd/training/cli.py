@@ -8,50 +8,106 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..distributed import is_main_process, world_size
 from ..options import AsJson
-from ..terminal import stderr_console
+from ..terminal import note, stderr_console
 
 data_app = typer.Typer(
     help="Training data: check it, or make some.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 
-def train(
-    recipe: Annotated[
-        str, typer.Argument(show_default=False, help="A shipped recipe, a YAML file, or: all FAMILY, list.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value...", show_default=False)] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the recipe, what it trains, how long and in what memory.")
-    ] = False,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices to plan a dry run for.")] = None,
-    benchmarks: Annotated[
-        str, typer.Option(help="Benchmarks that `all` ends with, separated by commas; or paper.")
-    ] = "synthdoc",
-    eval_data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data.")] = None,
-    eval_limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of a benchmark.")] = None,
+class _TrainGroup(TyperGroup):
+    """The verbs of `train`; `train RECIPE`, as before there were verbs, is `train run RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            given = next((argument for argument in args if not argument.startswith("-")), "RECIPE")
+            verb = "plan" if "--dry-run" in args else "run"
+            note(f"deprecated: `train RECIPE`; write `llava-uhd train {verb} {given}`")
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+train_app = typer.Typer(
+    cls=_TrainGroup,
+    help="Train by recipes: list, plan, run, init; all stages of a family in one go.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+RecipeName = Annotated[str, typer.Argument(show_default=False, help="A shipped recipe or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value...", show_default=False)]
+Devices = Annotated[int | None, typer.Option(min=1, help="Devices to plan for. Default: those of the launcher, or 1.")]
+
+
+@train_app.command("list")
+def list_recipes(as_json: AsJson = False) -> None:
+    """Print the names of the shipped recipes."""
+    from .recipe import shipped_recipes
+
+    _print({"recipes": shipped_recipes()} if as_json else shipped_recipes())
+
+
+@train_app.command("plan", epilog="Example: llava-uhd train plan vicuna-7b-align --devices 8")
+def plan(recipe: RecipeName, overrides: Overrides = None, devices: Devices = None, as_json: AsJson = False) -> None:
+    """Show the recipe, what it trains, how long it takes and how much memory it needs."""
+    _show_plan(recipe, list(overrides or []), devices or world_size(), as_json)
+
+
+@train_app.command("run", epilog="Example: llava-uhd train run tiny-instruct optimization.epochs=2")
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="As `train plan`.")] = False,
+    devices: Devices = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage. Killed, it goes on where it stopped; under torchrun or accelerate, ranks share it."""
-    given = list(overrides or [])
-    if recipe == "list":
-        from .recipe import shipped_recipes
+    """Run a stage. Resumes from the newest complete checkpoint; works under torchrun and accelerate."""
+    if dry_run:
+        _show_plan(recipe, list(overrides or []), devices or world_size(), as_json)
+        return
+    from .recipe import load_recipe
 
-        _print({"recipes": shipped_recipes()} if as_json else shipped_recipes())
-    elif recipe == "all":
-        if not given or "=" in given[0]:
-            raise typer.BadParameter("name the family after all, as in: llava-uhd train all tiny")
-        _train_all(given[0], given[1:], (benchmarks, eval_data, eval_limit), as_json)
-    elif dry_run:
-        _show_plan(recipe, given, devices or world_size(), as_json)
-    else:
-        from .recipe import load_recipe
+    done = _run(load_recipe(recipe, list(overrides or [])))
+    if is_main_process():
+        _print(done if as_json else _lines(done))
 
-        done = _run(load_recipe(recipe, given))
-        if is_main_process():
-            _print(done if as_json else _lines(done))
+
+@train_app.command("all", epilog="Example: llava-uhd train all tiny instruct.optimization.epochs=2")
+def run_all(
+    family: Annotated[str, typer.Argument(show_default=False, help="Family of recipes, such as tiny or vicuna-7b.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="stage.key=value...", show_default=False)] = None,
+    benchmarks: Annotated[
+        str, typer.Option(help="Tasks of the evaluation at the end, separated by commas; or paper.")
+    ] = "synthdoc",
+    eval_data: Annotated[Path | None, typer.Option(help="Folder with the tasks' data.")] = None,
+    eval_limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of a task.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run align, instruct and the evaluation; a stage that is finished is not run again."""
+    if "=" in family:
+        raise typer.BadParameter("name the family after all, as in: llava-uhd train all tiny")
+    _train_all(family, list(overrides or []), (benchmarks, eval_data, eval_limit), as_json)
+
+
+@train_app.command("init", epilog="Example: llava-uhd train init my-run vicuna-7b-instruct --nodes 8 --gpus 8")
+def init(
+    folder: Annotated[Path, typer.Argument(show_default=False, help="Folder to write.")],
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 8,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe and the Slurm scripts that launch it (torchrun, accelerate with FSDP2, evaluation)."""
+    from .launch_files import write_launch_files
+
+    files = [str(file) for file in write_launch_files(folder, recipe, list(overrides or []), nodes, gpus, overwrite)]
+    _print({"files": files} if as_json else files)
 
 
 def _run(recipe: Any) -> dict[str, Any]:
@@ -207,7 +263,7 @@ def _mapping(columns: list[str]) -> dict[str, str]:
 
 def mount(app: typer.Typer) -> None:
     """Adds the verbs to an app."""
-    app.command(epilog="Example: llava-uhd train vicuna-7b-align --dry-run --devices 8")(train)
+    app.add_typer(train_app, name="train")
     app.add_typer(data_app, name="data")
 
 

@@ -1,6 +1,6 @@
 """The plan of a run: what it trains, how long it is, what it needs. Calculated, without weights and without data.
 
-llava-uhd train vicuna-7b-instruct --dry-run --devices 64
+llava-uhd train plan vicuna-7b-instruct --devices 64
 """
 
 from dataclasses import dataclass
