@@ -1,12 +1,16 @@
 """PDF and TIFF files as one image per page."""
 
 import base64
+import re
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
+from llava_uhd.cli import app
 from llava_uhd.pages import OVERSAMPLING, count_pages, open_all, open_pages, page_scale, select_pages
 from llava_uhd.planning import ImagePlanner
 from tests.conftest import picture
@@ -158,3 +162,13 @@ def test_further_pages_of_a_tiff_do_not_vanish_without_a_word(folder, recwarn):
     open_pages(folder / "three.tif")
     decode_image(write_tiff(folder / "one.tif", 1))
     assert not recwarn.list
+
+
+def test_the_page_about_the_command_line_runs(capsys):
+    """Its Python as it stands, and the verbs and options that it names."""
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "examples/receipt.png (816, 1130) 448\n"
+    options = {name for parameter in get_command(app).commands["ask"].params for name in parameter.opts}
+    assert {"--pages", "--max-pages", "--max-slices"} <= options & set(re.findall(r"--[a-z-]+", page))
