@@ -82,15 +82,31 @@ from llava_uhd.evaluation.adapters.lmms_eval_plugin import manifest
 module, _, name = manifest().simple_class_path.rpartition(".")
 adapter = getattr(__import__(module, fromlist=[name]), name)
 model = adapter(pretrained={str(model_folder)!r}, device="cpu", batch_size=2)
-model.task_dict = {{"task": {{"test": [picture(90, 60), None, picture(40, 80)]}}}}
+pair = [picture(90, 60), picture(40, 80)]
+model.task_dict = {{"task": {{"test": [[pair[0]], None, [pair[1]], pair, pair, ["a sound", b"x"]]}}}}
 options = {{"max_new_tokens": 4, "until": ["\\n\\n"]}}
-visual = lambda doc: [] if doc is None else [doc]
-texts = ["<image> What is it?", "Who?", "<image> Which?"]
+visual = lambda doc: doc
+texts = ["<image> What is it?", "Who?", "<image> Which?", "First <image> then <image>?", "Both?"]
 requests = [SimpleNamespace(args=(text, options, visual, i, "task", "test")) for i, text in enumerate(texts)]
-print(json.dumps([manifest().model_id, model.generate_until(requests), len(model.cache_hook.added)]))
+answers = model.generate_until(requests)
+try:
+    model.generate_until([SimpleNamespace(args=("?", options, visual, 5, "task", "test"))])
+except ValueError as error:
+    refused = str(error)
+print(json.dumps([manifest().model_id, answers, len(model.cache_hook.added), str(model.device), refused]))
 """
-    name, answers, cached = json.loads(run_python(["-c", code], "lmms_eval").splitlines()[-1])
-    assert (name, cached) == ("llava_uhd", 3)
+    name, answers, cached, device, refused = json.loads(run_python(["-c", code], "lmms_eval").splitlines()[-1])
+    assert (name, cached, device) == ("llava_uhd", 5, "cpu")
+    assert refused == "this model takes images; the task gives a bytes"
+    images = [{"type": "image", "image": picture(*size)} for size in ((90, 60), (40, 80))]
+    text = [{"type": "text", "text": part} for part in ("First ", " then ", "?", "Both?")]
+    for index, content in (
+        (3, [text[0], images[0], text[1], images[1], text[2]]),
+        (4, [*images, text[3]]),
+    ):
+        model, processor = load(str(model_folder), "cpu")
+        inputs = prepare(model, processor, [{"role": "user", "content": content}], 4)
+        assert answers[index] == answer(model, processor, inputs, 4).strip()
     assert answers[0] == alone(model_folder, picture(90, 60), "What is it?", 4, num_beams=1)
     assert answers[2] == alone(model_folder, picture(40, 80), "Which?", 4, num_beams=1)
 
