@@ -236,7 +236,8 @@ def lay_out_plain_page(sheet: Sheet) -> None:
     title(sheet, content.sentence(rng.randint(2, 5)).rstrip("."))
     if rng.random() < 0.4:
         author = content.person()
-        run = sheet.put(f"by {author}", sheet.left)
+        sheet.put("by", sheet.left)
+        run = sheet.put(author, sheet.left + sheet.measure("by "))
         sheet.facts.append(Field("author", author, "name", (run,), ("Who wrote it?", "Who is the author?", "author?")))
         sheet.feed()
     sheet.feed(0.5)
