@@ -227,9 +227,13 @@ class Load:
 
     async def malformed(self, chance: random.Random) -> None:
         body, status = chance.choice(MALFORMED)
-        response = await self.raw.post(
-            f"{self.url}/chat/completions", content=body.replace(b"MODEL", self.model.encode())
-        )
+        try:
+            response = await self.raw.post(
+                f"{self.url}/chat/completions", content=body.replace(b"MODEL", self.model.encode())
+            )
+        except httpx.HTTPError as error:
+            self.record.wrong.append(f"{type(error).__name__} for {body!r}")
+            return
         self.record.statuses[response.status_code] += 1
         if response.status_code not in (status, *DOCUMENTED):
             self.record.wrong.append(f"{response.status_code} instead of {status} for {body!r}")
@@ -285,7 +289,11 @@ def main() -> None:
             before = resident_bytes(server.pid) / 2**20
             return clients, one_client, await clients.run(options.seconds, server.pid), before
 
-        clients, one_client, lasted, before = asyncio.run(measure())
+        try:
+            clients, one_client, lasted, before = asyncio.run(measure())
+        except BaseException:
+            server.kill()
+            raise
         time.sleep(options.settle)
         settled_to = resident_bytes(server.pid) / 2**20
         metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text

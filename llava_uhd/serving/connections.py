@@ -67,7 +67,8 @@ class LimitedProtocol(H11Protocol):
             others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
             idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
             if idle:
-                min(idle, key=lambda each: each.idle_since).transport.abort()
+                # One that never sent a request before one that is kept for the next.
+                min(idle, key=lambda each: (each.cycle is not None, each.idle_since)).transport.close()
             elif len(self.connections) > self.limits.number + SPARE_CONNECTIONS:
                 transport.abort()
         self._start_timer(self.limits.head_seconds)
