@@ -20,7 +20,7 @@ from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
 from .serving.cli import mount as mount_serving
-from .terminal import be_quiet, status, use_utf8
+from .terminal import be_quiet, note, status, use_utf8
 from .training.cli import mount as mount_training
 
 if TYPE_CHECKING:
@@ -175,9 +175,14 @@ def _open(
     images: list[str], planner: "ImagePlanner", pages: str | None, max_pages: int, max_slices: int | None
 ) -> "list[Page]":
     """Open images and documents before the model is loaded, so that a wrong path is reported at once."""
+    from .inspection.legibility import legibility_note
     from .pages import open_all
 
-    return open_all(images, pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
+    opened = open_all(images, pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
+    for page in opened:
+        if (said := legibility_note(planner, *page.image.size, max_slices, page.dpi)) is not None:
+            note(f"{page.name}: {said}")
+    return opened
 
 
 mount_checkpoints(app)

@@ -12,12 +12,14 @@ from PIL import Image
 from ..inspection.attribution import Method, Word, answer_words, attribute, image_heats, overlay
 from ..inspection.explanation import explain_image
 from ..inspection.figure import principal_colours, pyramid_figure, view_pyramid
+from ..inspection.legibility import legibility_note
 from ..inspection.slices import draw_slices
 from ..model.hiwin import HiWinProjector
 from ..model.images import decode_image
+from ..planning import ImagePlanner
 from ..serving.engine import Engine
 from ..serving.prompts import SHAPE_INPUTS
-from .session import Session, with_bytes
+from .session import Session, page_dpi, with_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +47,12 @@ def slices_picture(engine: Engine, session: Session, index: int) -> tuple[Image.
         else "seen as one overview of "
     )
     width, height = seen["overview_size"]
+    planner = ImagePlanner.from_processor(engine.processor)
+    small = legibility_note(planner, *picture.size, session.max_slices, page_dpi(session.images[index]))
     return rendered(figure), (
         f"{picture.width} x {picture.height} pixels, {cut}{width} x {height}: "
         f"**{seen['num_image_tokens']} image tokens** in {seen['num_views']} view{'s'[: seen['num_views'] != 1]}."
+        + (f" **Note:** {small}." if small else "")
     )
 
 

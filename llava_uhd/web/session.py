@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from ..answering import Message, question_message
 from ..pages import count_pages, open_pages
 
@@ -80,6 +82,15 @@ def unfold(files: Sequence[str], pages: str | None, num_pixels: int) -> list[str
         chosen = pages if len(files) == 1 or count_pages(content, name) > 1 else None
         for page in open_pages(content, chosen, num_pixels=num_pixels, name=name):
             png = io.BytesIO()
-            page.image.save(png, format="png")
+            page.image.save(png, format="png", dpi=(page.dpi, page.dpi) if page.dpi else None)
             unfolded.append(png.getvalue())
     return unfolded
+
+
+def page_dpi(upload: Upload) -> float | None:
+    """Return the dots per inch of a page of a PDF, as `unfold` has written it; None for any other image."""
+    if not isinstance(upload, bytes):
+        return None
+    with Image.open(io.BytesIO(upload)) as image:
+        dpi = image.info.get("dpi")
+    return float(dpi[0]) if dpi else None

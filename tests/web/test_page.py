@@ -98,7 +98,10 @@ def test_every_page_of_a_document_is_an_image(engine, tmp_path, name, count):
     file = str((write_pdf if name.endswith("pdf") else write_tiff)(tmp_path / name, count))
     _, session = ask(handlers, "What is this?", [file], Session(), slices=2)
     assert len(session.images) == count and len(handlers.look(session)[0].choices) == count
-    assert handlers.views(session, count - 1)[0] is not None
+    picture, sentence, *_ = handlers.views(session, count - 1)
+    assert picture is not None and bool(re.search(r"a page of 21\d x 29\d mm seen at", sentence)) == name.endswith(
+        "pdf"
+    )
     message = {"text": "And this?", "files": [file]}
     *_, (_, shown, later) = handlers.respond(message, [], session, 2, 0.0, "2-3")
     assert len(later.images) == count + 2
