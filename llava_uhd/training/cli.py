@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from ..distributed import is_main_process, world_size
 from ..options import AsJson
 from ..terminal import note, stderr_console
+from .upsampler.cli import upsampler_app
 
 data_app = typer.Typer(
     help="Training data: check it, or make some.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -265,6 +266,7 @@ def mount(app: typer.Typer) -> None:
     """Adds the verbs to an app."""
     app.add_typer(train_app, name="train")
     app.add_typer(data_app, name="data")
+    app.add_typer(upsampler_app, name="upsampler")
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -22,6 +22,8 @@ from .limits import TUNING_LIMITS, UPSAMPLER_LIMITS, check_limits
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "recipes"
+# Parameters of the up-sampler that may have learning rates of their own.
+UPSAMPLER_PARAMETERS = ("range_temp", "sigma_spatial", "range_proj", "fixup_proj")
 # What each stage may train, by the names of `parts`.
 TRAINED_BY = {
     "align": ("projector", "positions"),
@@ -269,7 +271,18 @@ class UpsamplerRecipe:
         resample: filter of the resizing; `nearest` as published.
         normalization: `imagenet` as published, or `clip`, which is what the model sees later.
         batch: pictures of one step, over all devices.
+        optimizer: `nadam` as in the released code, or `adam` as in the paper.
+        learning_rates: rates of parameters by name (`range_temp`, `sigma_spatial`, `range_proj`, `fixup_proj`) in
+            place of `learning_rate`. Adam moves a scalar by at most rate x steps, so a short run needs larger rates
+            for the two scalars to change the kernels.
+        objective: `reconstruction` as published: maps moved and pooled down again match the tower's map of the moved
+            picture. `closer_look`: maps match the tower's features of the enlarged picture, tile by tile; nothing of
+            `jitters` to `crf` below is used.
+        loss_levels: `every` level has a loss of its own and gives no gradient to the level below it, as published;
+            `highest` trains all levels by the loss of the highest map.
         jitters: views of each picture.
+        pictures_per_jitter: pictures of a batch that share their jitters; None for all of a device. The released code
+            has eight devices with two pictures each, so two.
         projection: random directions onto which features are compared; 0 compares all channels.
         clip_first: gradients of this many first steps are clipped to `max_grad_norm`.
         crf, tv: weights of these terms; `crf_jittered_guidance` pairs the features with the view they come from,
@@ -292,7 +305,12 @@ class UpsamplerRecipe:
     epochs: int = 1
     max_steps: int | None = None
     learning_rate: float = 1e-3
+    optimizer: Literal["nadam", "adam"] = "nadam"
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    objective: Literal["reconstruction", "closer_look"] = "reconstruction"
+    loss_levels: Literal["every", "highest"] = "every"
     jitters: int = 2
+    pictures_per_jitter: int | None = None
     max_pad: int = 30
     max_zoom: float = 2.0
     downsampler_kernel: int = 14
@@ -313,6 +331,16 @@ class UpsamplerRecipe:
         check_limits(self, UPSAMPLER_LIMITS)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name, rate in self.learning_rates.items():
+            if name not in UPSAMPLER_PARAMETERS:
+                raise ValueError(
+                    f"learning_rates.{name}: the up-sampler has {', '.join(UPSAMPLER_PARAMETERS)} "
+                    f"(nearest: {_nearest(name, UPSAMPLER_PARAMETERS)})"
+                )
+            if not rate >= 0:
+                raise ValueError(f"learning_rates.{name} must be at least 0, got {rate}")
+        if self.pictures_per_jitter is not None and self.pictures_per_jitter < 1:
+            raise ValueError(f"pictures_per_jitter must be at least 1, got {self.pictures_per_jitter}")
 
 
 Recipe = TuningRecipe | UpsamplerRecipe

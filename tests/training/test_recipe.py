@@ -10,7 +10,8 @@ import yaml
 
 from llava_uhd.training.recipe import FOLDER, build_recipe, load_recipe, recipe_text, shipped_recipes
 
-FAMILIES = ("tiny", "vicuna-7b", "vicuna-13b", "qwen2-7b", "v1")
+V2 = ("vicuna-7b", "vicuna-13b", "qwen2-7b")
+FAMILIES = ("tiny", *V2, *(f"{family}-paper" for family in V2), "v1")
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -21,7 +22,8 @@ def test_shipped_recipes_load_and_print_as_they_are(name):
 
 def test_each_family_has_its_stages():
     wanted = {f"{family}-{stage}" for family in FAMILIES for stage in ("align", "instruct")}
-    wanted |= {"tiny-upsampler", "clip-l-upsampler", "vicuna-7b-instruct-lora", "vicuna-7b-instruct-qlora"}
+    wanted |= {"tiny-upsampler", "clip-l-upsampler", "clip-l-paper-upsampler"}
+    wanted |= {"vicuna-7b-instruct-lora", "vicuna-7b-instruct-qlora"}
     assert set(shipped_recipes()) == wanted
 
 
@@ -30,16 +32,38 @@ def test_published_values(family):
     align, instruct = load_recipe(f"{family}-align"), load_recipe(f"{family}-instruct")
     first, second = align.optimization, instruct.optimization
     assert (first.global_batch, second.global_batch) == (256, 128)
-    assert first.learning_rates == {"projector": 1e-3, "positions": 1e-3}
+    rate = 2e-4 if family.startswith(("vicuna-13b", "qwen2-7b")) else 1e-3
+    assert first.learning_rates == {"projector": rate, "positions": rate}
     assert set(second.learning_rates.values()) == {2e-5} and "positions" not in second.learning_rates
     for optimization in (first, second):
         assert (optimization.schedule, optimization.warmup, optimization.weight_decay) == ("cosine", 0.03, 0.0)
-    assert align.data.max_slices == 1 and instruct.data.max_slices == 7 and instruct.data.max_length == 4096
+    # December 2024 and v1 clip nothing; the configuration of April 2025 leaves it to the Trainer, which clips at 1.
+    clipped = 1.0 if family.startswith(("vicuna-13b", "qwen2-7b")) else 0.0
+    assert first.max_grad_norm == second.max_grad_norm == clipped
+    assert align.data.max_slices == 1 and instruct.data.max_slices == (6 if "paper" in family else 7)
+    assert instruct.data.max_length == (2048 if family == "v1" else 4096)
+    trained = {"language_model", "projector"}
+    trained |= set() if family == "v1" else {"vision_tower"}
+    assert set(second.learning_rates) == trained | ({"upsampler_fixup"} if family in V2 else set())
     assert instruct.model.start == f"{align.out}/model"
 
 
-def test_the_published_upsampler():
-    recipe = load_recipe("clip-l-upsampler")
+def test_v1_is_its_own_branch():
+    align, instruct = load_recipe("v1-align"), load_recipe("v1-instruct")
+    assert align.model.layout == "sequential" and align.data.max_length == 2048
+    assert instruct.data.published_samples == 665_000 and not instruct.data.vary_images
+
+
+def test_stage_0_of_paper_and_code():
+    paper, code = load_recipe("clip-l-paper-upsampler"), load_recipe("clip-l-upsampler")
+    assert (paper.optimizer, paper.max_steps, paper.batch) == ("adam", 2000, 16)
+    assert (code.optimizer, code.max_steps, code.epochs, code.batch) == ("nadam", None, 1, 16)
+    assert code.pictures_per_jitter == 2
+
+
+@pytest.mark.parametrize("name", ["clip-l-upsampler", "clip-l-paper-upsampler"])
+def test_the_published_upsampler(name):
+    recipe = load_recipe(name)
     assert (recipe.learning_rate, recipe.jitters, recipe.max_pad, recipe.max_zoom) == (1e-3, 2, 30, 2.0)
     assert (recipe.projection, recipe.crf, recipe.tv, recipe.clip_first, recipe.max_grad_norm) == (
         30,

@@ -13,17 +13,21 @@ from ...model.vision_tower import encode_views
 TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 
 
+def is_own_model(name: str) -> bool:
+    """Whether a name stands for a model of this package: a built-in one, or a folder of its format."""
+    config_file = Path(name).expanduser() / "config.json"
+    return name in BUILT_IN or (
+        config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == "llava_uhd"
+    )
+
+
 def load_tower(name: str) -> PreTrainedModel:
     """A frozen tower in float32: of a model of ours, or CLIP's or SigLIP's own.
 
     Raises:
         ValueError: it is none of them.
     """
-    config_file = Path(name).expanduser() / "config.json"
-    is_ours = name in BUILT_IN or (
-        config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == "llava_uhd"
-    )
-    if is_ours:
+    if is_own_model(name):
         tower = load(name, "cpu", "float32")[0].model.vision_tower
     else:
         config = AutoConfig.from_pretrained(name)

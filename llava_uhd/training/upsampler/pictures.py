@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,26 @@ class Pictures(Dataset):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - self.mean) / self.std
 
+    def at_scales(self, scales: Sequence[int]) -> "ScaledPictures":
+        """The same pictures, each enlarged by several factors."""
+        return ScaledPictures(self, scales)
+
     def denormalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Back to values of 0 to 1."""
         return (pixels * self.std.to(pixels.device) + self.mean.to(pixels.device)).clamp(0, 1)
+
+
+class ScaledPictures(Dataset):
+    """A picture enlarged by several factors: a list of (3, scale · H, scale · W)."""
+
+    def __init__(self, pictures: Pictures, scales: Sequence[int]):
+        self.pictures, self.scales = pictures, tuple(scales)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return [self.pictures.at_scale(index, scale) for scale in self.scales]
 
 
 def batches(pictures: Pictures, batch: int, seed: int, epoch: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..assembly import vision_config_of
 from ..recipe import UpsamplerRecipe
@@ -45,14 +46,17 @@ def make_plan(recipe: UpsamplerRecipe, devices: int) -> UpsamplerPlan:
     Raises:
         ValueError: the batch does not divide among the devices, or there are too few pictures.
     """
-    from .training import Reconstruction
+    from .training import CloserLook, Reconstruction
 
     if recipe.batch % devices:
         raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
     vision = vision_config_of(recipe.vision_tower)
     with torch.device("meta"):
-        module = Reconstruction(vision["hidden_size"], recipe)
-    parts = {"upsampler": module.pyramid, "downsamplers": module.downsamplers, "scale nets": module.scale_nets}
+        objective = CloserLook if recipe.objective == "closer_look" else Reconstruction
+        module = objective(vision["hidden_size"], recipe)
+    parts: dict[str, nn.Module] = {"upsampler": module.pyramid}
+    if isinstance(module, Reconstruction):
+        parts |= {"downsamplers": module.downsamplers, "scale nets": module.scale_nets}
     parameters = {
         name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
         for name, part in parts.items()

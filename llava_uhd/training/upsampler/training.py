@@ -3,6 +3,7 @@
 Every step seeds its draws by its number, so that a run that was killed goes on as if it had not been.
 """
 
+import copy
 import json
 import random
 import sys
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...files import append_line, lock_folder, read_checked, read_json, replace_file, write_checked, write_json
+from ...files import append_line, lock_folder, read_checked, replace_file, write_checked, write_json
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
 from ..assembly import UPSAMPLER_FILE
 from ..folder import check_folder, claim_folder
@@ -31,22 +32,67 @@ from .features import Features, load_tower
 from .jitter import Move, draw_move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
 from .pictures import Pictures, batches, find_pictures
-from .quality import false_colours, measure
+from .quality import Quality, false_colours, measure, pyramid_upsample
 from .reconstruction import AttentionDownsampler, ScaleNet
 
 STATE_FILE = "state.pt"
+OPTIMIZERS = {"nadam": torch.optim.NAdam, "adam": torch.optim.Adam}
 
 
-def stage_maps(pyramid: JBUPyramid, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """The maps above 1x, ascending; each level learns for itself, the map below it taken as given."""
+def stage_maps(
+    pyramid: JBUPyramid, features: torch.Tensor, pixels: torch.Tensor, every_level: bool = True
+) -> list[torch.Tensor]:
+    """The maps above 1x, ascending.
+
+    Args:
+        pyramid: the up-sampler.
+        features: maps of the tower, (N, C, h, w).
+        pixels: pictures, (N, 3, H, W).
+        every_level: each level learns from its own loss, the map below it detached; otherwise gradients reach the
+            levels below.
+    """
     maps = []
     for upsampler, fixup in pyramid.steps():
         current = upsample(upsampler, features, pixels)
         if fixup is not None:
             current = current + FIXUP_SCALE * fixup(current)
         maps.append(current)
-        features = current.detach()
+        features = current.detach() if every_level else current
     return maps
+
+
+def build_pyramid(channels: int, recipe: UpsamplerRecipe) -> JBUPyramid:
+    """The untrained up-sampler of a recipe."""
+    pyramid = JBUPyramid(channels, [level for level in (1, 2, 4, 8) if level <= recipe.highest])
+    if recipe.highest == 8:
+        pyramid.fixup_proj.requires_grad_(False)  # used by no map
+    return pyramid
+
+
+class CloserLook(nn.Module):
+    """The up-sampler trained by regression on the tower's features of the enlarged picture, tile by tile."""
+
+    def __init__(self, channels: int, recipe: UpsamplerRecipe):
+        super().__init__()
+        self.recipe = recipe
+        self.pyramid = build_pyramid(channels, recipe)
+
+    def forward(self, features: torch.Tensor, pixels: torch.Tensor, closer: list[torch.Tensor]) -> torch.Tensor:
+        """Sum over the levels of the squared error, divided by the variance of the closer look.
+
+        Args:
+            features: maps of the tower, (N, C, h, w).
+            pixels: pictures, (N, 3, H, W).
+            closer: closer look of each level above 1x, ascending, (N, C, s·h, s·w).
+        """
+        every_level = self.recipe.loss_levels == "every"
+        maps = stage_maps(self.pyramid, features, pixels, every_level)
+        used = slice(None) if every_level else slice(-1, None)
+        losses = [
+            (map_ - target).square().mean() / (target - target.mean(dim=(0, 2, 3), keepdim=True)).square().mean()
+            for map_, target in zip(maps[used], closer[used], strict=True)
+        ]
+        return torch.stack(losses).sum()
 
 
 class Reconstruction(nn.Module):
@@ -55,11 +101,8 @@ class Reconstruction(nn.Module):
     def __init__(self, channels: int, recipe: UpsamplerRecipe):
         super().__init__()
         self.recipe = recipe
-        levels = [level for level in (1, 2, 4, 8) if level <= recipe.highest]
-        self.pyramid = JBUPyramid(channels, levels)
-        if recipe.highest == 8:
-            self.pyramid.fixup_proj.requires_grad_(False)  # used by no map
-        trained = len(self.pyramid.steps())
+        self.pyramid = build_pyramid(channels, recipe)
+        trained = len(self.pyramid.steps()) if recipe.loss_levels == "every" else 1
         self.downsamplers = nn.ModuleList(
             AttentionDownsampler(channels, recipe.downsampler_kernel) for _ in range(trained)
         )
@@ -87,7 +130,10 @@ class Reconstruction(nn.Module):
         recipe, shape = self.recipe, (features.shape[2], features.shape[3])
         size = (pixels.shape[2], pixels.shape[3])
         total = features.new_zeros(())
-        maps = stage_maps(self.pyramid, features, pixels)
+        every_level = recipe.loss_levels == "every"
+        maps = stage_maps(self.pyramid, features, pixels, every_level)
+        if not every_level:
+            maps = maps[-1:]
         for map_, downsampler, scale_net in zip(maps, self.downsamplers, self.scale_nets, strict=True):
             projection = None
             if recipe.projection:
@@ -114,14 +160,15 @@ class TrainedUpsampler:
         upsampler: file of the weights.
         steps: of the run.
         loss: loss of the last step; None where a run resumed behind it and its state does not tell.
-        quality: see `quality.measure`; of the untrained up-sampler as `*_before`.
+        quality: measures of the up-sampler, the untrained one and the baselines by level, see `quality.measure`;
+            empty without held-out pictures.
         resumed_from: step that the run continued from, None from the start.
     """
 
     upsampler: str
     steps: int
     loss: float | None
-    quality: dict[str, float]
+    quality: Quality
     resumed_from: int | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,24 +206,23 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
     if accelerator.is_main_process:
         claim_folder(recipe, out)
     torch.manual_seed(recipe.seed)
-    module = Reconstruction(features.channels, recipe)
-    optimizer: Any = torch.optim.NAdam(
-        [parameter for parameter in module.parameters() if parameter.requires_grad], lr=recipe.learning_rate
-    )
+    objective = CloserLook if recipe.objective == "closer_look" else Reconstruction
+    module = objective(features.channels, recipe)
+    untrained = copy.deepcopy(module.pyramid)
+    optimizer: Any = OPTIMIZERS[recipe.optimizer](parameter_groups(module, recipe), lr=recipe.learning_rate)
     resumed = _resume(out, module, optimizer)
     trained, optimizer = accelerator.prepare(module, optimizer)
-    first, loss, before = resumed or (0, None, {})
-    if resumed is None and len(held_out):
-        before = {f"{name}_before": value for name, value in _quality(module, features, held_out, device).items()}
-        _write(out / "quality.json", before, accelerator)
+    first, loss = resumed or (0, None)
     writer: Any = _tensorboard(out) if accelerator.is_main_process else None
 
     share = recipe.batch // devices
     mine = [batch[accelerator.process_index * share :][:share] for batch in order]
-    loader = DataLoader(pictures, batch_sampler=mine[first:], num_workers=recipe.workers)
+    scales = [1, *_factors(module)] if recipe.objective == "closer_look" else [1]
+    loader = DataLoader(pictures.at_scales(scales), batch_sampler=mine[first:], num_workers=recipe.workers)
     bar = tqdm(total=len(order), initial=first, unit="step", file=sys.stderr, disable=not accelerator.is_main_process)
     for step, pixels in enumerate(loader, start=first + 1):
-        loss = _step(recipe, trained, optimizer, features, pixels.to(device), step, accelerator)
+        pixels = [of_scale.to(device) for of_scale in pixels]
+        loss = _step(recipe, trained, optimizer, features, pixels, step, accelerator)
         if not torch.isfinite(torch.tensor(loss)):
             file = out / f"stopped-step-{step}-rank-{accelerator.process_index}.pt"
             with replace_file(file) as temporary:
@@ -192,17 +238,19 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
             if recipe.pictures and len(held_out) and (step % recipe.pictures == 0 or last):
                 writer.add_image("pyramid", _picture(module, features, held_out, device), step)
             if step % recipe.save_every == 0 or last:
-                _save_state(out, step, loss, before, module, optimizer.optimizer)
+                _save_state(out, step, loss, module, optimizer.optimizer)
     bar.close()
 
-    quality = _quality(module, features, held_out, device) if len(held_out) else {}
+    quality: Quality = {}
+    if len(held_out):
+        candidates = {"untrained": untrained.to(device), "jbu": module.pyramid}
+        upsamplers = {name: pyramid_upsample(pyramid) for name, pyramid in candidates.items()}
+        quality = measure(upsamplers, features, held_out, _factors(module), device)
     if accelerator.is_main_process:
-        if not before and resumed is not None and (out / "quality.json").is_file():
-            before = read_json(out / "quality.json")  # of a run that an earlier version began
-        quality = {**before, **quality}
-        _write(out / "quality.json", quality, accelerator)
-        for name, value in quality.items():
-            writer.add_scalar(f"quality/{name}", value, len(order))
+        write_json(out / "quality.json", quality, indent=1)
+        for level, of_level in quality.items():
+            for name, value in of_level["jbu"].items():
+                writer.add_scalar(f"quality/{level}_{name}", value, len(order))
         writer.close()
         weights = {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}
         with replace_file(out / UPSAMPLER_FILE) as temporary:
@@ -211,28 +259,41 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
     return TrainedUpsampler(str(out / UPSAMPLER_FILE), len(order), loss, quality, first if resumed else None)
 
 
+def _factors(module: CloserLook | Reconstruction) -> list[int]:
+    """Factors of the levels above 1x."""
+    return [level for level in module.pyramid.levels if level > 1]
+
+
+def parameter_groups(module: nn.Module, recipe: UpsamplerRecipe) -> list[dict[str, Any]]:
+    """What is trained, in one group for each learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            named = set(name.split(".")) & recipe.learning_rates.keys() if name.startswith("pyramid.") else set()
+            rate = recipe.learning_rates[named.pop()] if named else recipe.learning_rate
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
 def _step(
     recipe: UpsamplerRecipe,
     trained: nn.Module,
     optimizer: Any,
     features: Features,
-    pixels: torch.Tensor,
+    pixels: list[torch.Tensor],
     step: int,
     accelerator: Accelerator,
 ) -> float:
-    """One step: the gradients of each move in turn, then the optimizer. Returns the loss."""
+    """One step: the gradients of each loss in turn, then the optimizer. Returns the loss.
+
+    Args:
+        pixels: pictures of this device, (N, 3, H, W); for the closer look enlarged ones of each level after them.
+    """
     trained.train()
-    seed = f"{recipe.seed}:{step}:{accelerator.process_index}"
-    rng = random.Random(seed)
-    torch.manual_seed(rng.getrandbits(63))
-    low = features(pixels)
-    total = 0.0
-    for number in range(recipe.jitters):
-        by = draw_move((pixels.shape[2], pixels.shape[3]), recipe.max_pad, recipe.max_zoom, rng)
-        moved = move(pixels, by, recipe.max_pad)
-        loss = trained(low, pixels, features(moved), moved, by, number == 0)
-        accelerator.backward(loss)
-        total += loss.item()
+    if recipe.objective == "closer_look":
+        total = _closer_look_gradients(recipe, trained, features, pixels, step, accelerator)
+    else:
+        total = _reconstruction_gradients(recipe, trained, features, pixels[0], step, accelerator)
     if step <= recipe.clip_first:
         accelerator.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
     optimizer.step()
@@ -240,11 +301,55 @@ def _step(
     return total
 
 
-def _save_state(
-    out: Path, step: int, loss: float, before: dict[str, float], module: nn.Module, optimizer: Any
-) -> None:
+def _seed(recipe: UpsamplerRecipe, step: int, group: int) -> random.Random:
+    """Seed the draws of a group of pictures at a step."""
+    rng = random.Random(f"{recipe.seed}:{step}:{group}")
+    torch.manual_seed(rng.getrandbits(63))
+    return rng
+
+
+def _closer_look_gradients(
+    recipe: UpsamplerRecipe,
+    trained: nn.Module,
+    features: Features,
+    pixels: list[torch.Tensor],
+    step: int,
+    accelerator: Accelerator,
+) -> float:
+    _seed(recipe, step, accelerator.process_index)
+    low, enlarged = pixels[0], pixels[1:]
+    closer = [features.of_tiles(large, large.shape[2] // low.shape[2]) for large in enlarged]
+    loss = trained(features(low), low, closer)
+    accelerator.backward(loss)
+    return float(loss.item())
+
+
+def _reconstruction_gradients(
+    recipe: UpsamplerRecipe,
+    trained: nn.Module,
+    features: Features,
+    pixels: torch.Tensor,
+    step: int,
+    accelerator: Accelerator,
+) -> float:
+    """Gradients of every jitter; groups of pictures draw their own, whatever device they are on."""
+    groups = pixels.split(recipe.pictures_per_jitter or len(pixels))
+    total = 0.0
+    for number, group in enumerate(groups):
+        rng = _seed(recipe, step, accelerator.process_index * len(groups) + number)
+        low, share = features(group), len(group) / len(pixels)
+        for jitter in range(recipe.jitters):
+            by = draw_move((group.shape[2], group.shape[3]), recipe.max_pad, recipe.max_zoom, rng)
+            moved = move(group, by, recipe.max_pad)
+            loss = share * trained(low, group, features(moved), moved, by, jitter == 0)
+            accelerator.backward(loss)
+            total += loss.item()
+    return total
+
+
+def _save_state(out: Path, step: int, loss: float, module: nn.Module, optimizer: Any) -> None:
     """Replaces the state of the run at once: a kill leaves the one before."""
-    state = {"step": step, "loss": loss, "before": before}
+    state: dict[str, Any] = {"step": step, "loss": loss}
     state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
     content = BytesIO()
     torch.save(state, content)
@@ -254,10 +359,8 @@ def _save_state(
         raise RunStopped(f"the state of step {step} could not be written ({error}); the one before is kept") from error
 
 
-def _resume(
-    out: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, float | None, dict[str, float]] | None:
-    """Read step, loss and first measurements of the last state; None where there is none."""
+def _resume(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float | None] | None:
+    """Read step and loss of the last state; None where there is none."""
     file = out / STATE_FILE
     if not file.is_file():
         return None
@@ -265,17 +368,15 @@ def _resume(
         state = torch.load(BytesIO(read_checked(file)), weights_only=True, map_location="cpu")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), state.get("loss"), state.get("before", {})
+        return int(state["step"]), state.get("loss")
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunStopped(f"{file} cannot be read ({reason}): remove it to begin stage 0 again") from error
 
 
-def _quality(module: Reconstruction, features: Features, held_out: Pictures, device: torch.device) -> dict[str, float]:
-    return measure(module.pyramid, features, held_out, device)
-
-
-def _picture(module: Reconstruction, features: Features, held_out: Pictures, device: torch.device) -> torch.Tensor:
+def _picture(
+    module: CloserLook | Reconstruction, features: Features, held_out: Pictures, device: torch.device
+) -> torch.Tensor:
     """The first held-out picture and its pyramid, in false colours."""
     module.eval()
     pixels = held_out[0][None].to(device)
@@ -291,8 +392,3 @@ def _tensorboard(out: Path) -> Any:
     except ImportError as error:
         raise ImportError("stage 0 shows its pictures in TensorBoard: pip install 'llava-uhd[train]'") from error
     return SummaryWriter(str(out / "tensorboard"))
-
-
-def _write(file: Path, values: dict[str, float], accelerator: Accelerator) -> None:
-    if accelerator.is_main_process:
-        write_json(file, values, indent=1)

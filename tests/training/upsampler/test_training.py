@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_uhd.training.recipe import UpsamplerRecipe
 from llava_uhd.training.upsampler import training
 from llava_uhd.training.upsampler.features import Features
+from llava_uhd.training.upsampler.jitter import Move
 from llava_uhd.training.upsampler.pictures import Pictures, batches, find_pictures
 from llava_uhd.training.upsampler.quality import false_colours
 from llava_uhd.training.upsampler.training import train_upsampler
@@ -68,11 +70,10 @@ def test_it_trains_and_reports_quality_in_numbers(recipe, tmp_path):
     assert len(logs) == 32 and sum(logs[-8:]) < sum(logs[:8])
     weights = load_file(trained.upsampler)
     assert weights["up1.range_temp"].shape == (1,) and weights["fixup_proj.1.weight"].shape == (16, 16, 1, 1)
-    levels, ways = ("2x", "4x"), ("jbu", "jbu_before", "bilinear", "bilinear_before")
-    assert {f"{level}_{way}" for level in levels for way in ways} <= trained.quality.keys()
-    assert all(-1 <= value <= 1 for value in trained.quality.values())
-    assert trained.quality["2x_bilinear"] == trained.quality["2x_bilinear_before"]
-    assert trained.quality["2x_jbu"] > trained.quality["2x_jbu_before"]
+    ways = {"jbu", "untrained", "nearest", "bilinear", "bicubic", "constant"}
+    assert {level: set(found) for level, found in trained.quality.items()} == {"2x": ways, "4x": ways}
+    assert json.loads((tmp_path / "run" / "quality.json").read_text()) == trained.quality
+    assert trained.quality["2x"]["jbu"] != trained.quality["2x"]["untrained"]
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     with pytest.raises(ValueError, match="holds a finished run"):
         train_upsampler(long)
@@ -82,7 +83,7 @@ def test_it_trains_and_reports_quality_in_numbers(recipe, tmp_path):
 def test_levels_and_aspect_ratios(recipe, highest, keep_aspect):
     changes = {"highest": highest, "keep_aspect": keep_aspect, "batch": 2, "epochs": 1, "max_steps": 1}
     trained = train_upsampler(recipe(**changes, normalization="clip", resample="bicubic"))
-    assert f"{highest}x_jbu" in trained.quality and f"{2 * highest}x_jbu" not in trained.quality
+    assert f"{highest}x" in trained.quality and f"{2 * highest}x" not in trained.quality
 
 
 def test_a_killed_run_goes_on_bit_by_bit(recipe, monkeypatch):
@@ -106,6 +107,83 @@ def test_a_killed_run_goes_on_bit_by_bit(recipe, monkeypatch):
     first, second = load_file(whole.upsampler), load_file(resumed.upsampler)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert resumed.quality == whole.quality
+
+
+def test_the_closer_look_objective_lowers_the_error_against_the_closer_look(recipe):
+    trained = train_upsampler(recipe(objective="closer_look", highest=2, epochs=15, jitters=1))
+    found = trained.quality["2x"]
+    assert found["jbu"]["nmse"] < 0.9 * found["untrained"]["nmse"] and found["jbu"]["nmse"] < found["bicubic"]["nmse"]
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "closer_look"])
+def test_one_loss_on_the_highest_level_trains_all_levels_below(recipe, objective):
+    options = recipe(objective=objective, loss_levels="highest", tv=0.0, crf=0.0)
+    torch.manual_seed(0)
+    kind = training.CloserLook if objective == "closer_look" else training.Reconstruction
+    module = kind(16, options)
+    features, pixels = torch.randn(1, 16, 4, 4), torch.randn(1, 3, 56, 56)
+    if objective == "closer_look":
+        loss = module(features, pixels, [torch.randn(1, 16, 8, 8), torch.randn(1, 16, 16, 16)])
+    else:
+        assert len(module.downsamplers) == len(module.scale_nets) == 1
+        loss = module(features, pixels, features, pixels, Move(1.0, 6, 6, False), True)
+    loss.backward()
+    assert module.pyramid.up1.sigma_spatial.grad.abs() > 0 and module.pyramid.up2.sigma_spatial.grad.abs() > 0
+    whole = kind(16, recipe(objective=objective, loss_levels="every", tv=0.0, crf=0.0))
+    whole.load_state_dict(module.state_dict(), strict=False)
+    maps = training.stage_maps(whole.pyramid, features, pixels)
+    (first,) = torch.autograd.grad(maps[-1].sum(), whole.pyramid.up1.sigma_spatial, allow_unused=True)
+    assert first is None
+
+
+def test_scalars_have_rates_of_their_own(recipe):
+    options = recipe(learning_rates={"sigma_spatial": 0.5, "range_temp": 0.0}, highest=2, max_steps=3)
+    trained = load_file(train_upsampler(options).upsampler)
+    assert (trained["up1.sigma_spatial"] - 1).abs() > 0.3 and trained["up1.range_temp"] == 0
+    with pytest.raises(ValueError, match=r"learning_rates.sigma: .*\(nearest: sigma_spatial\)"):
+        recipe(learning_rates={"sigma": 1.0})
+
+
+def test_groups_of_pictures_draw_their_own_jitters(recipe, monkeypatch):
+    drawn = []
+    original = training.draw_move
+
+    def draw(*arguments):
+        drawn.append(original(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(training, "draw_move", draw)
+    train_upsampler(recipe("one", batch=4, max_steps=1, jitters=2))
+    assert len(drawn) == 2
+    drawn.clear()
+    train_upsampler(recipe("two", batch=4, max_steps=1, jitters=2, pictures_per_jitter=2))
+    assert len(set(drawn)) == 4
+
+
+def test_adam_is_not_nadam(recipe):
+    weights = [
+        load_file(train_upsampler(recipe(name, optimizer=name, max_steps=3, highest=2)).upsampler)
+        for name in ("adam", "nadam")
+    ]
+    assert not torch.equal(*(of_run["up1.range_proj.0.weight"] for of_run in weights))
+
+
+def test_a_run_begun_before_a_recipe_key_existed_resumes(recipe, tmp_path, monkeypatch):
+    options = recipe(max_steps=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "save_file", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_upsampler(options)
+    file = tmp_path / "run" / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    for key in ("objective", "loss_levels", "optimizer", "learning_rates", "pictures_per_jitter"):
+        del values[key]
+    file.write_text(yaml.safe_dump(values))
+    assert train_upsampler(options).resumed_from == 4
+
+
+def _killed(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_a_loss_that_is_no_number_stops(recipe, tmp_path):
