@@ -76,7 +76,7 @@ class Moments:
     """
 
     def __init__(self, channels: int, device: torch.device):
-        zeros = {"dtype": torch.float64, "device": device}
+        zeros: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.xx = torch.zeros(channels + 1, channels + 1, **zeros)
         self.xy = torch.zeros(channels + 1, channels, **zeros)
         self.yy = torch.zeros(channels, **zeros)
