@@ -48,7 +48,8 @@ class Projector(nn.Module, ABC):
         Returns:
             (N, T, E) image tokens, or a list of them.
         """
-        if isinstance(features, torch.Tensor) and isinstance(pixels, torch.Tensor):
+        if isinstance(features, torch.Tensor):
+            assert not isinstance(pixels, Sequence), "features of one group of views come with the pixels of one"
             return self.project_groups([(features, pixels)])[0]
         return self.project_groups(list(zip(features, pixels, strict=True)))
 
