@@ -1,4 +1,4 @@
-"""The model card: what the hub shows of a folder, with its licence and the models it was built on."""
+"""Model card: the README.md of a checkpoint folder, with license and base models."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from .report import Report
 
-# Part of a language model's name: its licence on the hub. The weights of a LLaVA-UHD are under their language model's.
+# Substring of a language model's name: its license on the hub. LLaVA-UHD weights inherit this license.
 LICENSES = {"vicuna": "llama2", "llama-2": "llama2", "qwen2": "apache-2.0"}
 UNKNOWN = "other"
 CLIP = "openai/clip-vit-large-patch14-336"
@@ -92,14 +92,14 @@ def _table(settings: dict[str, Any]) -> str:
 def write_card(
     folder: Path, config: LlavaUhdConfig, released: dict[str, Any], license: str | None, report: Report
 ) -> None:
-    """Writes README.md.
+    """Write README.md.
 
     Args:
-        folder: to write into.
-        config: of the model.
-        released: config of the source, which may name the language model.
-        license: as the hub names it; None to tell it from the language model's name, or leave it open.
-        report: of the conversion.
+        folder: folder to write into.
+        config: model config.
+        released: config of the original checkpoint, which may name the language model.
+        license: license identifier of the hub; None infers it from the language model's name, if possible.
+        report: conversion report.
     """
     name = Path(report.out).name
     language_model = hub_name(str(released.get("_name_or_path", "")))
@@ -122,19 +122,19 @@ def write_card(
 
 
 def license_of(language_model: str) -> str:
-    """Licence of the weights on top of a language model, `other` where its name does not tell."""
+    """Return the license of weights built on a language model, `other` if its name is not known."""
     known = (license for part, license in LICENSES.items() if part in language_model.lower())
     return next(known, UNKNOWN)
 
 
 def hub_name(name_or_path: str) -> str | None:
-    """A hub id, if it looks like one: released configs often hold a private path instead."""
+    """Return the value if it looks like a hub id: original configs often hold a private path instead."""
     is_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     return name_or_path if is_id else None
 
 
 def card_metadata(folder: Path) -> dict[str, str]:
-    """The plain `key: value` lines at the head of a card."""
+    """Return the plain `key: value` lines of a card's YAML header."""
     lines = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1].splitlines()
     pairs = (line.partition(": ") for line in lines)
     return {key: value for key, separator, value in pairs if separator}

@@ -1,4 +1,4 @@
-"""Released weights to a folder for `from_pretrained`, one tensor at a time.
+"""Convert an original checkpoint to a folder for `from_pretrained`, one tensor at a time.
 
     llava-uhd convert path/to/LLaVA-UHD-v2 --vision-tower openai/clip-vit-large-patch14-336 --out llava-uhd-v2-7b
 
@@ -27,25 +27,25 @@ from .tokenizers import load_tokenizer
 from .variants import Overrides, infer_projector, most_used_dtype, to_our_config, vision_config_of
 from .writing import SHARD_BYTES, Planned, new_folder, write_json, write_model, write_safetensors
 
-# Beside the converted weights: what only the way back needs.
+# Files beside the converted weights that only the export reads.
 RELEASED = "released"
 EXTRAS, MANIFEST, REPORT = "extras.safetensors", "manifest.json", "report.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert.
+    """Conversion options.
 
     Attributes:
-        overrides: of the model's settings.
-        tokenizer: folder or hub id of a tokenizer, where no part has one.
-        dtype: of the written floating-point weights; None keeps what is stored.
-        allow_missing: patterns (`*` for anything) of released names that may be missing.
-        ignore: patterns of released names that may be unknown.
-        keep_dead: keep the second CLIP, too, so that the way back gives every tensor.
-        overwrite: replace a folder that exists.
-        license: of the model, for its card.
-        shard_bytes: size of a written file, about.
+        overrides: model settings that replace those of the source.
+        tokenizer: folder or hub id of a tokenizer, used if no part has one.
+        dtype: dtype of the written floating-point weights; None keeps the stored dtype.
+        allow_missing: patterns (`*` matches anything) of original names that may be missing.
+        ignore: patterns of original names that may be unexpected.
+        keep_dead: keep the unused second CLIP, too, so that the export restores every tensor.
+        overwrite: replace an existing folder.
+        license: model license for the model card.
+        shard_bytes: approximate size of a written file in bytes.
     """
 
     overrides: Overrides = Overrides()
@@ -65,13 +65,13 @@ def convert_to_ours(
     options: Options | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Convert released weights.
+    """Convert an original checkpoint to HF format.
 
     Args:
-        parts: where they are.
+        parts: locations of the source's parts.
         out: folder to write.
         options: see `Options`.
-        on_progress: told bytes done and bytes in all.
+        on_progress: callback that receives bytes done and total bytes.
 
     Raises:
         ValueError: a tensor is missing, unknown, of the wrong shape or not finite, a file is damaged, a setting is
@@ -111,7 +111,7 @@ def convert_to_ours(
 
 
 class _OurWeights:
-    """Our tensors by name, read from the source; those of the last link stay at hand, until all are asked for."""
+    """HF tensors by name, read from the source; tensors of the last mapping are cached until all are read."""
 
     def __init__(
         self, link_of: dict[str, Link], source: Source, reader: TensorReader, dtype: torch.dtype | None
@@ -133,12 +133,12 @@ class _OurWeights:
         tensor = self.reader.read(info)
         if not all_finite(tensor):
             raise ValueError(f"{info.file.name}: {info.key} holds NaN or infinity")
-        # Stored types may differ among the parts of one of our tensors only if another one is asked for.
+        # The stored dtypes of one HF tensor's sources may differ only if a target dtype is set.
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
 
 def _released_config(source: Source, report: Report) -> dict[str, Any]:
-    """The released config, or the language model's and what the projector's tensors tell."""
+    """Return the original config, or the language model's config plus values inferred from projector tensors."""
     if not source.config:
         raise ValueError(f"no config.json in {', '.join(str(folder) for folder in source.folders.values())}")
     if "mm_projector_type" in source.config:
@@ -154,7 +154,7 @@ def _released_config(source: Source, report: Report) -> dict[str, Any]:
 def _config_and_tokenizer(
     source: Source, released: dict[str, Any], options: Options
 ) -> tuple[LlavaUhdConfig, PreTrainedTokenizerBase]:
-    """Our config, its image token known to the tokenizer.
+    """Return the HF config, with its image token added to the tokenizer.
 
     The image token may lie beyond the vocabulary: the logits keep the width they were trained with.
     """
@@ -200,7 +200,7 @@ def _settings(config: LlavaUhdConfig, source: Source) -> dict[str, Any]:
 
 
 def _write_way_back(folder: Path, source: Source, reader: TensorReader, kept: list[str]) -> None:
-    """Writes what our folder has no place for: small unused tensors, original files, shapes and places."""
+    """Write export metadata: small unused tensors, original files, shapes and file positions."""
     folder.mkdir()
     extras = [Planned(name, source.tensors[name].shape, source.tensors[name].dtype) for name in kept]
     extras.sort(key=lambda tensor: -tensor.dtype.itemsize)

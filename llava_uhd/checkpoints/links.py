@@ -1,4 +1,4 @@
-"""Names of tensors: those of the released checkpoints, and ours. Both directions follow from one list of links.
+"""Key mapping between original checkpoints and HF format; one list serves both directions.
 
 A link says that some tensors of ours hold the same numbers, in the same order, as some released ones. Mostly it is one
 and one; but the released attention fuses its three input projections into one tensor, its four sets of queries are
@@ -28,13 +28,13 @@ OUR_TOWER = "model.vision_tower."
 OUR_LANGUAGE_MODEL = "model.language_model."
 EMBEDDING, HEAD = OUR_LANGUAGE_MODEL + "embed_tokens.weight", "lm_head.weight"
 
-# Our name in the projector: the released one. What is not listed is named alike.
+# HF name in the projector: original name. Names that are not listed are equal.
 RENAMED = {"positions": "pos_embed", "join.weight": "cat_proj.weight", "join.bias": "cat_proj.bias"}
 
 
 @dataclass(frozen=True)
 class Link:
-    """Tensors of ours, with their shapes, and the released ones that hold the same numbers in the same order."""
+    """HF tensors with shapes, and the original tensors that hold the same values in the same order."""
 
     ours: tuple[str, ...]
     our_shapes: tuple[Shape, ...]
@@ -44,12 +44,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Dead:
-    """Released tensors that no forward pass reads.
+    """Original tensors that no forward pass reads.
 
     Attributes:
-        pattern: matches their whole names.
-        reason: why they are left out.
-        keep: whether they are small, and so kept beside the converted weights for the way back.
+        pattern: regular expression that matches the full tensor names.
+        reason: explanation for the report.
+        keep: True stores these tensors beside the converted weights for the export.
     """
 
     pattern: str
@@ -58,14 +58,14 @@ class Dead:
 
 
 def link_names(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> list[Link]:
-    """All links of a model.
+    """Return the key mapping of a model.
 
     Args:
-        config: of the model.
-        shapes: our names and shapes, as of its state dict. Of a tied head the embedding alone.
+        config: model config.
+        shapes: HF names and shapes of the state dict. A tied head is listed as the embedding only.
 
     Raises:
-        ValueError: the projector or the up-sampler was never released.
+        ValueError: no original checkpoint has this projector or up-sampler.
     """
     projector = config.projector
     upsampled = projector.type == "hiwin" and projector.levels != [1]
@@ -105,7 +105,7 @@ def _link(ours: tuple[str, ...], shapes: dict[str, Shape], projector: str) -> Li
 
 
 def released_names(ours: str, projector: str) -> tuple[str, ...]:
-    """What one of our tensors, or the fused one it is part of, is called in a released checkpoint."""
+    """Return the original names of an HF tensor, or of the fused tensor that contains it."""
     if ours == HEAD:
         return (ours,)
     if ours.startswith(OUR_TOWER):
@@ -126,7 +126,7 @@ def released_names(ours: str, projector: str) -> tuple[str, ...]:
 
 
 def dead_tensors(config: "LlavaUhdConfig") -> list[Dead]:
-    """What a released checkpoint of this model may hold beyond the links."""
+    """Return the unused tensors that an original checkpoint of this model may hold."""
     projector, unused = re.escape(PROJECTOR), "1248"
     for level in config.projector.levels:
         unused = unused.replace(str(level), "")
@@ -155,12 +155,12 @@ def dead_tensors(config: "LlavaUhdConfig") -> list[Dead]:
 
 
 def same_shape(actual: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether shapes agree but for axes of length one."""
+    """Return whether shapes are equal, ignoring axes of length one."""
     return [side for side in actual if side != 1] == [side for side in expected if side != 1]
 
 
 def cut(tensors: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
-    """The numbers of tensors, end to end, in other shapes. One for one, nothing is copied."""
+    """Concatenate tensor values and split them into other shapes. A single tensor is not copied."""
     if len(tensors) == len(shapes) == 1:
         return [tensors[0].reshape(shapes[0])]
     numbers = torch.cat([tensor.flatten() for tensor in tensors])

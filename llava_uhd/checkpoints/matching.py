@@ -1,4 +1,4 @@
-"""Which tensor of the source becomes which of ours. All is settled from names and shapes, before a number is read."""
+"""Match source tensors to HF tensors by name and shape, before any values are read."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,18 +16,18 @@ from .sources import Source
 from .tensors import TensorInfo
 from .writing import Planned
 
-MOST_NAMED = 10  # tensors that an error lists
-# Where a missing tensor usually is.
+MOST_NAMED = 10  # maximum number of tensors listed in an error
+# Usual location of a missing tensor.
 PARTS = ((TOWER, "--vision-tower"), (PROJECTOR + "upsampler", "--upsampler"), (PROJECTOR, "--projector"))
 
 
 @dataclass(frozen=True)
 class Matching:
-    """The outcome.
+    """Result of matching.
 
     Attributes:
-        links: of the tensors that the source has.
-        kept: released names of unused tensors to keep for the way back.
+        links: key mapping of the tensors that the source has.
+        kept: original names of unused tensors to keep for the export.
     """
 
     links: list[Link]
@@ -43,15 +43,15 @@ def match(
     ignore: Sequence[str] = (),
     keep_dead: bool = False,
 ) -> Matching:
-    """Match a source with a model, and account for every tensor in the report.
+    """Match a source with a model and record every tensor in the report.
 
     Args:
-        source: what was found.
-        config: of our model.
-        report: gets the lists of used, derived, ignored and missing tensors.
-        allow_missing: patterns of released names that may be missing.
-        ignore: patterns of released names that may be unknown.
-        keep_dead: keep large unused tensors, too.
+        source: tensors and configs of the source.
+        config: HF model config.
+        report: report that receives the lists of used, derived, ignored and missing tensors.
+        allow_missing: patterns of original names that may be missing.
+        ignore: patterns of original names that may be unexpected.
+        keep_dead: True keeps large unused tensors, too.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown or of another shape.
@@ -94,18 +94,18 @@ def match(
 
 
 def plan(links: Sequence[Link], source: Source, dtype: torch.dtype | None) -> tuple[list[Planned], dict[str, Link]]:
-    """Our tensors in the order in which the source holds them, so that each of its files is gone through once.
+    """Order HF tensors by their position in the source, so that each source file is read once.
 
     Args:
-        links: to be carried over.
-        source: what they are read from.
-        dtype: of all; None keeps each one's.
+        links: key mapping of the tensors to convert.
+        source: source that the tensors are read from.
+        dtype: dtype of all written tensors; None keeps each stored dtype.
 
     Returns:
-        What is to be written, and the link of each of our names.
+        The planned tensors, and the mapping entry of each HF name.
 
     Raises:
-        ValueError: parts of one of our tensors are stored in different types.
+        ValueError: the sources of one HF tensor are stored in different dtypes.
     """
     place = {name: index for index, name in enumerate(source.tensors)}
     planned, link_of = [], {}

@@ -1,4 +1,4 @@
-"""What stands beside the weights: config, processor, generation config, the code for `trust_remote_code`."""
+"""Files beside the weights: config, processor, generation config, code for `trust_remote_code`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,16 +29,16 @@ def write_package(
     released: dict[str, Any],
     sources: list[Path],
 ) -> None:
-    """Writes all but the weights and the model card.
+    """Write everything except the weights and the model card.
 
     Args:
-        folder: to write into.
-        config: whose `image_token_id` agrees with the tokenizer.
-        tokenizer: of the language model.
-        released: config of the source.
+        folder: folder to write into.
+        config: model config whose `image_token_id` matches the tokenizer.
+        tokenizer: tokenizer of the language model.
+        released: config of the original checkpoint.
         sources: folders that may hold a `generation_config.json`.
     """
-    tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
+    tokenizer.padding_side = "left"  # left padding: generated tokens follow every prompt of a batch
     chat_template = "qwen" if config.text_config.model_type == "qwen2" else "vicuna"
     LlavaUhdProcessor.from_config(config, tokenizer, chat_template).save_pretrained(folder)
     ends = [read_json(file).get("eos_token_id") for part in sources if (file := part / GENERATION).is_file()]
@@ -50,7 +50,7 @@ def write_package(
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int | list[int] | None]) -> GenerationConfig:
-    """Greedy decoding, as published, to the first of the tokens that end an answer."""
+    """Return a greedy generation config that stops at any end-of-answer token, as in the reference implementation."""
     tokens = [token for end in ends if end is not None for token in (end if isinstance(end, list) else [end])]
     unique = list(dict.fromkeys(tokens))
     return GenerationConfig(
@@ -62,7 +62,7 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int | l
 
 
 def write_code(folder: Path, config: LlavaUhdConfig) -> None:
-    """Writes the config, and the code that it names, so that `trust_remote_code` needs no package."""
+    """Write the config and the code it refers to, so that `trust_remote_code` needs no package."""
     config.auto_map = {
         auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in AUTO_CLASSES.items()
     }
@@ -71,13 +71,13 @@ def write_code(folder: Path, config: LlavaUhdConfig) -> None:
 
 
 def meta_model(config: LlavaUhdConfig) -> LlavaUhdForConditionalGeneration:
-    """The model without memory for its weights."""
+    """Return the model on the meta device."""
     with torch.device("meta"):
         return LlavaUhdForConditionalGeneration(config)
 
 
 def state_shapes(config: LlavaUhdConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights; of a tied head the embedding alone."""
+    """Return names and shapes of the weights; a tied head is listed as the embedding only."""
     shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]

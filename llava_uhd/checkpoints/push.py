@@ -1,4 +1,4 @@
-"""Publishing a converted folder on the hub. Nothing is sent unless asked for; a dry run says what would be."""
+"""Upload a model folder to the hub. The default is a dry run that lists the files."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ NEEDED = (
 
 @dataclass
 class Upload:
-    """What is, or would be, uploaded."""
+    """Files and metadata of an upload or of a dry run."""
 
     repository: str
     private: bool
@@ -38,17 +38,17 @@ class Upload:
 def push_checkpoint(
     folder: Path, repository: str, private: bool = True, dry_run: bool = True, license: str | None = None
 ) -> Upload:
-    """Check a folder for what the hub needs of it and upload it.
+    """Check that a folder is complete for the hub and upload it.
 
     Args:
         folder: folder written by `convert_to_ours` or by training; one without a model card gets one.
         repository: hub id.
-        private: whether the repository, if it is new, is private.
-        dry_run: only say what would be done; no network is needed, and nothing is written.
-        license: license of the weights for a new model card; None for that of a known language model.
+        private: True creates a new repository as private.
+        dry_run: only report the upload; needs no network and writes nothing.
+        license: license of the weights for a new model card; None takes that of a known language model.
 
     Raises:
-        ValueError: files, the licence or the code of `auto_map` are missing.
+        ValueError: files, the license or the code of `auto_map` are missing.
         OSError: the hub refuses.
     """
     config = load_config(folder)

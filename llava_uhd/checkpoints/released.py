@@ -1,4 +1,4 @@
-"""The way back: a folder of ours to the layout of the released checkpoints.
+"""Export an HF folder to the layout of the original checkpoints.
 
     llava-uhd convert llava-uhd-v2-7b --to released --out LLaVA-UHD-v2
 
@@ -30,7 +30,7 @@ def convert_to_released(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Convert one of our folders back.
+    """Export an HF folder to the original layout.
 
     Args:
         folder: written by `convert_to_ours` or `save_pretrained`.
@@ -72,7 +72,7 @@ def convert_to_released(
 
 
 def load_config(folder: Path) -> LlavaUhdConfig:
-    """Config of one of our folders.
+    """Return the config of an HF folder.
 
     Raises:
         ValueError: it is none of ours.
@@ -87,7 +87,7 @@ def load_config(folder: Path) -> LlavaUhdConfig:
 
 
 def list_weights(folder: Path, reader: TensorReader) -> dict[str, TensorInfo]:
-    """All tensors of a folder by name, from the files' headers."""
+    """Return all tensors of a folder by name, from the file headers."""
     files = weight_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no weights")
@@ -95,7 +95,7 @@ def list_weights(folder: Path, reader: TensorReader) -> dict[str, TensorInfo]:
 
 
 def check_weights(weights: dict[str, TensorInfo], config: LlavaUhdConfig) -> None:
-    """Check that these are the tensors of this config.
+    """Check that the tensors match the config.
 
     Raises:
         ValueError: naming what is missing, unknown or of another shape.
@@ -111,7 +111,7 @@ def check_weights(weights: dict[str, TensorInfo], config: LlavaUhdConfig) -> Non
 
 
 class _ReleasedWeights:
-    """Released tensors by name, read from ours; those of the last link stay at hand, until all are asked for."""
+    """Original tensors by name, read from HF tensors; tensors of the last mapping are cached until all are read."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _ReleasedWeights:
 
 
 def _way_back(folder: Path, reader: TensorReader) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """The manifest that the conversion left, and the tensors it kept; empty for a folder of another origin."""
+    """Return the conversion manifest and the kept tensors; empty for folders that were not converted."""
     if not (folder / RELEASED / MANIFEST).is_file():
         return {"files": {}, "shapes": {}}, {}
     extras = {info.key: info for info in reader.list(folder / RELEASED / EXTRAS)}
@@ -164,7 +164,7 @@ def _way_back(folder: Path, reader: TensorReader) -> tuple[dict[str, Any], dict[
 
 
 def _write_side_files(folder: Path, partial: Path, config: LlavaUhdConfig, absent: set[str]) -> None:
-    """Config and tokenizer: the released ones as they were, or else made from ours."""
+    """Write config and tokenizer: the original files if kept, otherwise derived from the HF files."""
     origin = folder / RELEASED if (folder / RELEASED / "config.json").is_file() else folder
     for name in SIDE_FILES:
         if (origin / name).is_file() and name not in INDICES:
@@ -178,10 +178,10 @@ def _write_side_files(folder: Path, partial: Path, config: LlavaUhdConfig, absen
 
 
 def _write_file(file: Path, tensors: dict[str, Planned], read: Callable[[str], torch.Tensor]) -> None:
-    """One file of the original checkpoint, its tensors under the file's own names."""
+    """Return the tensors of one file of the original checkpoint under the file's own names."""
     if file.suffix == ".safetensors":
         named = [Planned(key, tensor.shape, tensor.dtype) for key, tensor in tensors.items()]
         write_safetensors(file, named, lambda key: read(tensors[key].name))
     else:
-        # PyTorch's format wants all tensors at once; each is copied off the mapped file it was read from.
+        # PyTorch's format needs all tensors at once; copy each out of the memory-mapped source file.
         torch.save({key: read(tensor.name).clone() for key, tensor in tensors.items()}, file)

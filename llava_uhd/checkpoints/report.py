@@ -1,4 +1,4 @@
-"""What a conversion did with every tensor."""
+"""Conversion report: the outcome for every tensor."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 
 @dataclass
 class Report:
-    """Account of a conversion; every tensor of the sources is in exactly one of the lists.
+    """Conversion report; every source tensor is in exactly one of the lists.
 
     Attributes:
-        out: folder that was written.
-        settings: what was decided of the model: layout, levels, precision of window corners and the like.
-        assumed: settings that no source says.
-        used: tensors carried over: name there and here.
-        derived: tensors of ours cut from, or joined of, several.
-        ignored: tensors left out, with the reason, and whether they are kept for the way back.
-        missing: tensors of ours that no source has, allowed by the user.
-        num_bytes: of weights written.
+        out: output folder.
+        settings: resolved model settings: layout, levels, precision of window corners and the like.
+        assumed: settings that no source specifies.
+        used: converted tensors: original name and HF name.
+        derived: HF tensors that are split from, or concatenated from, several original ones.
+        ignored: unused tensors, with the reason, and whether they are kept for the export.
+        missing: HF tensors that no source has, as allowed by the user.
+        num_bytes: size of the written weights in bytes.
     """
 
     out: str
@@ -32,7 +32,7 @@ class Report:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report in words: counts, and the ignored tensors by reason."""
+        """Format the report: counts, and the ignored tensors by reason."""
         lines = [f"{name.replace('_', ' ')}: {value}" for name, value in self.settings.items()]
         lines += [f"assumed: {what}" for what in self.assumed]
         lines.append(f"carried over: {len(self.used)} tensors; cut or joined: {len(self.derived)}")

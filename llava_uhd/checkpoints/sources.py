@@ -1,4 +1,4 @@
-"""What a conversion starts from: one released folder, or the parts that were distributed on their own.
+"""Sources of a conversion: one original checkpoint folder, or parts that were distributed separately.
 
 Every tensor that is found gets its name in a full released checkpoint. Where two parts hold the same one, the part
 that was trained later wins: the full checkpoint, then `mm_projector.bin`, then the language model, the vision tower
@@ -18,7 +18,7 @@ from .tensors import TensorInfo, TensorReader
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 PROJECTOR_FILE = "mm_projector.bin"
-# Files that say how to read the weights; kept, as they are, for the way back.
+# Files that describe how to read the weights; kept unchanged for the export.
 SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -55,7 +55,7 @@ class Parts:
 
 @dataclass
 class LeftOut:
-    """A tensor that does not enter the model, and why."""
+    """Unused tensor, with the reason."""
 
     name: str
     reason: str
@@ -64,15 +64,15 @@ class LeftOut:
 
 @dataclass
 class Source:
-    """All that was found.
+    """Tensors and configs found in all parts.
 
     Attributes:
-        tensors: by their name in a full released checkpoint.
-        left_out: of other parts than the projector, what is none of the model's.
-        config: the released config, joined from the parts that have one.
-        tower_config: of the vision tower, where one is given.
-        folders: of the parts, for tokenizers and other side files.
-        files: the weights of the source, if it is the only part: the way back writes the same ones.
+        tensors: tensors by their name in a full original checkpoint.
+        left_out: unused tensors of parts other than the projector.
+        config: original config, merged from the parts that have one.
+        tower_config: vision tower config, if one is given.
+        folders: folders of the parts, for tokenizers and other side files.
+        files: weight files of the source if it is the only part; the export writes the same files.
     """
 
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Source:
 
 
 def resolve(name: str) -> Path:
-    """A folder or file, downloaded first if it is a hub id.
+    """Return a folder or file, downloading it first if it is a hub id.
 
     Raises:
         ValueError: there is no such path, and it cannot be a hub id.
@@ -109,7 +109,7 @@ def resolve(name: str) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=list(HUB_FILES),
-                local_files_only=is_offline,  # what the cache has, without retries
+                local_files_only=is_offline,  # use the local cache, without retries
             )
         )
     except OSError as error:
@@ -117,7 +117,7 @@ def resolve(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold its weights, safetensors before PyTorch's.
+    """Return the weight files of a folder, preferring safetensors over PyTorch files.
 
     Raises:
         ValueError: an index names files that are not there, or lie elsewhere.
@@ -146,7 +146,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def gather(parts: Parts, reader: TensorReader) -> Source:
-    """Find and name all tensors of all parts; nothing but headers is read.
+    """Find and name all tensors of all parts, reading only headers.
 
     Raises:
         ValueError: a part holds no weights, or files are damaged.
@@ -187,7 +187,7 @@ def _files_of(part: str, path: Path) -> list[Path]:
         files = sorted(path.glob("*.ckpt"))
     else:
         files = weight_files(path)
-    # A source may hold the projector alone, and a vision tower's folder the config alone.
+    # A source may hold only the projector, and a vision tower's folder only the config.
     if not files and part not in ("source", "vision_tower"):
         raise ValueError(f"{path} holds no weights of a {part.replace('_', ' ')}")
     return files
@@ -204,7 +204,7 @@ def _add(source: Source, part: str, info: TensorInfo) -> None:
 
 
 def full_name(part: str, key: str) -> tuple[str, str]:
-    """A tensor's name in a full released checkpoint, and why it is not wanted, if so."""
+    """Return a tensor's name in a full original checkpoint, and the reason if it is unused."""
     if part == "projector":
         return PROJECTOR + re.sub(r"^(model\.)?mm_projector\.", "", key), ""
     if part == "vision_tower":
@@ -218,5 +218,5 @@ def full_name(part: str, key: str) -> tuple[str, str]:
             return key, "the CLIP that the up-sampler was trained on"
         if re.match(r"(downsampler|scale_net|linear_|crf|tv|avg)", key):
             return key, "needed in the up-sampler's training only"
-    # As it is: a name that no link knows is reported as such.
+    # Unchanged: a name without a mapping is reported as unexpected.
     return key, ""

@@ -29,7 +29,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of one of its tensors."""
+    """Header entry of a tensor."""
 
     file: Path
     key: str
@@ -42,13 +42,13 @@ class TensorInfo:
 
 
 class TensorReader:
-    """Lists and reads the tensors of files. Of PyTorch files one is held open at a time, mapped, not loaded."""
+    """List and read the tensors of files. One PyTorch file is open at a time, memory-mapped."""
 
     def __init__(self) -> None:
         self._open: tuple[Path, dict[str, torch.Tensor]] | None = None
 
     def list(self, file: Path) -> Iterator[TensorInfo]:
-        """All tensors of a file, in its order.
+        """Return all tensors of a file, in file order.
 
         Raises:
             ValueError: the file is damaged, holds something else than tensors, or would run code.
@@ -65,10 +65,10 @@ class TensorReader:
                 yield TensorInfo(file, key, tuple(tensor.shape), tensor.dtype)
 
     def read(self, info: TensorInfo) -> torch.Tensor:
-        """One tensor."""
+        """Return one tensor."""
         if info.file.suffix != ".safetensors":
             return self._load(info.file)[info.key]
-        # Opened anew for each tensor: the mapping, and the memory it counts for, ends with the tensor.
+        # Reopen for each tensor: the mapping and its resident memory are released with the tensor.
         with _open_safetensors(info.file) as handle:
             return handle.get_tensor(info.key)
 
@@ -80,7 +80,7 @@ class TensorReader:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite; looked at piece by piece, for the memory of the answers."""
+    """Return whether all values are finite; checked in chunks to bound memory."""
     return all(bool(piece.isfinite().all()) for piece in tensor.reshape(-1).split(1 << 24))
 
 
@@ -92,7 +92,7 @@ def _open_safetensors(file: Path):
 
 
 def load_torch_file(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch file, mapped from the disk; of a training checkpoint those of its `state_dict`.
+    """Return the memory-mapped tensors of a PyTorch file; for a training checkpoint, those of its `state_dict`.
 
     Raises:
         ValueError: the file is cut short, of the format before PyTorch 1.6, would run code, or holds no tensors.

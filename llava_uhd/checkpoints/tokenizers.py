@@ -1,4 +1,4 @@
-"""Tokenizers of language models, for conversion and training alike: fast, and encoding as the published slow ones.
+"""Fast tokenizers for conversion and training that encode like the slow tokenizers of the reference.
 
 Vicuna ships a sentencepiece model only. Its class has two behaviors, `legacy` or not, and a file that does not say
 means legacy, other than in transformers from version 5 on. Since the class of transformers forgets the choice when it
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from .sources import read_json
 
-# Files of a hub repository that make its tokenizer; the config names its class.
+# Tokenizer files of a hub repository; the config names the class.
 TOKENIZER_FILES = (
     "config.json",
     "tokenizer*",
@@ -51,7 +51,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the first folder that has one, made fast.
+    """Return the fast tokenizer of the first folder that has one.
 
     Args:
         folders: folders to look in. A sentencepiece model of Llama's comes before any other file: it is what the
@@ -73,7 +73,7 @@ def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig | None = N
 
 
 def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
-    """A fast tokenizer for a folder with `tokenizer.model` and, perhaps, `tokenizer_config.json`.
+    """Build a fast tokenizer from `tokenizer.model` and, if present, `tokenizer_config.json`.
 
     Texts that begin with a space are the exception to sameness where `legacy` is false: of the space and the one that
     sentencepiece puts before a text, the fast tokenizer keeps one.
@@ -98,7 +98,7 @@ def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
     )
     backend = made.backend_tokenizer
     if legacy:
-        # A space before every piece of text between special tokens, whatever the piece begins with.
+        # Prepend a space to every text segment between special tokens.
         backend.pre_tokenizer = None
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = {name: str(token) for name, token in made.special_tokens_map.items() if isinstance(token, str)}

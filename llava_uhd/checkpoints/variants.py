@@ -1,4 +1,4 @@
-"""The released configurations, and ours. Both directions.
+"""Config mapping between original checkpoints and HF format, in both directions.
 
 A released `config.json` is the language model's with `mm_*` keys among its own. Two generations of the code wrote
 them: December 2024 says `feature_mode` and lays tokens out as one stitched raster; April 2025 says `model_mode` and
@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..model.configuration_llava_uhd import CLIP_LARGE_336, LEVELS, LlavaUhdConfig
 
-# mm_projector_type: our type, and the side of its query grid.
+# mm_projector_type: HF projector type, and the side of its query grid.
 PROJECTOR_TYPES = {
     "adapt_spatial_resampler": ("hiwin", 12),
     "adapt_spatial_resampler_v2": ("hiwin", 12),
@@ -25,11 +25,11 @@ PROJECTOR_TYPES = {
     "uhd_v1_query64": ("resampler", 8),
 }
 LANGUAGE_MODELS = {"llava_llama": "llama", "llava": "llama", "llava_qwen": "qwen2"}
-# Path-like names of a tower in `mm_vision_tower` end so: most released configs name a private folder.
+# Suffixes of tower paths in `mm_vision_tower`: most original configs name a private folder.
 KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_LARGE_336}
-# The published code has them in its source; a model of our own may have others, which its config then names.
+# Constants of the reference implementation; other models name theirs in the config.
 SEPARATORS = {"slice_separator_id": 29892, "row_separator_id": 13}
-DEFAULT_MASK = 7  # where the config does not say, as in the published code
+DEFAULT_MASK = 7  # default of the reference implementation
 # Keys of any config.json that describe the file rather than the language model.
 NOT_THE_MODEL = {
     "model_type",
@@ -44,14 +44,14 @@ NOT_THE_MODEL = {
 
 @dataclass(frozen=True)
 class Overrides:
-    """Choices given by the user, each in place of what the source says or leaves open; None takes the source's.
+    """User overrides of the source's settings; None keeps the source's value.
 
     Attributes:
         layout: `stitched` or `sequential`.
-        levels: of the pyramid, in place of `feature_scale_mask`.
+        levels: pyramid levels, replacing `feature_scale_mask`.
         box_dtype: precision of window corners, see `LlavaUhdProjectorConfig`.
-        max_slices: most slices per image; 7 as published.
-        projector_heads: attention heads of the projector; one per 128 channels as published.
+        max_slices: maximum number of slices per image; 7 in the reference.
+        projector_heads: number of attention heads of the projector; `hidden_size` / 128 in the reference.
     """
 
     layout: str | None = None
@@ -69,7 +69,7 @@ def levels_of_mask(mask: int) -> list[int]:
 
 
 def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | None) -> dict[str, Any]:
-    """Config of the vision tower: the given one, or that of the tower named by a released config.
+    """Return the vision tower config: the one passed in, or that of the tower named by an original config.
 
     Raises:
         ValueError: neither is known.
@@ -86,16 +86,17 @@ def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | No
 def to_our_config(
     released: dict[str, Any], vision_config: dict[str, Any], projector_dtype: torch.dtype, overrides: Overrides
 ) -> LlavaUhdConfig:
-    """Our config for a released one.
+    """Return the HF config for an original config.
 
     Args:
-        released: of `config.json`.
-        vision_config: of the vision tower.
-        projector_dtype: of the stored weights. Anything but float32 was trained in bfloat16, window corners included.
-        overrides: the user's choices.
+        released: contents of the original `config.json`.
+        vision_config: vision tower config.
+        projector_dtype: dtype of the stored weights. Anything but float32 was trained in bfloat16, window corners
+            included.
+        overrides: user overrides.
 
     Raises:
-        ValueError: for settings that no LLaVA-UHD was released with, or that the source leaves open.
+        ValueError: a setting occurs in no original checkpoint, or the source does not specify it.
     """
     if released.get("mm_use_im_start_end"):
         raise ValueError("mm_use_im_start_end is true: no LLaVA-UHD was released with tokens around an image")
@@ -154,7 +155,7 @@ def _language_model_config(released: dict[str, Any]) -> PreTrainedConfig:
 
 
 def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
-    """The released config for ours, for weights that come from no released checkpoint.
+    """Return the original config for an HF config, for weights that come from no original checkpoint.
 
     Raises:
         ValueError: no released projector has these settings.
@@ -191,15 +192,15 @@ def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
 
 
 def infer_projector(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the tensors of a `mm_projector.bin` tell, where no config goes with it.
+    """Infer settings from the tensors of a `mm_projector.bin` without a config.
 
-    An up-sampler of two doublings stands behind the masks 7 and 5; the default, 7, is assumed.
+    An up-sampler with two 2x steps is used by the masks 7 and 5; the default, 7, is assumed.
 
     Args:
-        shapes: by name, from `pos_embed` on.
+        shapes: tensor shapes by name without prefix, such as `pos_embed`.
 
     Raises:
-        ValueError: it is no LLaVA-UHD projector.
+        ValueError: the tensors are not those of a LLaVA-UHD projector.
     """
     grid = round(shapes["pos_embed"][0] ** 0.5) if "pos_embed" in shapes else 0
     kind = "hiwin" if "query_1" in shapes else "resampler"
@@ -213,7 +214,7 @@ def infer_projector(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def most_used_dtype(tensors: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
-    """The floating type that takes most bytes."""
+    """Return the floating-point dtype that takes most bytes."""
     totals: dict[torch.dtype, int] = {}
     for dtype, num_bytes in tensors:
         if dtype.is_floating_point:

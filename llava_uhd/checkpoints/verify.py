@@ -1,4 +1,4 @@
-"""Is this folder whole? Names, shapes, numbers, tokens, and one forward pass; and a fingerprint of every module.
+"""Verify a model folder: names, shapes, values, tokens, one forward pass, a fingerprint per module.
 
 A fingerprint is a hash over names, types, shapes and bytes of a module's tensors, in the order of their names. It does
 not depend on how they are spread over files, so two people can compare their copies.
@@ -19,7 +19,7 @@ from .packaging import AUTO_CLASSES
 from .released import check_weights, list_weights, load_config
 from .tensors import TensorInfo, TensorReader, all_finite
 
-# The first that fits is a tensor's own.
+# The first match is the tensor's module.
 MODULES = (
     "model.vision_tower",
     "model.multi_modal_projector.upsampler",
@@ -33,14 +33,14 @@ FINGERPRINT_DIGITS = 16
 
 @dataclass
 class Verification:
-    """What was found; `problems` is empty for a folder that is whole.
+    """Verification result; `problems` is empty for a valid folder.
 
     Attributes:
-        problems: what is wrong, each naming where.
-        fingerprints: by module.
-        parameters: by module.
-        dtypes: of the weights.
-        forward: number of image tokens of the test picture, and the model's next token after it.
+        problems: error messages, each with its location.
+        fingerprints: hash of the weights by module.
+        parameters: number of parameters by module.
+        dtypes: dtypes of the weights.
+        forward: number of image tokens of the test image, and the model's next token after it.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Verification:
 
 
 def verify_checkpoint(folder: Path) -> Verification:
-    """Check one of our folders.
+    """Check an HF folder.
 
     Raises:
         ValueError: it is none of ours, a file is damaged, or names or shapes are not those of its config.
@@ -72,12 +72,12 @@ def verify_checkpoint(folder: Path) -> Verification:
 
 
 def module_of(name: str) -> str:
-    """The module, of those that get a fingerprint, that a tensor belongs to."""
+    """Return the fingerprinted module that a tensor belongs to."""
     return next(module for module in MODULES if name.startswith(module + "."))
 
 
 def _fingerprint(weights: dict[str, TensorInfo], reader: TensorReader, found: Verification) -> None:
-    """Hashes every tensor, and looks for numbers that are none."""
+    """Hash every tensor and check for NaN and infinity."""
     hashes = {module: hashlib.sha256() for module in MODULES}
     for name in sorted(weights):
         tensor, module = reader.read(weights[name]).contiguous(), module_of(name)
@@ -92,7 +92,7 @@ def _fingerprint(weights: dict[str, TensorInfo], reader: TensorReader, found: Ve
 
 
 def _check_tokens(folder: Path, config: LlavaUhdConfig, found: Verification) -> None:
-    """Tokenizer and special ids against the config."""
+    """Check tokenizer and special token ids against the config."""
     processor = LlavaUhdProcessor.from_pretrained(folder)
     tokenizer, vocab_size = processor.tokenizer, config.text_config.vocab_size
     if processor.image_token_id != config.image_token_id:
@@ -116,7 +116,7 @@ def _check_tokens(folder: Path, config: LlavaUhdConfig, found: Verification) -> 
 
 
 def _run(folder: Path, found: Verification) -> None:
-    """Loads the model as anyone would, and runs it once on a picture that follows a formula."""
+    """Load the model with `from_pretrained` and run it once on a generated image."""
     model, info = LlavaUhdForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
     found.problems += [f"loading: {kind} {', '.join(map(str, keys))}" for kind, keys in info.items() if keys]
     processor = LlavaUhdProcessor.from_pretrained(folder)
@@ -139,7 +139,7 @@ def _run(folder: Path, found: Verification) -> None:
 
 
 def test_picture() -> Image.Image:
-    """A picture of two slices, from a formula: the same everywhere."""
+    """Return a deterministic image of two slices."""
     width, height = 500, 240
     red = Image.linear_gradient("L").resize((width, height))
     green = Image.radial_gradient("L").resize((width, height))

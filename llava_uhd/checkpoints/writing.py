@@ -23,7 +23,7 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written."""
+    """Tensor to write."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,13 +40,13 @@ def write_safetensors(
     read: Callable[[str], torch.Tensor],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes a file, asking for one tensor after the other.
+    """Write a file, reading one tensor at a time.
 
     Args:
-        file: to be written.
-        tensors: in this order; larger elements before smaller ones keep each aligned.
-        read: gives a tensor of the planned shape and dtype.
-        metadata: of the header.
+        file: output path.
+        tensors: tensors in file order; sorting by decreasing element size keeps each aligned.
+        read: callback that returns a tensor of the planned shape and dtype.
+        metadata: metadata of the header.
     """
     header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
     offset = 0
@@ -76,7 +76,7 @@ def write_model(
     shard_bytes: int = SHARD_BYTES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes `model.safetensors`, or shards of about `shard_bytes` and their index, as transformers names them."""
+    """Write `model.safetensors`, or shards of about `shard_bytes` and their index, named as in transformers."""
     read = telling(read, sum(tensor.num_bytes for tensor in tensors), on_progress)
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
@@ -99,7 +99,7 @@ def write_model(
 def telling(
     read: Callable[[str], torch.Tensor], total: int, on_progress: Callable[[int, int], None]
 ) -> Callable[[str], torch.Tensor]:
-    """A reader that tells the bytes it has read, of so many in all."""
+    """Wrap a reader to report bytes read and total bytes."""
     done = 0
 
     def read_and_tell(name: str) -> torch.Tensor:
