@@ -1,4 +1,4 @@
-"""Batches of questions: which belong together, and what the model takes of them.
+"""Batching of questions and preparation of model inputs.
 
 Which questions form a batch depends on the data alone, not on the number of ranks or on what an earlier run left
 undone, so an answer never depends on how the work was spread.
@@ -29,15 +29,15 @@ IMAGE_THREADS = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions by their positions in the data, and what the model needs to answer those whose image could be read.
+    """Questions by position in the data, and model inputs of those whose image could be read.
 
     Attributes:
         readable: positions of the questions that can be answered, in the order of the rows of `text`.
-        errors: why the others cannot, by position.
+        errors: error messages of the other questions, by position.
         text: `input_ids` and `attention_mask`, padded on the left, the first `num_shared` columns and the others each
             by themselves; None if nothing is readable.
         images: pixels and shapes of the images, each once, however many questions ask about it; None without any.
-        image_of_question: for every readable question with an image, in order, which of `images` it is.
+        image_of_question: index into `images` for every readable question with an image, in order.
         num_shared: columns of `text` up to the images' last tokens, the same for all questions about an image; 0 if
             they are not to be read once for all.
     """
@@ -51,14 +51,15 @@ class Batch:
 
 
 class BatchBuilder:
-    """Plans batches, loads their images and builds their inputs.
+    """Plan batches, load their images and build their inputs.
 
     Args:
-        processor: of the model.
+        processor: model processor.
         max_side: long side to which images are scaled before slicing, in pixels; None leaves them.
-        max_slices: most slices per image; None as the model was trained.
-        num_beams: of an answer.
-        share: see `Batch.num_shared`; False for a model that cannot go on with several answers from one beginning.
+        max_slices: maximum number of slices per image; None takes the model's default.
+        num_beams: number of beams per question.
+        share: True computes the prefix shared by the questions about an image once (see `Batch.num_shared`); False for
+            a model whose KV prefix cannot be shared.
     """
 
     def __init__(
@@ -76,12 +77,12 @@ class BatchBuilder:
         self.share = share
 
     def plan(self, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-        """Group positions of questions with like numbers and shapes of views and lengths of text, the longest first.
+        """Group question positions by number and shapes of views and by text length, longest first.
 
         Views of one shape go through the tower together, and give as many tokens. Among these, questions about one
         image stay together.
         """
-        about: dict[ImageSource | int, list[int]] = {}  # a question without an image stays by itself
+        about: dict[ImageSource | int, list[int]] = {}  # a question without an image is a group of its own
         for position, sample in enumerate(samples):
             about.setdefault(position if sample.image_source is None else sample.image_source, []).append(position)
 
@@ -111,7 +112,7 @@ class BatchBuilder:
         return self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
     def build(self, samples: Sequence[Sample], positions: Sequence[int], pool: ThreadPoolExecutor) -> Batch:
-        """The batch of the questions at these positions. Images are loaded on the pool, each once.
+        """Build the batch of the questions at these positions. The pool loads each image once.
 
         To be called by one thread at a time, as tokenizers allow.
         """
@@ -145,7 +146,7 @@ class BatchBuilder:
         )
 
     def _load(self, sample: Sample) -> "BatchFeature | str":
-        """What the model takes of an image, or why it cannot be read."""
+        """Return the processed image, or the error message if the image cannot be read."""
         try:
             image = load_image(sample, self.max_side)
         except ValueError as error:
@@ -153,7 +154,7 @@ class BatchBuilder:
         return self.processor.image_processor(image, return_tensors="pt", **self.slices)
 
     def _shared_lengths(self, ids: list[list[int]], image_of_question: list[int]) -> list[int]:
-        """Tokens of each prompt up to its image's last.
+        """Return the number of tokens of each prompt up to its last image token.
 
         Zeros unless all prompts have an image, begin alike where it is the same one, and there are more answers (or
         beams) than images.
@@ -170,7 +171,7 @@ class BatchBuilder:
         return [0] * len(ids)
 
     def _padded(self, ids: list[list[int]], shared: list[int]) -> "BatchEncoding":
-        """Token ids and mask, (questions, length)."""
+        """Return token ids and mask, (questions, length)."""
         beginnings = [prompt[:length] for prompt, length in zip(ids, shared, strict=True)]
         rest = [prompt[length:] for prompt, length in zip(ids, shared, strict=True)]
         parts = [
@@ -182,5 +183,5 @@ class BatchBuilder:
 
 
 def _joined(parts: list[Inputs], dim: int = 0) -> Inputs:
-    """Tensors of the same names, joined."""
+    """Concatenate tensors of the same names."""
     return type(parts[0])({name: torch.cat([part[name] for part in parts], dim=dim) for name in parts[0]})

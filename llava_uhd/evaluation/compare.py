@@ -1,4 +1,4 @@
-"""Compare two results question by question: the difference of their means, and how sure it is (paired bootstrap)."""
+"""Compare two results question by question: difference of means with a paired bootstrap interval."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _CHUNK = 500  # resamples drawn at a time, which bounds memory
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean row scores of two results in percent, and their difference.
+    """Mean per-question scores of two results in percent, and their difference.
 
     Attributes:
         difference: second minus first.
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Return whether the confidence interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -58,13 +58,13 @@ def _row_scores(result: Result) -> dict[tuple[str, ...], float]:
 
 
 def compare_results(first: Result, second: Result, seed: int = 0) -> Comparison:
-    """Compare two results of one benchmark on the same questions.
+    """Compare two results of one task on the same questions.
 
     Args:
-        seed: of the bootstrap.
+        seed: bootstrap seed.
 
     Raises:
-        ValueError: they are of different benchmarks or questions.
+        ValueError: the results are of different tasks or questions.
     """
     if first["benchmark"] != second["benchmark"]:
         raise ValueError(f"cannot compare {first['benchmark']} with {second['benchmark']}")

@@ -1,4 +1,4 @@
-"""Batched generation: the next batch is prepared while the device answers this one.
+"""Batched generation: the next batch is prepared while the device generates.
 
 The images of a batch are encoded once. The language model, too, reads what several prompts begin with once, and goes
 on from there with each question and each beam.
@@ -28,14 +28,14 @@ _LOOK_AHEAD = 2  # batches prepared in advance
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How answers are made.
+    """Generation options.
 
     Attributes:
         max_side: long side to which images are scaled before slicing, in pixels; None leaves them.
-        max_slices: most slices per image; None as the model was trained.
-        num_beams: 1 is greedy.
-        max_new_tokens: longest answer; shortened where the context leaves less.
-        batch_size: questions at a time.
+        max_slices: maximum number of slices per image; None takes the model's default.
+        num_beams: number of beams; 1 is greedy.
+        max_new_tokens: maximum number of new tokens; reduced to fit the context length.
+        batch_size: questions per batch.
     """
 
     max_side: int | None
@@ -47,7 +47,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one batch, by the questions' positions: the answers, and why the others have none."""
+    """Result of one batch by question position: answers, and error messages of the other questions."""
 
     texts: dict[int, str]
     errors: dict[int, str]
@@ -56,7 +56,7 @@ class Answers:
 def run_ahead(
     pool: Executor, work: Callable[[Sequence[int]], Done], batches: Iterable[Sequence[int]], ahead: int
 ) -> Iterator[Done]:
-    """What the pool makes of the batches, in their order, at most so many batches ahead of what is asked for."""
+    """Yield the pool's results in batch order, submitting a bounded number of batches ahead."""
     pending: deque[Future[Done]] = deque()
     try:
         for positions in batches:
@@ -71,7 +71,7 @@ def run_ahead(
 
 
 class BatchGenerator:
-    """Answers batches of questions with one model."""
+    """Generate answers to batches of questions with one model."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class BatchGenerator:
         self.processor = processor
         self.options = options
         self.context = model.config.text_config.max_position_embeddings
-        # Several answers can go on from plain keys and values.
+        # Plain keys and values can be shared by several answers.
         share = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
         self.batches = BatchBuilder(processor, options.max_side, options.max_slices, options.num_beams, share)
 
     def generate_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
-        """Answers of batches in their order, each prepared in the background before its turn.
+        """Yield answers in batch order; upcoming batches are prepared in the background.
 
         One thread prepares, as tokenizers allow, and several decode images.
         """
@@ -99,7 +99,7 @@ class BatchGenerator:
 
     @torch.inference_mode()
     def generate(self, batch: Batch) -> dict[int, str]:
-        """Answers by position.
+        """Return answers by position.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context.
@@ -124,13 +124,13 @@ class BatchGenerator:
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:
-        """The (tokens, E) features of each image of a batch."""
+        """Return the (tokens, E) features of each image of a batch."""
         if batch.images is None:
             return []
         return self.model.get_image_features(**batch.images.to(self.model.device, self.model.dtype)).pooler_output
 
     def read_images(self, batch: Batch) -> dict[str, Any]:
-        """What `generate` goes on from: the images' features for every question, or the cache after reading them."""
+        """Return inputs of `generate`: image features per question, or the KV cache after the shared prefix."""
         features = self.encode(batch)
         if not features:
             return {}

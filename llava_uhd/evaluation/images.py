@@ -1,4 +1,4 @@
-"""Loading a task's images, and the resize that the published evaluation puts before the slicing."""
+"""Image loading, with the resize that the reference evaluation applies before slicing."""
 
 from PIL import Image
 
@@ -7,7 +7,7 @@ from .samples import Sample, open_image
 
 
 def scaled_size(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """Size with the given long side, whether larger or smaller than before.
+    """Return the size scaled to this long side, up or down.
 
     The short side is rounded down, as published, but stays at least 1 (an extreme aspect ratio crashed there).
     """
@@ -17,7 +17,7 @@ def scaled_size(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 def image_size(sample: Sample, max_side: int | None) -> tuple[int, int] | None:
-    """The size at which a sample's image will be seen, from the file's header; None without a readable image."""
+    """Return the size of a sample's image after the resize, read from the file header; None if unreadable."""
     size = sample.image_size
     if size is None and sample.image_source is not None:
         try:

@@ -42,13 +42,13 @@ from .scorers import (
 
 @dataclass(frozen=True)
 class Scores:
-    """What a metric says.
+    """Result of a metric.
 
     Attributes:
         headline: name of the number to quote.
         values: aggregate scores by name, the headline among them; None where undefined.
-        rows: one score in [0, 1] per question.
-        notes: what a reader must know about the values.
+        rows: score in [0, 1] of each question.
+        notes: caveats about the values.
     """
 
     headline: str

@@ -123,7 +123,7 @@ def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: configuration and split, its number among the rows of its group, and its image."""
+    """Position of a row: configuration and split, index within its group, and image."""
 
     config: str
     split: str
@@ -133,16 +133,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where a task's questions are in data sets on the Hugging Face hub.
+    """Dataset on the Hugging Face hub that holds a task's questions.
 
     Attributes:
-        repo: id of the data set.
-        read: makes the samples of a row.
-        parts: configurations and their splits; the first that is there is read, or all of them if `every`.
-        every: see `parts`.
-        images: configuration that holds the images, by `id`; None if they are beside the questions.
-        image_key: column that names an image which several rows share; None if each row has its own.
-        number_by: column whose values are numbered each by itself; None numbers a split's rows.
+        repo: hub id of the dataset.
+        read: function that converts a row to samples.
+        parts: configurations and their splits; the first one present is read, or all of them if `every`.
+        every: True reads all of `parts`.
+        images: configuration that holds the images, by `id`; None if the question rows hold them.
+        image_key: column with the id of an image shared by several rows; None if each row has its own.
+        number_by: column to group rows by for numbering; None numbers all rows of a split.
     """
 
     repo: str

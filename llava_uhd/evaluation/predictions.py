@@ -33,14 +33,14 @@ _STALL = 3600  # seconds without a new answer after which the other ranks are gi
 
 @dataclass
 class Problems:
-    """What is wrong with a set of predictions, each kind with the names of the questions concerned.
+    """Problems of a set of predictions: ids of the affected questions by kind.
 
     Attributes:
-        unreadable: lines that are no JSON object with `question_id` and `text` (a kill leaves one at the end), or
-            that do not match their checksum.
+        unreadable: lines that are not a JSON object with `question_id` and `text` (a killed run leaves a partial last
+            line), or that do not match their checksum.
         duplicate: questions answered more than once.
         missing: questions without an answer.
-        extra: answers to no question of the data.
+        extra: answers whose question is not in the data.
         empty: answers without text.
         image: questions whose image could not be read.
     """

@@ -52,10 +52,10 @@ def model_name(result: Result) -> str:
 
 
 def markdown_report(results: Sequence[Result], sources: Sequence[str] | None = None) -> str:
-    """All results: headline, model, scores in both modes, limits, protocol.
+    """Return a Markdown report of all results: headline, model, scores in both modes, limits, protocol.
 
     Args:
-        sources: where each result was read, to tell results of one model and task apart; None leaves it out.
+        sources: path of each result, to distinguish results of one model and task; None omits paths.
     """
     lines = ["# Evaluation", ""]
     if len(results) > 1:
@@ -109,11 +109,11 @@ def _code(value: Any) -> str:
 
 
 def html_report(result: Result, samples: Sequence[Sample], worst: int = _WORST) -> str:
-    """One result as a page of its own: scores, limits, protocol and the worst answers beside their images.
+    """Return an HTML page of one result: scores, limits, protocol and the worst answers with their images.
 
     Args:
-        samples: of the benchmark, in the order of the result's rows.
-        worst: how many answers to show.
+        samples: samples of the task, in the order of the result's rows.
+        worst: number of answers to show.
     """
     escape = html.escape
     limits = "".join(f"<li>{escape(limit)}</li>" for limit in _limits(result))

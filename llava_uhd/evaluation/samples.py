@@ -29,14 +29,14 @@ class Sample:
     """One question.
 
     Attributes:
-        question_id: as in the official files; not always unique, see `Task.match_key`.
-        prompt: the complete text of the user, with the task's suffix.
-        image: the image's name in the official files; None for a question without one.
-        image_source: where the image is: a path, its bytes in base64, or a function that draws it.
-        image_size: (width, height) in pixels of an image that is drawn.
-        answers: references; empty where the labels are a server's secret.
-        category: category, kind or sub-split, where scores are given by them.
-        details: what this task's metric needs besides.
+        question_id: id in the official files; not always unique, see `Task.match_key`.
+        prompt: complete user text, including the task's suffix.
+        image: image name in the official files; None for a text-only question.
+        image_source: path of the image, its bytes in base64, or a function that renders it.
+        image_size: (width, height) in pixels of a rendered image.
+        answers: reference answers; empty if only an evaluation server has the labels.
+        category: category, kind or sub-split, for tasks that report scores by category.
+        details: additional fields for the task's metric.
     """
 
     question_id: str | int

@@ -48,10 +48,10 @@ def seed_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row
 
 
 def mmbench_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[int, str]) -> tuple[list[str], list[list[Any]]]:
-    """The columns and rows of the server's sheet: the TSV without what is secret or large, predictions put in.
+    """Return columns and rows of the submission sheet: the TSV without labels and images, plus predictions.
 
     Args:
-        rows: of the TSV, by column.
+        rows: rows of the TSV as mappings by column.
         texts: answers by index; a row without one keeps an empty cell.
     """
     columns = [name for name in rows[0] if name.lower() not in _MMBENCH_DROPPED]

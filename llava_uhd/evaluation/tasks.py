@@ -16,24 +16,24 @@ from .webdocs import read_webdocs
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table.
+    """Definition of a task.
 
     Attributes:
-        name: as given on the command line.
-        split: which questions.
-        count: how many there are officially; None if it varies.
-        folder: below the data folder; None if the data is made on the spot.
-        read: from that folder to the samples.
-        suffix: what the prompt ends with; the question files carry it already.
-        max_side: images are scaled, up or down, to this long side in pixels before slicing; None leaves them.
-        num_beams: of the beam search; 1 is greedy.
-        max_new_tokens: of an answer.
-        match_key: what identifies a question in a prediction file.
+        name: name on the command line.
+        split: split of the official data.
+        count: official number of questions; None if it varies.
+        folder: subfolder of the data folder; None if the data is generated.
+        read: function that reads the samples from the folder.
+        suffix: end of the prompt; the question files already include it.
+        max_side: long side in pixels to which images are scaled, up or down, before slicing; None keeps their size.
+        num_beams: number of beams; 1 is greedy.
+        max_new_tokens: maximum number of new tokens per answer.
+        match_key: fields that identify a question in a prediction file.
         metric: name in `metrics.METRICS`; None if a server or a judge scores.
-        submission: name in `submission.WRITERS`, where a server takes a file.
-        source: where the data is found.
-        published: whether published scripts score it, too, in their own way.
-        comparable: which published numbers the score is comparable with, and which not.
+        submission: name in `submission.WRITERS`, for tasks with an evaluation server.
+        source: download location of the data.
+        published: True if reference scripts also score the task, with their own metric.
+        comparable: note on which published numbers the score is comparable with.
     """
 
     name: str

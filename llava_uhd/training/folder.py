@@ -10,7 +10,7 @@ from ..files import write_text
 from .recipe import Recipe, build_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
-# What may change between two starts of a run: it does not touch the numbers.
+# Settings that may change on resume: they do not affect the results.
 FREE = (
     ("out",),
     ("watch",),
@@ -30,12 +30,12 @@ def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoin
     Args:
         recipe: recipe of the run.
         out: folder of the run.
-        product: name of what a finished run leaves in it.
-        begun: whether there is something in it to resume from.
-        checkpoint: folder of the checkpoint that is resumed, which holds a copy of its recipe.
+        product: name of the output of a finished run.
+        begun: True if the folder has a state to resume from.
+        checkpoint: checkpoint folder to resume from, which holds a copy of its recipe.
 
     Raises:
-        ValueError: it holds the run of another recipe, or a finished one, or its recipe cannot be read.
+        ValueError: the folder holds a run of another recipe or a finished run, or its recipe cannot be read.
     """
     if (out / product).exists():
         raise ValueError(f"{out} holds a finished run, it gave {out / product}: name another out")

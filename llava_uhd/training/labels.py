@@ -1,4 +1,4 @@
-"""Labels: which tokens of a conversation the model learns to say. Pure functions of token ids.
+"""Labels of the loss tokens of a conversation. Pure functions of token ids.
 
 `answer_labels` is the plain rule: the answers, as the chat template marks them. The published data preparations differ
 from it in detail, and the others reproduce them to the token, for runs that repeat the published training. All agree
@@ -13,14 +13,14 @@ VICUNA_ANSWER = "ASSISTANT: "
 
 
 def answer_labels(input_ids: Sequence[int], answer_mask: Sequence[int]) -> list[int]:
-    """Labels of the marked tokens.
+    """Return the labels of the tokens selected by the answer mask.
 
     Args:
-        input_ids: of one conversation.
-        answer_mask: 1 for tokens to learn: `assistant_masks` from `apply_chat_template`.
+        input_ids: token ids of one conversation.
+        answer_mask: 1 for target tokens: `assistant_masks` from `apply_chat_template`.
 
     Raises:
-        ValueError: if the two differ in length.
+        ValueError: the two differ in length.
     """
     if len(input_ids) != len(answer_mask):
         raise ValueError(f"there are {len(input_ids)} tokens, but a mask of {len(answer_mask)}")
@@ -28,10 +28,10 @@ def answer_labels(input_ids: Sequence[int], answer_mask: Sequence[int]) -> list[
 
 
 def plain_labels(input_ids: Sequence[int], num_prompt_tokens: int) -> list[int]:
-    """Published labels of the `plain` format: everything after the image.
+    """Return the reference labels of the `plain` format: everything after the image.
 
     Args:
-        input_ids: of an image and its caption.
+        input_ids: token ids of an image and its caption.
         num_prompt_tokens: tokens up to the end of the image, with the begin-of-text token.
     """
     return [IGNORE] * num_prompt_tokens + list(input_ids[num_prompt_tokens:])
@@ -40,7 +40,7 @@ def plain_labels(input_ids: Sequence[int], num_prompt_tokens: int) -> list[int]:
 def vicuna_labels(
     input_ids: Sequence[int], prompt: str, count_tokens: Callable[[str], int], *, legacy: bool = False
 ) -> list[int]:
-    """Published labels of the `vicuna` format: answers, found by tokenizing each round again by itself.
+    """Return the reference labels of the `vicuna` format: answers, located by retokenizing each round.
 
     A round by itself begins with the begin-of-text token, where in the conversation it ends with the end-of-text
     token: as many tokens. After the first round it also begins with a space that it lacks in the conversation, unless
@@ -48,11 +48,11 @@ def vicuna_labels(
     published code ignores the whole sample.
 
     Args:
-        input_ids: of the conversation.
-        prompt: its text.
+        input_ids: token ids of the conversation.
+        prompt: text of the conversation.
         count_tokens: number of tokens of a text by itself, with the begin-of-text token, and its images counted as
             they are in `input_ids`.
-        legacy: as the tokenizer's option of this name.
+        legacy: value of the tokenizer's `legacy` option.
     """
     labels = [IGNORE] * len(input_ids)
     position = 1
@@ -75,14 +75,14 @@ def chatml_labels(
     always_learned: Collection[int],
     ignored: Collection[int] = (),
 ) -> list[int]:
-    """Published labels of the `qwen` format: assistant turns with their headers, and some tokens wherever they stand.
+    """Return the reference labels of the `qwen` format: assistant turns with headers, and some ids everywhere.
 
     Args:
-        input_ids: of the conversation.
+        input_ids: token ids of the conversation.
         turn_start: id of `<|im_start|>`.
         assistant_header: ids of "assistant" and the newline.
-        always_learned: ids learned in every turn: published for `<|im_start|>`, `<|im_end|>` and the newline (198).
-        ignored: ids never learned, such as the image token's, though they stand in an assistant turn.
+        always_learned: target ids in every turn: `<|im_start|>`, `<|im_end|>` and the newline (198) in the reference.
+        ignored: ids that are never targets, such as the image token's, even in an assistant turn.
     """
     header = list(assistant_header)
     labels, in_answer = [], False

@@ -21,11 +21,11 @@ def write_launch_files(
 
     Args:
         folder: folder to write; the run's own folder is `run` in it, unless the overrides name another.
-        name: name of a recipe, or path of one.
-        overrides: `key=value` for the recipe.
+        name: recipe name or path.
+        overrides: recipe overrides, `key=value`.
         nodes: number of nodes.
-        gpus: GPUs of each node.
-        overwrite: whether files there may be replaced.
+        gpus: number of GPUs per node.
+        overwrite: True replaces existing files.
 
     Raises:
         ValueError: the recipe is wrong, is of stage 0, does not divide among the devices, or a file exists.
@@ -74,4 +74,4 @@ def write_launch_files(
 
 
 def _precision(recipe: TuningRecipe) -> str:
-    return "bf16" if recipe.optimization.precision == "bf16" else "'no'"  # a bare no is false in YAML
+    return "bf16" if recipe.optimization.precision == "bf16" else "'no'"  # YAML parses a bare `no` as false

@@ -1,4 +1,4 @@
-"""Limits of a recipe's numbers: one table for each kind of recipe, one check that names all that are outside."""
+"""Limits of recipe values: one table per kind of recipe, one check that reports all violations."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The next-token loss without the logits: exact, in pieces.
+"""Exact chunked next-token loss without materialized logits.
 
 Logits of 4096 positions and 32,000 tokens are half a gigabyte in float32, and their gradient as much again. Here those
 of a few positions exist at a time: their loss and its gradient are taken at once, in the forward pass, and positions
@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int = 1024
 ) -> torch.Tensor:
-    """Sum of the cross-entropies of `hidden @ weightᵀ` with `labels`, those of -100 left out.
+    """Return the summed cross-entropy of `hidden @ weightᵀ` with `labels`; positions with label -100 are ignored.
 
     Under autocast the products are taken in its type, as a linear layer's would be.
 
@@ -80,7 +80,7 @@ def linear_cross_entropy(
 
 
 def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: int) -> None:
-    """Gives the model a forward pass for training: a loss and no logits, and the same graph for every batch.
+    """Replace the model's forward for training: a loss without logits, and the same graph for every batch.
 
     A batch without an image encodes a small empty one, of no weight: otherwise what it does not use would get no
     gradient there, and devices that wait for each other's gradients would wait for ever.
@@ -103,7 +103,7 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         loss = linear_cross_entropy(outputs.last_hidden_state[:, :-1], self.lm_head.weight, wanted, loss_chunk)
         if num_items_in_batch is None:
             num_items_in_batch = wanted.ne(IGNORE).sum()
-        # A batch whose samples were all left out counts nothing.
+        # A batch without usable samples has zero loss.
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         if blank is not None:
             loss = loss + 0.0 * blank.float().sum()
@@ -114,7 +114,7 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
 
 
 def _blank_image(model: LlavaUhdForConditionalGeneration, device: torch.device) -> dict[str, torch.Tensor]:
-    """The inputs of one view of a few black patches."""
+    """Return the inputs of one view of a few black patches."""
     side, patch = 4, model.config.vision_config.patch_size
     return {
         "pixel_values": torch.zeros(side * side, 3 * patch**2, device=device),

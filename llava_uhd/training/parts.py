@@ -1,4 +1,4 @@
-"""The parts of a model that are trained or frozen as one, and the table that shows it.
+"""Parameter groups that are trained or frozen together, and their parameter counts.
 
 | part | what it is |
 |---|---|
@@ -26,7 +26,7 @@ TOWER, PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
 
 @dataclass(frozen=True)
 class PartRow:
-    """One line of the table: numbers of parameters."""
+    """Parameter counts of a parameter group."""
 
     part: str
     total: int
@@ -34,11 +34,11 @@ class PartRow:
 
 
 def part_of(name: str, config: LlavaUhdConfig) -> str:
-    """The part that a parameter belongs to.
+    """Return the parameter group of a parameter.
 
     Args:
-        name: in `LlavaUhdForConditionalGeneration`, with or without the prefixes of adapters.
-        config: of the model.
+        name: parameter name in `LlavaUhdForConditionalGeneration`, with or without adapter prefixes.
+        config: model config.
     """
     name = name.removeprefix("base_model.model.")
     if "lora_" in name:
@@ -66,12 +66,12 @@ def _is_behind_features(name: str, config: LlavaUhdConfig) -> bool:
 
 
 def parts_of(model: nn.Module, config: LlavaUhdConfig) -> list[str]:
-    """The parts that a model has, in the order of its parameters."""
+    """Return the parameter groups of a model, in parameter order."""
     return list(dict.fromkeys(part_of(name, config) for name, _ in model.named_parameters()))
 
 
 def train_only(model: nn.Module, config: LlavaUhdConfig, parts: Collection[str]) -> None:
-    """Makes these parts trainable and freezes the others.
+    """Make these parameter groups trainable and freeze the others.
 
     Raises:
         ValueError: the model has no such part.
@@ -85,7 +85,7 @@ def train_only(model: nn.Module, config: LlavaUhdConfig, parts: Collection[str])
 
 
 def table(model: nn.Module, config: LlavaUhdConfig) -> list[PartRow]:
-    """Parameters of each part, all and trainable ones."""
+    """Return total and trainable parameter counts of each parameter group."""
     totals: dict[str, int] = {}
     trainable: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -96,7 +96,7 @@ def table(model: nn.Module, config: LlavaUhdConfig) -> list[PartRow]:
 
 
 def check_table(rows: Iterable[PartRow], parts: Collection[str]) -> None:
-    """Asserts that these parts are trained whole, and nothing else.
+    """Assert that exactly these parameter groups are trainable, each completely.
 
     Raises:
         AssertionError: naming the part that is not as it should be.

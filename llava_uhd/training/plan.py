@@ -1,4 +1,4 @@
-"""The plan of a run: what it trains, how long it is, what it needs. Calculated, without weights and without data.
+"""Training plan: parameter counts, duration and memory, computed without weights or data.
 
 llava-uhd train plan vicuna-7b-instruct --devices 64
 """
@@ -17,27 +17,27 @@ from .parts import PartRow, check_table, table, train_only
 from .recipe import TuningRecipe, load_recipe, shipped_recipes
 
 GIB = 2**30
-# Share of a device's peak that a plan assumes; a guess between what large runs report.
+# Assumed utilization of peak FLOPS (MFU); an estimate within the range that large runs report.
 ASSUMED_UTILISATION = 0.4
 ADAM_BYTES = 8  # two float32 moments
-# Activations of one transformer layer, in numbers for each token and channel: what its backward pass reads.
+# Saved activations of one transformer layer, in values per token and hidden unit.
 LAYER_ACTIVATIONS = 17
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--dry-run` shows.
+    """Training plan shown by `--dry-run`.
 
     Attributes:
-        parts: parameters, all and trainable.
-        devices: that share the run.
-        accumulation: micro-batches of a device in one step.
-        samples: of an epoch; None where neither the data nor a published number is known.
-        steps: of the run.
-        tokens: of the run, image tokens among them.
-        memory_gib: on each device, by strategy.
-        petaflop: of the run, without recomputation.
-        hours: at `peak_tflops` and the assumed utilisation, recomputation counted.
+        parts: total and trainable parameter counts by parameter group.
+        devices: number of devices.
+        accumulation: micro-batches per device and step.
+        samples: number of samples per epoch; None if neither the data nor a published number is available.
+        steps: number of steps.
+        tokens: number of tokens, including image tokens.
+        memory_gib: memory per device in GiB, by strategy.
+        petaflop: total PFLOP, without recomputation.
+        hours: duration at `peak_tflops` and the assumed utilization, including recomputation.
     """
 
     parts: list[PartRow]
@@ -68,7 +68,7 @@ class Plan:
 
 
 def accumulation_of(recipe: TuningRecipe, devices: int) -> int:
-    """Micro-batches that each device takes in one step.
+    """Return the number of micro-batches per device and step.
 
     Raises:
         ValueError: the global batch does not divide so.
@@ -83,14 +83,14 @@ def accumulation_of(recipe: TuningRecipe, devices: int) -> int:
 
 
 def num_steps(recipe: TuningRecipe, samples: int) -> int:
-    """Steps of a run over so many samples."""
+    """Return the number of steps of a run over `samples` samples."""
     steps = ceil(ceil(samples / recipe.optimization.global_batch) * recipe.optimization.epochs)
     limit = recipe.optimization.max_steps
     return steps if limit is None else min(steps, limit)
 
 
 def config_of(recipe: TuningRecipe) -> LlavaUhdConfig:
-    """Config of the model that a run starts from; of one that another shipped recipe will make, as planned there."""
+    """Return the config of the initial model; a model made by another shipped recipe is planned from that recipe."""
     for name in shipped_recipes():
         other = load_recipe(name)
         if isinstance(other, TuningRecipe) and f"{other.out}/model" == recipe.model.start:
@@ -102,7 +102,7 @@ def config_of(recipe: TuningRecipe) -> LlavaUhdConfig:
 
 
 def trained_parts(recipe: TuningRecipe) -> list[str]:
-    """The parts that get gradients: with adapters they alone."""
+    """Return the parameter groups that get gradients; with adapters, only the adapters."""
     return ["adapters"] if recipe.lora else list(recipe.optimization.learning_rates)
 
 
@@ -110,12 +110,12 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
     """Plan a run.
 
     Args:
-        recipe: of stage 1 or 2.
-        devices: that share it.
-        samples: of an epoch; the published number where not given.
+        recipe: recipe of stage 1 or 2.
+        devices: number of devices.
+        samples: number of samples per epoch; None takes the published number.
 
     Raises:
-        AssertionError: what would be trained is not what the recipe names.
+        AssertionError: the trainable parameters differ from those that the recipe names.
         ValueError: the recipe does not fit its model or the devices.
     """
     config = config_of(recipe)
@@ -159,7 +159,7 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
 
 
 def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], devices: int) -> dict[str, float]:
-    """GiB on each device, by strategy.
+    """Return the memory per device in GiB, by strategy.
 
     `ddp` keeps everything everywhere: what is trained in float32 with gradient and Adam's moments, the rest in the
     precision of the run. `fsdp2` shares all of it, and gathers one layer, and what lies outside of layers, to compute
@@ -180,7 +180,7 @@ def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], de
     activations = _activations(recipe, config)
     state = trainable * (4 + 4 + ADAM_BYTES)
     strategies: dict[str, float] = {"ddp": state + frozen_bytes}
-    # Weights in four bits are not shared among devices here.
+    # 4-bit weights are not sharded.
     if devices > 1 and not (recipe.lora and recipe.lora.quantize == "nf4"):
         strategies["fsdp2"] = (state + frozen * 4) / devices + (outside + 2 * layer) * number
         strategies["zero2"] = (trainable + frozen) * 2 + trainable * (4 + 4 + ADAM_BYTES) / devices
@@ -188,7 +188,7 @@ def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], de
 
 
 def _activations(recipe: TuningRecipe, config: LlavaUhdConfig) -> float:
-    """Bytes of what the backward pass reads, and of the logits of a chunk. A rough model."""
+    """Estimate the bytes of saved activations and of the logits of a chunk."""
     optimization, data, text = recipe.optimization, recipe.data, config.text_config
     number = 2 if optimization.precision == "bf16" else 4
     tokens = optimization.micro_batch * min(data.published_length or data.max_length, data.max_length)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "recipes"
 # Parameters of the up-sampler that may have learning rates of their own.
 UPSAMPLER_PARAMETERS = ("range_temp", "sigma_spatial", "range_proj", "fixup_proj")
-# What each stage may train, by the names of `parts`.
+# Parameter groups that each stage may train.
 TRAINED_BY = {
     "align": ("projector", "positions"),
     "instruct": ("language_model", "projector", "positions", "vision_tower", "upsampler_fixup"),
@@ -33,7 +33,7 @@ TRAINED_BY = {
 
 @dataclass(frozen=True)
 class ProjectorRecipe:
-    """The projector of a model that is put together from its parts; see `LlavaUhdProjectorConfig`."""
+    """Projector of a model built from pretrained backbones; see `LlavaUhdProjectorConfig`."""
 
     type: Literal["hiwin", "resampler", "mlp"] = "hiwin"
     levels: tuple[int, ...] = (1, 2, 4)
@@ -46,18 +46,19 @@ class ProjectorRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Where the weights come from: a whole model (`start`), or parts that are put together.
+    """Initial weights: a complete model (`start`), or pretrained backbones.
 
     Attributes:
-        start: `tiny`, a folder of ours, or a hub id.
-        language_model: of transformers: folder or hub id; with `vision_tower` and `projector`, in place of `start`.
-        vision_tower: CLIP or SigLIP: folder or hub id.
+        start: `tiny`, a model folder, or a hub id.
+        language_model: folder or hub id of a transformers language model; with `vision_tower` and `projector`,
+            replaces `start`.
+        vision_tower: folder or hub id of CLIP or SigLIP.
         upsampler: up-sampler from stage 0: folder of its run, or the published `clip-large-jbu.ckpt`.
-        renew: parts of `start` to begin anew: `projector`, `upsampler`.
-        projector: of a model that is put together.
-        layout: of a model that is put together, see `LlavaUhdConfig`; likewise the separators' ids, which are those
-            of Vicuna's "," and newline as published, for Qwen2 too.
-        template: chat template that the trained model is saved with: `vicuna` or `qwen`; None keeps that of `start`.
+        renew: parameter groups of `start` to reinitialize: `projector`, `upsampler`.
+        projector: projector of a model built from pretrained backbones.
+        layout: layout of a model built from pretrained backbones, see `LlavaUhdConfig`; likewise the separator ids,
+            which are those of Vicuna's "," and newline as in the reference, for Qwen2 too.
+        template: chat template saved with the trained model: `vicuna` or `qwen`; None keeps that of `start`.
     """
 
     start: str | None = None
@@ -74,18 +75,18 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class Source:
-    """Samples of one place.
+    """Data source of a mixture.
 
     Attributes:
         path: LLaVA JSON or JSONL, a WebDataset tar or a folder of these, a Parquet file (or several, by wildcards or
             in a folder), a folder saved by `datasets`, or the hub id of a dataset.
-        images: folder that the samples' image paths start from.
-        weight: how often an epoch takes each sample: 2 takes each twice, 0.5 a random half.
-        manifest: written by `llava-uhd data check`, whose lengths make better batches.
-        columns: of a table, what the columns of these names are for, where they are not named so: `image` or `images`,
-            and `conversations`, `messages`, `texts`, or `question` and `answer`.
-        split: of a dataset.
-        subset: of a dataset on the hub, its configuration.
+        images: root folder of the samples' image paths.
+        weight: repetitions of each sample per epoch: 2 repeats each twice, 0.5 selects a random half.
+        manifest: file written by `llava-uhd data check`, whose lengths improve batching.
+        columns: roles of table columns with other names than `image` or `images`, and `conversations`, `messages`,
+            `texts`, or `question` and `answer`.
+        split: dataset split.
+        subset: configuration of a dataset on the hub.
     """
 
     path: str
@@ -99,7 +100,7 @@ class Source:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Samples and what is made of them.
+    """Data sources and sample processing.
 
     Attributes:
         train: sources, mixed by weight.
@@ -109,10 +110,10 @@ class DataRecipe:
         labels: `answers`, as the template marks them, or `published`, which differs for `qwen` (see `labels`).
         max_length: longest sequence in tokens; the text of a longer sample is cut, if its images fit.
         max_slices: most slices of an image; 1 for the overview alone; None as the model says.
-        vary_images: as published for training: enlarge TextVQA images to 1024, and every tenth image to six slices.
+        vary_images: True enlarges TextVQA images to 1024, and every tenth image to six slices, as in the reference.
         group: `modality` keeps text-only and image samples in batches of their own.
         pack: join the samples of a micro-batch into one sequence without padding; they do not see each other.
-        on_bad_sample: `skip` reports a sample that cannot be used and goes on, `fatal` stops.
+        on_bad_sample: `skip` reports a sample that cannot be used and continues, `fatal` stops.
         workers: processes that read images.
         published_samples: size of the published data, for plans on machines that do not hold it.
         published_length: mean tokens of its samples, likewise: an assumption.
@@ -137,18 +138,18 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizationRecipe:
-    """How the weights move.
+    """Optimization settings.
 
     Attributes:
-        learning_rates: of each part that is trained; parts not named are frozen. See `parts`.
-        global_batch: samples of one step, over all devices and accumulations.
-        micro_batch: samples of one device at a time.
-        max_steps: stop earlier than the epochs say.
-        warmup: share of all steps.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        learning_rates: learning rate of each trained parameter group; other groups are frozen. See `parts`.
+        global_batch: samples per step, over all devices and accumulations.
+        micro_batch: samples per device and forward pass.
+        max_steps: maximum number of steps, below that of the epochs.
+        warmup: warmup steps as a fraction of all steps.
+        max_grad_norm: maximum gradient norm; 0 disables clipping.
         precision: `bf16` computes in bfloat16 and keeps what is trained in float32.
-        checkpoint_activations: recompute the layers' activations in the backward pass.
-        loss_chunk: positions whose logits exist at one time.
+        checkpoint_activations: True recomputes the layers' activations in the backward pass.
+        loss_chunk: number of positions per chunk of logits.
     """
 
     learning_rates: dict[str, float]
@@ -167,7 +168,7 @@ class OptimizationRecipe:
 
 @dataclass(frozen=True)
 class LoraRecipe:
-    """Adapters in place of the language model's own weights.
+    """Adapters of the language model, trained instead of its own weights.
 
     Attributes:
         targets: regular expression over module names; the default takes the linear layers of the language model alone.
@@ -183,15 +184,15 @@ class LoraRecipe:
 
 @dataclass(frozen=True)
 class WatchRecipe:
-    """What a run writes and when it stops.
+    """Monitoring, checkpoints and stopping.
 
     Attributes:
         save_every: steps between checkpoints.
         keep: checkpoints kept; at least 2, so that a kill during a save loses none that is whole.
         eval_every: steps between measurements of the held-out loss.
         report_to: tracker of transformers: `none`, `tensorboard`, `wandb`, ...
-        max_loss_rise: stop when the smoothed loss exceeds its lowest value by this factor; 0 never does.
-        peak_tflops: of one device in `precision`, for the utilisation; None where it is not known.
+        max_loss_rise: factor over the lowest smoothed loss at which the run stops; 0 disables the check.
+        peak_tflops: peak TFLOPS of one device in `precision`, for the utilization; None if unknown.
     """
 
     log_every: int = 10
@@ -265,7 +266,7 @@ class UpsamplerRecipe:
         vision_tower: folder or hub id of CLIP or SigLIP, or of a model of ours, whose tower is taken.
         highest: level of the highest map: 2, 4 or 8.
         images: folder, searched for pictures at any depth.
-        held_out: how many pictures, the last by name, are measured and not trained on.
+        held_out: number of held-out images, the last ones by name.
         image_size: side of the square crop; with `keep_aspect` of the square of equal area.
         keep_aspect: keep a picture's aspect ratio (sides in multiples of the patch) instead of cropping.
         resample: filter of the resizing; `nearest` as published.
@@ -287,7 +288,7 @@ class UpsamplerRecipe:
         clip_first: gradients of this many first steps are clipped to `max_grad_norm`.
         crf, tv: weights of these terms; `crf_jittered_guidance` pairs the features with the view they come from,
             where the published code takes the picture without its jitter.
-        pictures: log a picture of the pyramid so often, in steps; 0 never.
+        pictures: steps between logged images of the pyramid; 0 disables logging.
     """
 
     stage: Literal["upsampler"]
@@ -352,19 +353,19 @@ STAGES: dict[str, type[TuningRecipe] | type[UpsamplerRecipe]] = {
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe with some of its values replaced.
+    """Load a recipe and apply overrides.
 
     Args:
-        name: of a shipped recipe, or path of a YAML file.
-        overrides: `key=value`, keys dotted (`data.train.0.path`), values in YAML.
+        name: name of a shipped recipe, or path of a YAML file.
+        overrides: `key=value` with dotted keys (`data.train.0.path`) and values in YAML.
 
     Raises:
-        ValueError: no such recipe, or something in it or in the overrides is wrong.
+        ValueError: the recipe does not exist, or a value in it or in the overrides is invalid.
     """
     known = shipped_recipes()
     if name in known:
@@ -420,7 +421,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def build_recipe(values: Any) -> Recipe:
-    """A recipe from nested dicts.
+    """Build a recipe from nested dicts.
 
     Raises:
         ValueError: a key is unknown or missing, or a value does not fit.
@@ -432,7 +433,7 @@ def build_recipe(values: Any) -> Recipe:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The whole recipe as YAML, with what its file left to the defaults."""
+    """Return the complete recipe as YAML, including defaults."""
     return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False, allow_unicode=True)
 
 
@@ -479,7 +480,7 @@ def _descend(place: Any, step: str, key: str) -> Any:
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:
-    """One value of a type, checked."""
+    """Convert and check a value of a type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _build_dataclass(kind, values, where)

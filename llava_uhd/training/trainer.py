@@ -1,4 +1,4 @@
-"""transformers' Trainer with what these stages need beyond it.
+"""Subclass of transformers' Trainer for stages 1 and 2.
 
 A learning rate for each part; the order of samples from `data.order`; checkpoints that are complete or not there; a
 stop, with the batch saved, when the loss is not a number or keeps rising.
@@ -62,7 +62,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoint_damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """Return what keeps a checkpoint from being used, None where it is complete.
+    """Return the reason why a checkpoint is unusable, None if it is complete.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -111,17 +111,17 @@ class _SetEpoch(TrainerCallback):
 
 
 class StageTrainer(Trainer):
-    """Trains one stage.
+    """Trainer of one stage.
 
     Args:
-        rates: learning rate by part.
-        part_of: part of a parameter, by its name.
-        order: of the training samples.
-        meter: of the speed.
-        max_loss_rise: see `WatchRecipe`.
-        keep: complete checkpoints kept.
-        recipe_text: copied into each checkpoint.
-        kwargs: of `Trainer`.
+        rates: learning rate by parameter group.
+        part_of: function that maps a parameter name to its parameter group.
+        order: sampler of the training samples.
+        meter: throughput meter.
+        max_loss_rise: loss limit, see `WatchRecipe`.
+        keep: number of complete checkpoints kept.
+        recipe_text: recipe as YAML, copied into each checkpoint.
+        kwargs: arguments of `Trainer`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class StageTrainer(Trainer):
         return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with a group for each rate, with and without weight decay."""
+        """Create AdamW with a group per learning rate, with and without weight decay."""
         model = self.model if model is None else model
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(model))

@@ -36,15 +36,15 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
         model: folder with the trained model.
-        steps: of the run, those before a resumption included.
+        steps: number of steps, including those before a resumption.
         loss: mean training loss at the last log.
-        held_out_loss: at the last measurement, None without held-out data.
-        resumed_from: checkpoint that the run continued from.
-        parts: what was trained.
+        held_out_loss: last measured held-out loss, None without held-out data.
+        resumed_from: checkpoint that the run resumed from.
+        parts: parameter counts by parameter group.
     """
 
     model: str
@@ -80,7 +80,7 @@ def _find_checkpoint(recipe: TuningRecipe, out: Path, arguments: TrainingArgumen
     """Return the checkpoint to resume from: found and checked by the first rank, the same for all.
 
     Raises:
-        ValueError: on every rank, if the run may not start or resume in its folder.
+        ValueError: the run may not start or resume in its folder; raised on every rank.
     """
     found: list[Any] = [None, None]  # checkpoint, error
     if arguments.process_index == 0:
@@ -150,9 +150,9 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
 
 
 def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArguments:
-    """The recipe in the words of transformers."""
+    """Convert the recipe to `TrainingArguments`."""
     optimization, watch, data = recipe.optimization, recipe.watch, recipe.data
-    # Named anew in recent releases of transformers.
+    # Renamed in recent releases of transformers.
     fields = TrainingArguments.__dataclass_fields__
     checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in fields)
     options: dict[str, Any] = {
@@ -194,7 +194,7 @@ def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArgum
 
 
 def _is_sharded() -> bool:
-    """Whether accelerate was launched to share the weights among devices, which it does in one type."""
+    """Return whether accelerate was launched with sharded weights, which need a single dtype."""
     return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
 
 
@@ -217,7 +217,7 @@ def _refuse_zero3(trainer: StageTrainer) -> None:
 
 
 def _save(trainer: StageTrainer, recipe: TuningRecipe, processor: Any, out: Path) -> None:
-    """Writes the trained model, in the precision of the run, and the adapters if it trained such."""
+    """Write the trained model in the precision of the run, and trained adapters."""
     accelerator = trainer.accelerator
     dtype = torch.bfloat16 if recipe.optimization.precision == "bf16" else torch.float32
     state = accelerator.get_state_dict(trainer.model_wrapped)

@@ -1,4 +1,4 @@
-"""Watching a run: how fast it is, how well used the devices are, and whether the loss still makes sense."""
+"""Monitoring: throughput, utilization (MFU) and loss checks."""
 
 import json
 import sys
@@ -15,15 +15,15 @@ from ..flops import folding_in_training, sample_flops, training_flops
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from .labels import IGNORE
 
-SMOOTHING = 0.2  # of the loss that is watched for rising
+SMOOTHING = 0.2  # smoothing factor of the monitored loss
 
 
 class RunStopped(RuntimeError):
-    """A run that ended early for a reason that is not its code's: the message says which, and what is kept."""
+    """Run stopped early by a failed check; the message gives the reason and what is kept."""
 
 
 class Meter:
-    """Counts what this device has done since it was last read."""
+    """Throughput meter of this device since the last reading."""
 
     def __init__(self, config: LlavaUhdConfig, trained: list[str], devices: int, peak_tflops: float | None):
         self.config, self.trained, self.devices, self.peak_tflops = config, trained, devices, peak_tflops
@@ -47,7 +47,7 @@ class Meter:
             self.flops += training_flops(forward, self.trained)
 
     def read(self) -> dict[str, float]:
-        """Rates since the last reading, over all devices, as if all did what this one does."""
+        """Return throughput since the last reading, extrapolated from this device to all."""
         now = time.perf_counter()
         rates: dict[str, float] = {}
         if self.samples:
@@ -62,7 +62,7 @@ class Meter:
 
 
 def sequence_lengths(inputs: dict[str, torch.Tensor]) -> list[int]:
-    """Tokens of each sample of a batch, padding apart."""
+    """Return the number of tokens of each sample of a batch, without padding."""
     if "attention_mask" in inputs:
         return inputs["attention_mask"].sum(dim=1).tolist()
     positions = inputs["position_ids"].flatten()
@@ -71,7 +71,7 @@ def sequence_lengths(inputs: dict[str, torch.Tensor]) -> list[int]:
 
 
 class LossGuard:
-    """Notices a loss that rises and does not come back."""
+    """Detect a loss that rises and does not recover."""
 
     def __init__(self, max_rise: float):
         self.max_rise = max_rise
@@ -79,14 +79,14 @@ class LossGuard:
         self.lowest = float("inf")
 
     def rises(self, loss: float) -> bool:
-        """Whether the smoothed loss, this one included, exceeds its lowest value by more than is allowed."""
+        """Return whether the smoothed loss, including this value, exceeds its minimum by more than the limit."""
         self.smoothed = loss if self.smoothed is None else self.smoothed + SMOOTHING * (loss - self.smoothed)
         self.lowest = min(self.lowest, self.smoothed)
         return self.max_rise > 0 and self.smoothed > self.max_rise * self.lowest
 
 
 class Progress(TrainerCallback):
-    """A bar on stderr with the time left, and every log as a JSON line in the run's folder."""
+    """Progress bar on stderr, and every log as a JSON line in the run's folder."""
 
     def __init__(self, log: Path):
         self.log = log
@@ -128,7 +128,7 @@ class Progress(TrainerCallback):
 
 
 def _forget_later_steps(log: Path, step: int) -> None:
-    """Take the lines of steps that are run again out of the log, and what a kill cut short."""
+    """Remove log lines of steps that are rerun, and a truncated last line."""
     if not log.is_file():
         return
     kept = []

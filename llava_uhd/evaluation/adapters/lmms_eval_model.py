@@ -20,13 +20,13 @@ _PLACEHOLDER = "<image>"
 
 
 def _cut(text: str, stops: list[str]) -> str:
-    """The text before the first stop string."""
+    """Return the text before the first stop string."""
     ends = [index for stop in stops if stop and (index := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
 
 def _question(text: str, visuals: list[Any]) -> Question:
-    """Texts and images of a request in their order.
+    """Return texts and images of a request in order.
 
     Raises:
         ValueError: a visual is no image.

@@ -54,7 +54,7 @@ def _ask_for_letter(text: str) -> str:
 
 
 class LlavaUhdForVlmEvalKit(BaseModel):
-    """A model in VLMEvalKit's sense."""
+    """Model class with VLMEvalKit's interface."""
 
     INTERLEAVE = True
 
@@ -63,7 +63,7 @@ class LlavaUhdForVlmEvalKit(BaseModel):
         self.generator = generator
 
     def use_custom_prompt(self, dataset: str) -> bool:
-        """The data set builds its prompt."""
+        """Return False: the dataset builds its prompt."""
         return False
 
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
@@ -92,9 +92,9 @@ def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str,
     """Answer a data set and score it by VLMEvalKit without a judge ("exact_matching").
 
     Args:
-        out: folder for its files.
-        name: what the files call the model.
-        dataset_options: for the data set's class, for custom ones.
+        out: output folder of VLMEvalKit.
+        name: model name in the files.
+        dataset_options: keyword arguments of the dataset class, for custom datasets.
 
     Raises:
         ValueError: VLMEvalKit knows no such data set, or writes its predictions elsewhere.

@@ -17,7 +17,7 @@ def normalize_answer(text: str) -> str:
 
 
 def is_declined(text: str) -> bool:
-    """Whether an answer says that the document does not tell, or that it is none."""
+    """Return whether an answer declines: the document does not contain the answer, or is not a document."""
     plain = normalize_answer(text)
     return any(words in plain for words in DECLINING)
 

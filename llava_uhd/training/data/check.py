@@ -22,18 +22,18 @@ from .sources import Samples, open_source
 
 @dataclass
 class CheckReport:
-    """What was found.
+    """Result of checking a source.
 
     Attributes:
-        samples: all.
-        broken: of them, those that cannot be used.
-        text_only, multi_image: of those that can.
-        images: in all usable samples.
-        turns: answers in them.
-        tokens: about as many as training would see; exact but for special tokens. None without a processor.
+        samples: number of samples.
+        broken: number of samples that cannot be used.
+        text_only, multi_image: numbers of usable samples without images and with several.
+        images: number of images in all usable samples.
+        turns: number of answers in all usable samples.
+        tokens: approximate number of training tokens; exact except for special tokens. None without a processor.
         longest: tokens of the longest sample.
         problems: index and reason of the first broken samples.
-        reasons: how often each kind of problem was met.
+        reasons: number of occurrences of each kind of problem.
     """
 
     samples: int = 0
@@ -59,15 +59,15 @@ def check_source(
     max_problems: int = 20,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
-    """Goes through all samples and decodes all images.
+    """Check all samples and decode all images.
 
     Args:
-        source: to check.
-        processor: counts tokens.
-        max_slices: most slices of an image, in place of the processor's.
-        manifest: file to write.
-        max_problems: broken samples that are listed one by one.
-        show: told how many samples of how many are done.
+        source: source to check.
+        processor: processor that counts tokens; None skips counting.
+        max_slices: maximum number of slices of an image; None takes the processor's.
+        manifest: manifest file to write.
+        max_problems: maximum number of broken samples to list.
+        show: progress callback that receives samples done and total samples.
     """
     samples = open_source(source)
     report = CheckReport(samples=len(samples), tokens=0 if processor else None)

@@ -1,4 +1,4 @@
-"""From samples to a batch: padded side by side, or packed one behind another."""
+"""Collation of samples: padded batches or packed sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .encoding import Encoded
 
 @dataclass(frozen=True)
 class Collator:
-    """Batches for the training forward pass.
+    """Collator of the training forward pass.
 
     Padded: (B, longest) `input_ids`, `attention_mask` and `labels`, padding on the right.
     Packed: (1, sum of lengths) `input_ids`, `position_ids` and `labels`. Positions start anew with each sample, and by

@@ -1,4 +1,4 @@
-"""From a conversation to what the model takes: ids, labels, packed pixels."""
+"""Sample processing: conversation to token ids, labels and packed pixels."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ..labels import IGNORE, answer_labels, chatml_labels
 from ..recipe import DataRecipe
 from .conversations import BadSample, Conversation
 
-# Published for training, whatever the model's own limit.
+# Reference training value, independent of the model's own limit.
 VARIED_SLICES = 6
 VARIED_SHARE = 0.1
 TEXTVQA_SIDE = 1024
@@ -24,12 +24,12 @@ TEXTVQA_SIDE = 1024
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample.
+    """Processed sample.
 
     Attributes:
-        input_ids: (length,).
-        labels: (length,), -100 where nothing is learned.
-        images: `pixel_values`, `view_shapes`, `num_views` and `grids` of the image processor; empty for text alone.
+        input_ids: token ids, (length,).
+        labels: labels, (length,); positions with label -100 are ignored.
+        images: `pixel_values`, `view_shapes`, `num_views` and `grids` of the image processor; empty if text-only.
     """
 
     input_ids: torch.Tensor
@@ -38,7 +38,7 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes conversations with a model's processor, as a recipe says."""
+    """Convert conversations to model inputs with a model's processor, as configured by a recipe."""
 
     def __init__(self, processor: LlavaUhdProcessor, data: DataRecipe):
         self.processor, self.data = processor, data
@@ -74,12 +74,12 @@ class Encoder:
         """Encode one sample.
 
         Args:
-            conversation: whose images are these.
-            images: what the image processor can decode.
-            seed: of what is drawn for this sample.
+            conversation: conversation of the sample.
+            images: images in any form that the image processor can decode.
+            seed: random seed of the sample.
 
         Raises:
-            BadSample: an image is broken, nothing is left to learn, or the images do not fit the longest sequence.
+            BadSample: an image is broken, no target tokens remain, or the images exceed the maximum length.
         """
         rng = random.Random(seed)
         try:
@@ -116,7 +116,7 @@ class Encoder:
         return Encoded(torch.tensor(input_ids), torch.tensor(labels), images)
 
     def _vary(self, image: Image.Image, name: Any, rng: random.Random) -> Image.Image:
-        """The published variation of sizes: so the model meets enlarged text, and many slices of small images."""
+        """Vary image sizes as in the reference: enlarged text, and many slices of small images."""
         drawn = rng.random() < VARIED_SHARE
         if not isinstance(name, str):
             name = str(name.get("path"))

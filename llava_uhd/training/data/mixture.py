@@ -1,4 +1,4 @@
-"""The samples of an epoch: sources mixed by weight, each sample encoded when it is asked for."""
+"""Mixture dataset: sources mixed by weight, samples processed lazily."""
 
 import json
 import logging
@@ -15,20 +15,20 @@ from .sources import open_source
 
 logger = logging.getLogger(__name__)
 
-# For batches of like length where no manifest tells: characters of a token, tokens of an image.
+# Length estimates without a manifest: characters per token, tokens per image.
 CHARACTERS_PER_TOKEN = 4
 IMAGE_TOKENS = 600
 
 
 class Mixture(Dataset):
-    """A dataset of `Encoded` samples; None in place of one that cannot be used.
+    """Dataset of `Encoded` samples; None replaces a sample that cannot be used.
 
     Args:
-        sources: with weights. A fraction of a sample's weight is drawn once, by the seed.
-        encoder: see `encoding`.
-        seed: of all draws.
-        fatal: raise for a sample that cannot be used, instead of reporting and leaving it out.
-        report: file that gets a JSON line for each such sample, once in every process that meets it.
+        sources: sources with weights. The fractional part of a weight selects a random subset once, by the seed.
+        encoder: sample processor, see `encoding`.
+        seed: random seed of sampling and augmentation.
+        fatal: True raises for a sample that cannot be used, instead of reporting and skipping it.
+        report: file that gets a JSON line for each such sample, once per process.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Mixture(Dataset):
             self.has_images.append(with_images)
 
     def _measure(self, number: int, index: int) -> tuple[int, bool]:
-        """About how many tokens a sample has, and whether images are among them."""
+        """Return the approximate number of tokens of a sample, and whether it has images."""
         try:
             conversation = read_conversation(self.sources[number].record(index))
         except BadSample:
-            return 0, False  # reported when it is taken
+            return 0, False  # reported when it is loaded
         images = len(conversation.images)
         return len(conversation.text) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS, images > 0
 
@@ -91,7 +91,7 @@ class Mixture(Dataset):
 
 
 def _manifest_lengths(source: Source) -> list[int]:
-    """Tokens of each sample by its manifest, 0 for broken ones."""
+    """Return the number of tokens of each sample from its manifest, 0 for broken samples."""
     path = Path(source.manifest or "")
     if not path.is_file():
         raise ValueError(f"there is no manifest {path}: `llava-uhd data check` writes it")

@@ -1,4 +1,4 @@
-"""The order of an epoch's samples: a function of seed and epoch, whatever the number of devices.
+"""Sample order of an epoch: a function of seed and epoch, independent of the number of devices.
 
 Samples are drawn into global batches, those with and those without images apart. Within a global batch they are
 sorted by length, so that those of a micro-batch, and the micro-batches that devices take side by side, are alike.
@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 def epoch_order(
     lengths: Sequence[int], has_images: Sequence[bool], global_batch: int, seed: int, epoch: int, by_modality: bool
 ) -> list[int]:
-    """Indices of whole global batches, one after another.
+    """Return the sample indices of complete global batches, concatenated.
 
     What remains of either kind is mixed in batches of its own, and the last is filled up from the start of the order:
     every sample comes at least once.
@@ -44,7 +44,7 @@ def epoch_order(
 
 
 class EpochOrder(Sampler[int]):
-    """`epoch_order` for a data loader; `set_epoch` before each pass."""
+    """Sampler over `epoch_order`; call `set_epoch` before each pass."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Where samples come from: LLaVA JSON or JSONL beside a folder of images, WebDataset tars, or tables (`tables`).
+"""Sample sources: LLaVA JSON or JSONL with an image folder, WebDataset tars, or tables (`tables`).
 
 Both are read in place and at random, so that a shuffled order, and where a run was in it, is a matter of numbers. Of a
 tar only the headers are read beforehand; nothing is unpacked.
@@ -24,23 +24,23 @@ IMAGE_SUFFIXES = IMAGE_EXTENSIONS
 
 
 class Samples(Protocol):
-    """A sequence of samples with their images."""
+    """Sequence of samples with their images."""
 
     path: str
 
     def __len__(self) -> int: ...
 
     def record(self, index: int) -> dict[str, Any]:
-        """The sample as it was written; `BadSample` if it is no JSON object."""
+        """Return the raw sample; raise `BadSample` if it is not a JSON object."""
         ...
 
     def image(self, index: int, name: str) -> Any:
-        """What the image processor can decode: a path, or a file."""
+        """Return a path or file object that the image processor can decode."""
         ...
 
 
 class JsonSamples:
-    """Samples of a JSON list, or of one JSON object a line; kept as bytes, a fraction of what objects take."""
+    """Samples of a JSON list or JSON lines; kept as bytes to save memory."""
 
     def __init__(self, path: str, images: str = "."):
         self.path, self.images = path, Path(images).expanduser()
@@ -53,7 +53,7 @@ class JsonSamples:
                 records = json.loads(content)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from error
-            # Escaped, since UTF-8 has no lone surrogates: their sample is refused, not the file.
+            # Escape lone surrogates, which UTF-8 cannot encode: reject the sample, not the file.
             self.lines = [json.dumps(record).encode() for record in records]
         else:
             self.lines = [line for line in content.splitlines() if line.strip()]
@@ -109,7 +109,7 @@ class TarSamples:
         self.shards = sorted(place.glob("*.tar")) if place.is_dir() else [place]
         if not self.shards or not self.shards[0].is_file():
             raise ValueError(f"there are no tars at {path}")
-        # One entry a sample: its shard, and its members by what follows the first dot.
+        # One entry per sample: its shard, and its members by extension.
         self.samples: list[tuple[int, dict[str, _Member]]] = []
         for number, shard in enumerate(self.shards):
             try:
@@ -169,7 +169,7 @@ class TarSamples:
 
 
 def _check_end(shard: Path, end: int) -> None:
-    """Check what lies behind the last member that was read: tarfile stops without a word at a header it cannot read.
+    """Check the data after the last member: tarfile stops silently at a header it cannot read.
 
     Raises:
         tarfile.ReadError: there is anything but the zeros that end a tar.
@@ -194,7 +194,7 @@ def _check_end(shard: Path, end: int) -> None:
 
 
 def _missing_numbers(stems: list[str]) -> list[str]:
-    """Return the numbers that a numbered sequence of names lacks: a shard that was lost."""
+    """Return the numbers missing from a numbered sequence of shard names."""
     parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
     if len(stems) < 2 or not all(parts):
         return []
@@ -205,7 +205,7 @@ def _missing_numbers(stems: list[str]) -> list[str]:
     missing = []
     for (before, after), numbers in found.items():
         lost = sorted(set(range(min(numbers), max(numbers))) - numbers) if max(numbers) < 10**6 else []
-        # A few of many are lost; where most are missing, a part was chosen.
+        # A few missing shards are an error; most missing means that a subset was downloaded.
         if lost and len(lost) < len(numbers):
             missing += [f"{before}{number}{after}" for number in lost]
     return missing

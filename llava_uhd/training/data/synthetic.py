@@ -18,10 +18,10 @@ COMPRESSION = 3  # of PNG: to write a noisy page takes less than half as long as
 
 
 def write_documents(folder: Path, count: int, seed: int, *, kinds: Sequence[str] | None = None) -> None:
-    """Writes `count` pages of each sort and the two files about them.
+    """Write `count` pages of each split and their two annotation files.
 
     Args:
-        kinds: of the documents, in turn; drawn for each if not given.
+        kinds: document kinds, used in turn; None draws a kind for each document.
     """
     for sort in ("images", "overviews"):
         (folder / sort).mkdir(parents=True, exist_ok=True)
