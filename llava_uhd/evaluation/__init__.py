@@ -1,1 +1,1 @@
-"""Evaluation: tasks, scorers and runs whose every number carries its protocol. See docs/evaluation.md."""
+"""Evaluation: tasks, scorers and runs that record their protocol. See docs/evaluation.md."""

@@ -105,7 +105,7 @@ class BatchBuilder:
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def prompt(self, sample: Sample) -> str:
-        """Render a whole conversation, an image placeholder in it; lone surrogates become U+FFFD, as decoders do."""
+        """Render a conversation with an image placeholder; lone surrogates are replaced by U+FFFD."""
         images = [sample.image_source] if sample.image_source is not None else []
         question = sample.prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         message = question_message(images, question)
@@ -117,7 +117,7 @@ class BatchBuilder:
         To be called by one thread at a time, as tokenizers allow.
         """
         asked = {position: samples[position] for position in positions}
-        first: dict[ImageSource, Sample] = {}  # of those about each image
+        first: dict[ImageSource, Sample] = {}  # first question of each image
         for sample in asked.values():
             if sample.image_source is not None:
                 first.setdefault(sample.image_source, sample)

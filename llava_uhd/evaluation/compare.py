@@ -52,7 +52,7 @@ def _row_scores(result: Result) -> dict[tuple[str, ...], float]:
     seen: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         key = (str(row["question_id"]), str(row["image"]), row["prompt"])
-        seen[key] += 1  # a question that the data repeats word for word
+        seen[key] += 1  # duplicate question in the data
         scores[*key, str(seen[key])] = row["score"]
     return scores
 

@@ -1,4 +1,4 @@
-"""Metrics: from a task's samples and their answers to its scores, official and as published.
+"""Metrics that map samples and answers to scores, official and as in the reference.
 
 A metric returns one score per question, in [0, 1], for comparing and for finding the worst rows, and the aggregate
 scores, of which one is the number to quote. An answer of None is missing and scores 0.
@@ -70,7 +70,7 @@ def _score_rows(samples: Sequence[Sample], texts: Texts, score: Callable[[str, S
 
 
 def _by_category(samples: Sequence[Sample], rows: Sequence[float]) -> dict[str, float | int | None]:
-    """Percentages by category, in the order of first appearance; nothing if there is only one."""
+    """Return percentages by category, in order of first appearance; empty if there is only one."""
     groups: dict[str, list[float]] = {}
     for sample, row in zip(samples, rows, strict=True):
         groups.setdefault(sample.category, []).append(row)
@@ -78,7 +78,7 @@ def _by_category(samples: Sequence[Sample], rows: Sequence[float]) -> dict[str, 
 
 
 def _score_anls(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
-    """The published scripts know one reference only."""
+    """Score ANLS; the reference scripts use only the first reference answer."""
     if compat is None:
         rows = _score_rows(samples, texts, lambda text, sample: anls(text, list(sample.answers)))
         single = all(len(sample.answers) == 1 for sample in samples)
@@ -113,7 +113,7 @@ def _score_ai2d(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scor
 
 def _score_gqa(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
     rows = _score_rows(samples, texts, lambda text, sample: gqa_match(text, sample.answers[0]))
-    # No answer of the data is a lone newline, so a missing answer can never match.
+    # No reference is a lone newline, so a missing answer never matches.
     answers = [
         GqaAnswer("\n" if text is None else text, sample.answers[0], sample.category)
         for sample, text in zip(samples, texts, strict=True)
@@ -249,7 +249,7 @@ def _own(metric: Metric) -> Metric:
 
 
 def _score_ocrbench(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
-    """Count of right answers, in all and by group; a missing answer is wrong."""
+    """Count correct answers, in total and by group; a missing answer is wrong."""
     answers = [
         OcrbenchAnswer(text or "", list(sample.answers), sample.category)
         for sample, text in zip(samples, texts, strict=True)
@@ -263,7 +263,7 @@ def _score_ocrbench(samples: Sequence[Sample], texts: Texts, compat: Compat) -> 
 
 
 def _score_exact(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
-    """Exact match, by kind of document and by size of the text that holds the answer."""
+    """Exact match by document kind and by font size of the answer."""
     rows = _score_rows(samples, texts, lambda text, sample: float(text == sample.answers[0]))
     by_size = _by_category([replace(sample, category=sample.details["text_size"]) for sample in samples], rows)
     values = {"exact match": _percent(rows), **_by_category(samples, rows), **dict(sorted(by_size.items()))}

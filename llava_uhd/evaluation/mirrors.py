@@ -1,4 +1,4 @@
-"""Parquet mirrors of the data sets, in the columns that lmms-eval's tasks read, as samples of the same tasks.
+"""Readers of Parquet mirrors of the datasets, with the columns that lmms-eval's tasks read.
 
     hf download lmms-lab/DocVQA --repo-type dataset --local-dir data/docvqa
 
@@ -67,7 +67,7 @@ def _image_column(path: Path, group: int, column: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """An image in a Parquet file, read when it is called.
+    """Lazily loaded image of a Parquet file.
 
     Attributes:
         path: the file.
@@ -82,11 +82,11 @@ class ParquetImage:
     column: str = "image"
 
     def exists(self) -> bool:
-        """Tell whether the row has an image."""
+        """Return whether the row has an image."""
         return _image_column(self.path, self.group, self.column)[self.row] is not None
 
     def __call__(self) -> Image.Image:
-        """Open the image; its pixels may not have been read yet.
+        """Open the image; pixels may be decoded later.
 
         Raises:
             ValueError, OSError: it is no image.
@@ -103,7 +103,7 @@ class ParquetImage:
 
 
 def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[tuple[Row, int, int]]:
-    """Rows of a Parquet file, row group by row group, without some columns; each with its group and place in it.
+    """Yield rows of a Parquet file without some columns, each with its row group and index in it.
 
     Raises:
         DataError: the file is damaged.
@@ -154,7 +154,7 @@ class Mirror:
     number_by: str | None = None
 
     def files(self, root: Path) -> dict[tuple[str, str], list[Path]]:
-        """Parquet files by configuration and split below a folder; {} without any."""
+        """Return Parquet files of a folder by configuration and split; {} if there are none."""
         found: dict[tuple[str, str], list[Path]] = {}
         for config, splits in self.parts:
             of_config = {(config, split): paths for split in splits if (paths := split_files(root, config, split))}
@@ -163,7 +163,7 @@ class Mirror:
             found |= of_config
         if found or self.images:
             return found
-        # The files of one configuration alone, without its folder.
+        # Files of a single configuration, without its folder.
         config, splits = self.parts[0]
         loose = {(config, split): paths for split in splits if (paths := split_files(root, "", split))}
         return loose if len({path.parent for paths in loose.values() for path in paths}) == 1 else {}
@@ -229,7 +229,7 @@ def _choices(options: list[str]) -> str:
 
 
 def _number(value: Any) -> Any:
-    """Numbers that a mirror keeps as text, as the official file has them."""
+    """Convert decimal strings to integers, as in the official file."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 

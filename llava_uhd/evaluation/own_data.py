@@ -1,4 +1,4 @@
-"""Evaluate on a file of one's own: questions, answers and images, with a metric that is chosen or guessed.
+"""Custom evaluation data: a file of questions, answers and images, with a chosen or inferred metric.
 
     llava-uhd eval run my.jsonl --images DIR --model MODEL --out results
 
@@ -21,7 +21,7 @@ from .scorers import is_number
 from .tasks import Task
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-# Metrics by name, and what each counts as right.
+# Metrics by name, with the criterion of a correct answer.
 OWN_METRICS = {
     "accuracy": "the answer, case and a final period aside",
     "anls": "likeness to the nearest answer, 0 below one half",
@@ -32,16 +32,16 @@ OWN_METRICS = {
 _QUESTIONS = ("question", "text", "prompt", "query")
 _ANSWERS = ("answers", "answer", "label")
 _IDS = ("id", "question_id", "questionId")
-_MANY_ANSWERS = 4  # annotators from which on soft accuracy is guessed
+_MANY_ANSWERS = 4  # minimum number of annotators for inferring soft accuracy
 
 
 def is_own_file(name: str) -> bool:
-    """Tell whether a name on the command line is a file of questions, not a task."""
+    """Return whether a command-line name is a question file instead of a task."""
     return Path(name).suffix.lower() in SUFFIXES
 
 
 def own_task(path: Path, images: Path | None = None, metric: str | None = None, suffix: str = "") -> tuple[Task, str]:
-    """Make a task of a file of questions.
+    """Build a task from a question file.
 
     Args:
         path: the file.
@@ -96,7 +96,7 @@ def _read(path: Path, images: Path | None, suffix: str, _root: Path) -> list[Sam
 
 
 def guess_metric(answers: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """Guess a metric from the references of all questions; return it and the reason."""
+    """Infer a metric from all references; return it with the reason."""
     flat = [answer.strip() for references in answers for answer in references]
     if all(len(answer) == 1 and "A" <= answer <= "J" for answer in flat):
         return "letter", "every answer is a letter from A to J"
@@ -146,7 +146,7 @@ def read_own_file(path: Path, images: Path | None = None, suffix: str = "") -> l
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, ParquetImage | None]]:
-    """Rows of a file, each with its image if the file itself holds images."""
+    """Return the rows of a file, each with its image if the file embeds images."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"missing file: {path}")
@@ -187,7 +187,7 @@ def _text(answer: Any) -> str:
 
 
 def _one_turn(turns: Any, where: str) -> tuple[str, tuple[str, ...]]:
-    """Question and answer of a conversation in LLaVA's form."""
+    """Return question and answer of a conversation in LLaVA format."""
     turns = turns if isinstance(turns, list) else []
     texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if not 1 <= len(texts) == len(turns) <= 2:
@@ -198,7 +198,7 @@ def _one_turn(turns: Any, where: str) -> tuple[str, tuple[str, ...]]:
 def _image(
     row: Mapping[str, Any], folder: Path, image: ParquetImage | None, where: str
 ) -> tuple[str | None, ImageSource | None]:
-    """Name and source of a row's image."""
+    """Return name and source of a row's image."""
     if image is not None:
         return f"{image.path.name}, row {image.row} of group {image.group}", image
     name = row.get("image")

@@ -1,4 +1,4 @@
-"""Evaluate a model on a task: samples, predictions, scores, report. `evaluate_task` tells the whole flow.
+"""Evaluate a model on a task: samples, predictions, scores, report. Entry point: `evaluate_task`.
 
 Every rank appends to a file of its own in `shards/`, batch by batch; the first rank waits for all answers and writes
 `predictions.jsonl` in the order of the data, then the result and the reports. A run that was killed resumes with any
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
     from .generation import BatchGenerator, GenerationOptions
 
-_SAY = 30  # seconds between lines of progress where there is no terminal
+_SAY = 30  # seconds between progress lines without a terminal
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Settings of a run that differ from the task's row in the table; None keeps what the table says.
+    """Overrides of a task's settings; None keeps the task's value.
 
     Attributes:
         max_side: 0 leaves images as they are.
@@ -113,7 +113,7 @@ def evaluate_task(
 
 
 def score_file(task: Task, predictions: Path, data: Path | None, out: Path | None, allow_missing: bool) -> Result:
-    """Score an existing prediction file, ours or one that the published scripts wrote.
+    """Score an existing prediction file of this package or of the reference scripts.
 
     The protocol is that of the run if the file lies in a run's folder; of another file nothing is known but its name.
 
@@ -164,7 +164,7 @@ def finalize(
 
 
 def generate(generator: "BatchGenerator", predictions: PredictionStore, workers: int | None, name: str) -> None:
-    """Generate this rank's missing predictions, whole batches at a time.
+    """Generate this rank's missing predictions in complete batches.
 
     Args:
         workers: processes that answer side by side; None decides by the model and the work.
@@ -195,7 +195,7 @@ def generate(generator: "BatchGenerator", predictions: PredictionStore, workers:
 
 @contextmanager
 def _progress(name: str, total: int, done: int) -> Iterator:
-    """Show count, rate and remaining time on stderr: a bar on a terminal, now and then a line elsewhere."""
+    """Show count, rate and remaining time on stderr: a bar on a terminal, periodic lines elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = stderr_console()

@@ -1,4 +1,4 @@
-"""Predictions: which question each belongs to, what is wrong with them, and the files of a run that holds them.
+"""Predictions: matching to questions, validation, and the files of a run.
 
 A prediction is a JSON object on a line of its own with `question_id`, `prompt` and `text` at least, as LLaVA's loader
 writes. Predictions are appended as answers arrive, so a kill can leave half a line at the end: that line is dropped.
@@ -27,8 +27,8 @@ from .storage import (
 )
 
 Key = tuple[Any, ...]
-_POLL = 0.5  # seconds between looks at the other ranks' files
-_STALL = 3600  # seconds without a new answer after which the other ranks are given up
+_POLL = 0.5  # polling interval of the other ranks' files in seconds
+_STALL = 3600  # timeout of the other ranks in seconds without a new answer
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Problems:
     }
 
     def lines(self) -> list[str]:
-        """One line per kind of problem: how many, and the first names."""
+        """Return one line per kind of problem: count and first ids."""
         return [
             f"{len(names)} {meaning} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for kind, meaning in self._MEANING.items()
@@ -70,12 +70,12 @@ class Problems:
         ]
 
     def counts(self) -> dict[str, int]:
-        """Number of each kind."""
+        """Return the number of problems by kind."""
         return {kind: len(getattr(self, kind)) for kind in self._MEANING}
 
 
 def _normal_prompt(prompt: str | None) -> str:
-    """Prompts are compared in lower case and without the image placeholder some scripts record."""
+    """Normalize a prompt for matching: lower case, without the image placeholder of some scripts."""
     return (prompt or "").replace("<image>", "").strip().lower()
 
 
@@ -125,7 +125,7 @@ def match_predictions(
 
 
 class PredictionStore:
-    """Predictions in a run's folder: a shard per rank while it runs, `predictions.jsonl` once it is whole.
+    """Predictions in a run folder: a shard per rank during the run, `predictions.jsonl` when complete.
 
     A prediction is identified by its question's position, so a run resumes with any number of ranks. What is damaged
     or belongs to another question is passed over, with a warning, and its question is asked again.
@@ -142,7 +142,7 @@ class PredictionStore:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold this rank's shard for this process, and drop the partial line of a killed one.
+        """Lock this rank's shard and drop a partial last line of a killed process.
 
         Raises:
             ValueError: another run of this rank writes into the folder.
@@ -163,7 +163,7 @@ class PredictionStore:
                 continue
             found, damaged = read_rows(path)
             if damaged and not path.read_bytes().endswith(b"\n"):
-                damaged.pop()  # another rank is writing this line, or was killed at it
+                damaged.pop()  # partial line: another rank is writing it, or was killed while writing
             for row in found:
                 index = row.get("index")
                 if type(index) is not int or not self._is_answer_to(row, index):
@@ -190,7 +190,7 @@ class PredictionStore:
         append_rows(self.shard, (self._row(*answer) for answer in answers))
 
     def _row(self, index: int, text: str, error: str | None) -> Row:
-        """A line of a prediction file, in the fields of LLaVA's loader, with what identifies the question added."""
+        """Return a prediction in the fields of LLaVA's loader, plus the question's match key."""
         sample = self.samples[index]
         row: Row = {
             "question_id": sample.question_id,

@@ -21,7 +21,7 @@ _YES_NO = "Please answer yes or no."
 
 
 def _image(root: Path, name: str, *folders: str) -> Path:
-    """The image's path in the first folder that holds it, else in the first of all."""
+    """Return the image's path in the first folder that holds it, by default in the first folder."""
     candidates = [root / folder / name for folder in folders]
     return next((path for path in candidates if path.exists()), candidates[0])
 
@@ -76,7 +76,7 @@ def _mme_labels(path: Path) -> dict[str, str]:
 
 
 def _mme_question(question: str) -> str:
-    """A question without MME's own suffix, before which some files have two spaces."""
+    """Remove MME's suffix from a question; some files have two spaces before it."""
     return question.strip().removesuffix(_YES_NO).rstrip()
 
 
@@ -119,7 +119,7 @@ def read_docvqa_val(root: Path) -> list[Sample]:
 
 
 def read_docvqa_test(root: Path) -> list[Sample]:
-    """DocVQA's test split, whose labels are the server's."""
+    """DocVQA's test split, without labels (evaluation server)."""
     return _read_docvqa(root, "test_v1.0.json")
 
 
@@ -226,12 +226,12 @@ def read_pope(root: Path) -> list[Sample]:
 
 
 def read_vqav2(root: Path) -> list[Sample]:
-    """VQAv2's test-dev questions, whose labels are the server's."""
+    """VQAv2's test-dev questions, without labels (evaluation server)."""
     return [s for _, s in _question_rows(root, "llava_vqav2_mscoco_test-dev2015.jsonl", "test2015")]
 
 
 def read_vqav2_all(root: Path) -> list[str | int]:
-    """Ids of all test questions: the server wants an answer to each, an empty one where there is none.
+    """Return the ids of all test questions; the server expects an answer, possibly empty, to each.
 
     Of a mirror without its test split, the ids of test-dev.
     """
@@ -243,12 +243,12 @@ def read_vqav2_all(root: Path) -> list[str | int]:
 
 
 def read_vizwiz(root: Path) -> list[Sample]:
-    """VizWiz's test questions, whose labels are the server's."""
+    """VizWiz's test questions, without labels (evaluation server)."""
     return [s for _, s in _question_rows(root, "llava_test.jsonl", "test")]
 
 
 def read_mm_vet(root: Path) -> list[Sample]:
-    """MM-Vet's questions, which a judge scores."""
+    """MM-Vet's questions, scored by a judge model."""
     return [s for _, s in _question_rows(root, "llava-mm-vet.jsonl", "images")]
 
 

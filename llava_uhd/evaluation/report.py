@@ -1,4 +1,4 @@
-"""Reports for people: Markdown, and an HTML page that shows the worst answers beside their images."""
+"""Markdown reports, and HTML pages with the worst answers and their images."""
 
 import base64
 import html
@@ -30,7 +30,7 @@ pre { white-space: pre-wrap; margin: 0; font: inherit; }
 
 
 def _cells(result: Result) -> list[tuple[str, str, str]]:
-    """Rows of the score table: name, official, as published."""
+    """Return the rows of the score table: name, official, as published."""
     modes = [result["scores"].get(mode, {"values": {}})["values"] for mode in (OFFICIAL, PUBLISHED)]
     names = list(dict.fromkeys(name for values in modes for name in values))
     return [(name, *(show(values[name]) if name in values else "" for values in modes)) for name in names]
@@ -46,7 +46,7 @@ def _title(result: Result) -> str:
 
 
 def model_name(result: Result) -> str:
-    """Name of the model that gave the answers, or of the prediction file they were read from."""
+    """Return the model's name, or that of the prediction file."""
     protocol = result["protocol"]
     return str(protocol.get("model") or protocol.get("predictions") or "unknown")
 
@@ -89,19 +89,19 @@ def _quote(result: Result, mode: str) -> str:
     return f"{_text(scores['headline'])} {show(scores['values'][scores['headline']])}"
 
 
-# Characters that Markdown or HTML would take for markup, in a line of text or a cell of a table.
+# Characters that Markdown or HTML parse as markup in text or table cells.
 _ESCAPES = str.maketrans(
     {"<": "&lt;", "&": "&amp;", "|": "\\|", "`": "\\`", "[": "\\[", "]": "\\]", "*": "\\*", "\n": " ", "\r": " "}
 )
 
 
 def _text(value: Any) -> str:
-    """Text in Markdown that a renderer shows as it is."""
+    """Escape text for Markdown."""
     return str(value).translate(_ESCAPES)
 
 
 def _code(value: Any) -> str:
-    """Inline code in a table cell, fenced by more backticks than it holds."""
+    """Format inline code in a table cell, fenced by more backticks than it contains."""
     text = str(value).replace("\n", "\\n").replace("\r", "\\r").replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " if longest else ""
@@ -158,7 +158,7 @@ def _html_row(row: dict[str, Any], sample: Sample) -> str:
 
 
 def _thumbnail(sample: Sample) -> str:
-    """The image, small, inside the page; or why it cannot be shown."""
+    """Return the embedded thumbnail, or the error message if the image cannot be read."""
     if sample.image_source is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Results: scores in both modes, what was wrong, the protocol, and every row. The same input, the same bytes.
+"""Results: scores in both modes, problems, protocol and every row. Serialization is deterministic.
 
 The protocol is all that a number depends on: what was asked, how, of which model, with which software.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 Protocol = dict[str, Any]
 OFFICIAL, PUBLISHED = "official", "llava-uhd"
-# Problems that make a number another one, unless the user allows them; then those rows score 0.
+# Problems that change the score: an error unless the user allows them; affected rows score 0.
 _FATAL = ("unreadable", "duplicate", "missing", "extra", "image")
 
 
 def model_fingerprint(model: "torch.nn.Module") -> str:
-    """Short hash of all weights, by name, in their own precision."""
+    """Return a short hash of all weights, by name, in their stored precision."""
     import torch
 
     digest = hashlib.sha256()
@@ -49,7 +49,7 @@ def describe_protocol(
     limit: int | None,
     form: str,
 ) -> Protocol:
-    """Gather what was asked, how, of which model, with which software.
+    """Collect the protocol: data, generation settings, model and software versions.
 
     Neither time nor the number of ranks is part of it: they must not change a result.
 
@@ -93,7 +93,7 @@ def load_protocol(path: Path) -> Protocol | None:
 
 
 def check_protocol(path: Path, protocol: Protocol, *, write: bool) -> None:
-    """Refuse to resume a run of another protocol; write the protocol of a new run.
+    """Reject resuming a run of another protocol; write the protocol of a new run.
 
     Fields that the file does not have, since an earlier version wrote it, are not compared.
 
@@ -121,7 +121,7 @@ def check_protocol(path: Path, protocol: Protocol, *, write: bool) -> None:
 def check_problems(
     problems: Problems, num_samples: int, what: str, *, allow_missing: bool, own_answers: bool = False
 ) -> None:
-    """Refuse a set of predictions with problems.
+    """Reject a set of predictions with problems.
 
     Args:
         allow_missing: accept all of them, but for answers to none of the questions.
@@ -149,8 +149,8 @@ def build_result(
     problems: Problems,
     protocol: Mapping[str, Any],
 ) -> Result:
-    """Score a task's answers in both modes and gather what a reader needs to trust the number."""
-    # Officially an answer without text is no answer, even where a metric would read one into it (POPE: "yes").
+    """Score a task's answers in both modes and add protocol and limits."""
+    # Official mode: an empty answer is missing, even if a metric would interpret it (POPE: "yes").
     spoken = [text if text is not None and text.strip() else None for text in texts]
     warnings = [f"scored 0: {line}" for line in problems.lines()]
     if task.count is not None and len(samples) != task.count:
@@ -194,7 +194,7 @@ def build_result(
 
 
 def headline(result: Result) -> str:
-    """The number to quote, with what limits it."""
+    """Return the headline number with its limits."""
     scores = result["scores"][OFFICIAL]
     value = scores["values"][scores["headline"]]
     text = f"{result['benchmark']}: {scores['headline']} {show(value)} over {result['questions']} questions"
@@ -203,13 +203,13 @@ def headline(result: Result) -> str:
 
 
 def show(value: float | int | None) -> str:
-    """A score for reading: two decimals, counts as they are, a dash where undefined."""
+    """Format a score: two decimals, integers for counts, a dash if undefined."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-# Fields of a result that its readers use, and their types.
+# Required fields of a result, with their types.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "benchmark": str,
     "questions": int,

@@ -1,4 +1,4 @@
-"""One question of a task, and reading the files it comes from."""
+"""Sample of a task, and helpers for reading official files."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ from PIL import Image
 
 from ..errors import InputError
 
-# What identifies a question in a prediction file.
+# Fields that identify a question in a prediction file.
 MatchKey = Literal["id", "id+prompt", "id+image+prompt"]
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 
 
 class DataError(InputError):
-    """A task's files are missing or do not hold what they should."""
+    """Error: a task's files are missing or invalid."""
 
 
 ImageSource = Path | str | Callable[[], Image.Image]
@@ -26,7 +26,7 @@ ImageSource = Path | str | Callable[[], Image.Image]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question.
+    """Question of a task.
 
     Attributes:
         question_id: id in the official files; not always unique, see `Task.match_key`.
@@ -50,7 +50,7 @@ class Sample:
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Open (or draw) an image; its pixels may not have been read yet.
+    """Open (or render) an image; pixels may be decoded later.
 
     Raises:
         OSError, ValueError: it is no image.
@@ -88,7 +88,7 @@ def mmbench_sample(row: Mapping[str, Any], image: ImageSource) -> Sample:
 
 
 class MissingFileError(DataError):
-    """A file of a data set is missing."""
+    """Error: a dataset file is missing."""
 
 
 def read_json(path: Path) -> Any:
@@ -137,7 +137,7 @@ def read_text(path: Path) -> str:
 
 
 def fingerprint(samples: list[Sample]) -> str:
-    """Short hash of questions, references and image names (not of pixels): tells versions of a data set apart."""
+    """Return a short hash of questions, references and image names (not pixels) to identify a dataset version."""
     digest = hashlib.sha256()
     for sample in samples:
         content = (sample.question_id, sample.prompt, sample.image, sample.answers, sample.category)

@@ -1,4 +1,4 @@
-"""Files of an evaluation that are read again: written whole, and checked when they are read.
+"""Evaluation files: written atomically and validated when read.
 
 A record (`result.json`, `protocol.json`) carries a checksum of its content; a prediction carries one in its
 `metadata`. Files of earlier versions have none and are read unchecked. Lone surrogates, which UTF-8 cannot hold, are
@@ -25,22 +25,22 @@ _COVERED = ("question_id", "prompt", "text", "image", "index", "error")
 
 
 class StorageError(InputError):
-    """A file of an evaluation is missing, damaged or of another kind."""
+    """Error: an evaluation file is missing, damaged or of another kind."""
 
 
 def encode_text(text: str) -> bytes:
-    r"""UTF-8, with lone surrogates as escapes (`\ud83d`), which JSON reads back as they were."""
+    r"""Encode to UTF-8 with lone surrogates as JSON escapes (`\ud83d`), which round-trip."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:
-    """Text without lone surrogates, which no stream in UTF-8 takes."""
+    """Escape lone surrogates, which UTF-8 streams reject."""
     return encode_text(text).decode()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors of the operating system that do not (a full disk names none)."""
+    """Add the file name to OS errors without one (such as a full disk)."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in the place of `path` in one step.
+    """Write a temporary file with `write`, then rename it atomically to `path`.
 
     Raises:
         OSError: the file cannot be written; names it, and the temporary file is removed.
@@ -58,7 +58,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, so that nobody ever reads half of it.
+    """Replace a file atomically.
 
     Raises:
         OSError: the file cannot be written; names it.
@@ -105,13 +105,13 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
 
 
 def row_checksum(row: Mapping[str, Any]) -> str:
-    """CRC-32 of what identifies a prediction and of its text, in eight hexadecimal digits."""
+    """Return the CRC-32 of a prediction's key and text, in eight hexadecimal digits."""
     covered = [row.get(name) for name in _COVERED]
     return f"{zlib.crc32(json.dumps(covered).encode()):08x}"
 
 
 def dump_row(row: Row) -> str:
-    """One line of a prediction file."""
+    """Return one line of a prediction file."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -165,5 +165,5 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
 
 
 def warn(message: str) -> None:
-    """Say on stderr what is passed over."""
+    """Print a warning on stderr."""
     note(f"warning: {printable(message)}")

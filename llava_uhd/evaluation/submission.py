@@ -10,7 +10,7 @@ from .samples import Sample
 from .scorers import evalai_normalize
 from .storage import Row, dump_row, printable, replace_file, write_atomically
 
-# What the MMBench server must not see, or does not want.
+# Columns that the MMBench server must not get or does not accept.
 _MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "split")
 _MMBENCH_PREDICTION_COLUMN = 6
 
@@ -23,12 +23,12 @@ def docvqa_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[R
 
 
 def vqav2_submission(all_ids: Sequence[str | int], texts: Mapping[str | int, str]) -> list[Row]:
-    """An answer to every test question, normalised; "" where there is none."""
+    """Normalized answer to every test question; "" if missing."""
     return [{"question_id": number, "answer": evalai_normalize(texts.get(number, ""))} for number in all_ids]
 
 
 def vizwiz_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
-    """Normalised answers by image."""
+    """Normalized answers by image."""
     return [
         {"image": sample.image, "answer": evalai_normalize(text)} for sample, text in zip(samples, texts, strict=True)
     ]
@@ -40,7 +40,7 @@ def mmvet_submission(samples: Sequence[Sample], texts: Sequence[str]) -> dict[st
 
 
 def seed_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
-    """Answers as SEED-Bench's leaderboard takes them, one object per line."""
+    """Answers in the format of SEED-Bench's leaderboard, one object per line."""
     return [
         {"question_id": str(sample.question_id), "prediction": text}
         for sample, text in zip(samples, texts, strict=True)

@@ -1,4 +1,4 @@
-"""The held-out synthetic documents as a task that runs anywhere: drawn from a seed, exact match by kind and size.
+"""Task on held-out synthetic documents, generated from a seed; exact match by kind and size.
 
     llava-uhd eval run synthdoc --model tiny --out results
     llava-uhd eval run synthdoc --model tiny --max-slices 1 --out results/overview
@@ -21,12 +21,12 @@ LARGE_TEXT = "text of 40 px and more"
 
 
 def choose_question(document: Document, index: int) -> Question:
-    """The question that the document of this index is asked: one of its own, the same in every run."""
+    """Return the question about the document of this index, the same in every run."""
     return random.Random(f"question:{index}").choice(document.questions)
 
 
 def read_synthdoc(root: Path) -> list[Sample]:
-    """All documents with their questions; nothing is read from a folder, and nothing drawn before it is asked for."""
+    """Return all documents with their questions; images are rendered lazily, without a data folder."""
     samples = []
     for index, document in enumerate(held_out_documents(NUM_DOCUMENTS)):
         question = choose_question(document, index)

@@ -1,4 +1,4 @@
-"""The tasks, as one table: what each needs, how it is run, how it is scored, and where its data is found.
+"""Task table: data, generation settings, metric and download location of each task.
 
 Beams, new tokens and image sizes are those of the published scripts (the only evidence of the paper's protocol).
 """
@@ -53,7 +53,7 @@ class Task:
     published: bool = True
 
     def root(self, data: Path) -> Path:
-        """The task's own folder below the data folder, or the data folder itself if it has none."""
+        """Return the task's subfolder of the data folder, or the data folder itself if it has none."""
         return data / self.folder if self.folder is not None and (data / self.folder).is_dir() else data
 
     def load(self, data: Path | None) -> list[Sample]:
@@ -394,12 +394,12 @@ _TABLE = (
 
 TASKS = {task.name: task for task in _TABLE}
 
-# What the original eval.sh ran in one go.
+# Tasks of the original eval.sh.
 PAPER_SUITE = ("mme", "ai2d", "docvqa_val", "chartqa", "textvqa", "gqa", "scienceqa_img")
 SUITES = {"paper": PAPER_SUITE, "all": tuple(TASKS)}
 
 
-# Maximum number of slices by who used it; the default is what the model was trained with.
+# Maximum number of slices by source; the default is the training value.
 MAX_SLICES = {"paper": 6, "scripts": 9}
 
 

@@ -1,4 +1,4 @@
-"""Documents of other programs than the training's, as a task that runs anywhere.
+"""Task on documents rendered by other programs than the training data.
 
     llava-uhd eval run webdocs --model tiny --out results
 
@@ -25,7 +25,7 @@ LARGE_PRINT = "print of 16 px and more"
 
 
 def read_webdocs(root: Path) -> list[Sample]:
-    """All questions; images are read from the archive when asked for.
+    """Return all questions; images are read lazily from the archive.
 
     Args:
         root: not used: the archive comes with the package.
@@ -48,7 +48,7 @@ def read_webdocs(root: Path) -> list[Sample]:
 
 
 def open_page(name: str) -> Image.Image:
-    """One image of the archive, RGB."""
+    """Return one image of the archive as RGB."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         return Image.open(io.BytesIO(archive.read(name))).convert("RGB")
 

@@ -1,4 +1,4 @@
-"""Batches answered side by side, each process on its share of the cores.
+"""Parallel generation in worker processes, each on its share of the cores.
 
 The many small products of a small model on a CPU leave the cores of one process waiting for each other, and threads
 wait for Python's lock. Each process holds a copy of the model, so a large one is answered by one.
@@ -28,7 +28,7 @@ _MANY = 16
 
 
 def default_workers(model: "LlavaUhdForConditionalGeneration", batches: int) -> int:
-    """A process a core for many batches of a small model on a CPU, otherwise one."""
+    """Return one process per core for many batches of a small model on a CPU, otherwise one."""
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     pays = model.device.type == "cpu" and size <= _SMALL and batches >= _MANY
     return torch.get_num_threads() if pays else 1
@@ -52,13 +52,13 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def generate_all(self, batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
-        """Answers of batches in their order.
+        """Yield answers in batch order.
 
         Raises:
             ChildProcessError: a process ended, killed for want of memory perhaps.
         """
         try:
-            # One batch more than there are processes waits, so that none of them does.
+            # Queue one batch more than there are processes, so that no worker idles.
             yield from run_ahead(self._pool, _answer, batches, self.count + 1)
         except BrokenProcessPool as error:
             raise ChildProcessError(
@@ -71,7 +71,7 @@ _state: tuple[BatchGenerator, list[Sample]]
 
 
 def _begin(state: bytes, threads: int) -> None:
-    """Sets a process up. It ends with the one that began it, even if that one is killed."""
+    """Initialize a worker, which exits with its parent process, even if that is killed."""
     global _state
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""LoRA by PEFT: adapters on the linear layers that a regular expression names, in the language model alone."""
+"""LoRA with PEFT: adapters on linear layers of the language model selected by a regular expression."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from .recipe import LoraRecipe
 
 
 def add_adapters(model: Any, recipe: LoraRecipe) -> Any:
-    """The model with adapters, its own weights frozen.
+    """Return the model with adapters and frozen base weights.
 
     Raises:
         ValueError: the expression names no layer, or one outside of the language model.

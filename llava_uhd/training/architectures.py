@@ -1,4 +1,4 @@
-"""Sizes of the published parts, so that a run can be planned on a machine that holds none of them."""
+"""Configs of the reference backbones, for planning without their files."""
 
 from typing import Any
 

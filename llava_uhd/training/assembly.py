@@ -1,4 +1,4 @@
-"""The model of a recipe: read whole, or put together from a language model, a vision tower and an up-sampler."""
+"""Model factory of a recipe: a complete checkpoint, or pretrained backbones and an up-sampler."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ UPSAMPLER_FILE = "upsampler.safetensors"
 
 
 def vision_config_of(name: str) -> dict[str, Any]:
-    """Config of a tower: a known one, or what a folder or hub id, of its own or of a model of ours, says."""
+    """Return a tower's config: a known one, or that of a folder or hub id of a tower or of a LLaVA-UHD."""
     if name in VISION_TOWERS and not Path(name).is_dir():
         return dict(VISION_TOWERS[name])
     config = AutoConfig.from_pretrained(resolve(name))
@@ -33,14 +33,14 @@ def vision_config_of(name: str) -> dict[str, Any]:
 
 
 def text_config_of(name: str) -> dict[str, Any]:
-    """Config of a language model: a known one, or what its folder or hub id says."""
+    """Return a language model's config: a known one, or that of a folder or hub id."""
     if name in LANGUAGE_MODELS and not Path(name).is_dir():
         return dict(LANGUAGE_MODELS[name])
     return AutoConfig.from_pretrained(resolve(name)).to_dict()
 
 
 def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
-    """The configuration of a recipe's model, without its weights."""
+    """Return the config of a recipe's model, without weights."""
     if model.start is not None:
         return LlavaUhdConfig.from_pretrained(resolve(model.start))
     assert model.language_model is not None and model.vision_tower is not None
@@ -66,7 +66,7 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
 
 
 def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
-    """The model that a run starts from, in float32, and its processor.
+    """Return the initial model of a run in float32, and its processor.
 
     Raises:
         ValueError: a part is missing, or does not fit the others.
@@ -100,7 +100,7 @@ def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForCon
 
 def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
     assert recipe.language_model is not None and recipe.vision_tower is not None
-    planned_config(recipe)  # names what is wrong with the recipe before anything is read
+    planned_config(recipe)  # validate the recipe before loading any weights
     return from_parts(
         recipe.vision_tower,
         recipe.language_model,
@@ -128,7 +128,7 @@ def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
 
 
 def read_upsampler(source: str) -> dict[str, torch.Tensor]:
-    """The weights of stage 0, named as in `JBUPyramid`.
+    """Return the weights of stage 0 with the names of `JBUPyramid`.
 
     Args:
         source: folder of a run, its `upsampler.safetensors`, or the published `clip-large-jbu.ckpt`.
@@ -147,7 +147,7 @@ def read_upsampler(source: str) -> dict[str, torch.Tensor]:
 
 
 def load_upsampler(model: LlavaUhdForConditionalGeneration, source: str) -> None:
-    """Puts the weights of stage 0 into a model.
+    """Load the weights of stage 0 into a model.
 
     Raises:
         ValueError: they do not fit its pyramid.

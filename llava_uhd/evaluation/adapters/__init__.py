@@ -1,3 +1,3 @@
-"""Other people's evaluation tools with this model: VLMEvalKit and lmms-eval. Both are optional and live in processes
+"""Adapters for VLMEvalKit and lmms-eval. Both are optional and live in processes
 of their own, since importing them changes global settings of torch and ssl.
 """

@@ -1,4 +1,4 @@
-"""Shared by both adapters: load a model by name and answer questions with any number of images each."""
+"""Model loading and generation shared by both adapters, with any number of images per question."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from ..generation import BatchGenerator, GenerationOptions
 from ..images import load_image
 from ..samples import Sample
 
-# Texts and images in their order; an image is a file or decoded.
+# Interleaved texts and images; an image is a path or decoded.
 Question = Sequence[str | Path | Image.Image]
 
 
@@ -55,7 +55,7 @@ def _sample(index: int, text: str, image: Path | Image.Image | None = None) -> S
 
 
 def _answer_about_images(generator: BatchGenerator, question: Question) -> str:
-    """Answer one question about several images, each in its place among the texts."""
+    """Answer one question with interleaved texts and images."""
     options = generator.options
     content: list[dict[str, Any]] = []
     for index, part in enumerate(question):

@@ -87,7 +87,7 @@ class LlavaUhdForLmmsEval(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Device of this rank; lmms-eval gathers the ranks' requests and results on it."""
+        """Return the device of this rank, on which lmms-eval gathers requests and results."""
         return self.generator.model.device
 
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
@@ -102,7 +102,7 @@ class LlavaUhdForLmmsEval(lmms):
         )
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Answer each request about all of its images; requests of like options share batches."""
+        """Answer each request about all of its images; requests with equal options are batched."""
         answers: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):

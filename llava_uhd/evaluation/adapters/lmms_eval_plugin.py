@@ -1,4 +1,4 @@
-"""Entry point of the group `lmms_eval.models`: tells lmms-eval where the model's class is, without importing it."""
+"""Entry point of the group `lmms_eval.models`: registers the model class without importing it."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""VLMEvalKit with this model, without a fork: its data sets and metrics, our model object.
+"""VLMEvalKit adapter: its datasets and metrics with this model, without a fork.
 
     python -m llava_uhd.evaluation.adapters.vlmevalkit OCRBench SEEDBench_IMG --model tiny --out results
 
@@ -24,7 +24,7 @@ try:
     from vlmeval.inference import infer_data_job
     from vlmeval.vlm.base import BaseModel
 except (ImportError, RuntimeError) as error:
-    # RuntimeError: a torchvision that does not belong to the installed torch.
+    # RuntimeError: the torchvision build does not match the installed torch.
     _reason = f"VLMEvalKit cannot be imported ({error}): {VLMEVALKIT_INSTALL}"
     if __name__ == "__main__":
         sys.exit(f"error: {_reason}")
@@ -38,7 +38,7 @@ from .answering import answer_questions, load_generator
 DATASETS = ("OCRBench", "MMMU_DEV_VAL", "SEEDBench_IMG", "MMBench_DEV_EN_V11", "RealWorldQA", "HRBench4K")
 OPTIONS = GenerationOptions(max_side=1024, max_slices=None, num_beams=3, max_new_tokens=1024, batch_size=1)
 _OPTIONS_MARK = "Options:"
-# What VLMEvalKit ends a multiple-choice prompt with; ours takes its place.
+# End of VLMEvalKit's multiple-choice prompts; replaced by this model's suffix.
 _THEIR_INSTRUCTION = "Please select the correct answer from the options above."
 
 

@@ -1,4 +1,4 @@
-"""Scorers: pure functions from a prediction and its references to a number. None of them needs torch.
+"""Scorers: pure functions of a prediction and its references, without torch.
 
 They compute the official metric; where the published LLaVA-UHD scripts deviate from it, `compat="llava-uhd"`
 reproduces them.

@@ -1,4 +1,4 @@
-"""Average normalised Levenshtein similarity (ANLS), the metric of DocVQA.
+"""Average normalized Levenshtein similarity (ANLS), the metric of DocVQA.
 
 Both modes keep a similarity of exactly 0.5 and drop what is below it. They differ in what is compared and in what
 the distance is divided by; see `anls`.
@@ -22,7 +22,7 @@ def _collapse(text: str) -> str:
 
 
 def _similarity(text: str, reference: str, length: int) -> float:
-    """1 - distance / length; two empty texts are equal."""
+    """Return 1 - distance / length; two empty texts are equal."""
     if length == 0:
         return 1.0
     similarity = 1 - Levenshtein.distance(text, reference) / length
@@ -30,7 +30,7 @@ def _similarity(text: str, reference: str, length: int) -> float:
 
 
 def anls(prediction: str, answers: str | list[str], compat: Compat = None) -> float:
-    """Score one prediction by its best reference.
+    """Score one prediction by its most similar reference.
 
     Official (DocVQA challenge): lower case, runs of white space count as one space, the distance is divided by the
     longer of the two raw texts in upper case. Published scripts (m4c_evaluator.py): lower case, stripped, white

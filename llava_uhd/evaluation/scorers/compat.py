@@ -6,7 +6,7 @@ Compat = Literal["llava-uhd"] | None
 
 
 def is_published(compat: Compat) -> bool:
-    """Tell whether the published scripts are to be reproduced.
+    """Return whether to reproduce the reference scripts.
 
     Raises:
         ValueError: `compat` is neither None nor "llava-uhd".

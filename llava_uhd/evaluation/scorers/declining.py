@@ -1,17 +1,17 @@
-"""Answers on documents where a model may also say that it cannot tell: right, declined, or wrong without saying so."""
+"""Document questions that a model may decline: correct, declined, or wrong without declining."""
 
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 Outcome = Literal["right", "declined", "wrong"]
-# What an answer that declines says, in whatever words around it.
+# Substrings of declining answers.
 DECLINING = ("not in the document", "not a document", "not in the image", "cannot read", "can't read", "cannot tell",
              "not mentioned", "not given", "no such", "unanswerable")  # fmt: skip
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, single spaces, without quotes around it and the mark at its end."""
+    """Normalize an answer: lower case, single spaces, no enclosing quotes, no final punctuation."""
     text = re.sub(r"\s+", " ", text.lower()).strip(" \"'")
     return text.rstrip(".!? ")
 

@@ -1,4 +1,4 @@
-"""The EvalAI answer processor of the VQA challenges, as the multimodal community has carried it on.
+"""The EvalAI answer processor of the VQA challenges, as used by multimodal evaluation code.
 
 Its oddities are part of the metric (every published TextVQA and VQAv2 number went through them) and kept: "a,b"
 becomes "ab", "it's" becomes "it 's", and only the first 32 periods of a text are removed.
@@ -28,7 +28,7 @@ _NUMBERS = {
     "ten": "10",
 }
 
-# Words that are looked up without their apostrophe. Texts are in lower case by then, so the challenge's capitalised
+# Words that are looked up without their apostrophe. Texts are in lower case by then, so the challenge's capitalized
 # entries ("Im", "Ive", "Id've") can never match; they are left out.
 _SINGLE = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
@@ -54,7 +54,7 @@ _OTHER = {
 
 
 def _contractions() -> dict[str, str]:
-    """Map each misspelt contraction the challenge knows to its repaired form."""
+    """Map each misspelled contraction of the challenge to its corrected form."""
     repaired = {word.replace("'", ""): word for word in _SINGLE.split()}
     for word in _DOUBLE.split():
         stem, first, second = word.split("'")
@@ -67,7 +67,7 @@ _CONTRACTIONS = _contractions()
 
 @lru_cache(maxsize=1 << 16)
 def evalai_normalize(text: str) -> str:
-    """Normalise an answer before it is compared.
+    """Normalize an answer for comparison.
 
     In this order: lower case; commas and question marks dropped; " 's" set apart; punctuation dropped where it
     stands next to a space anywhere in the text, else replaced by a space; periods dropped unless a digit follows;

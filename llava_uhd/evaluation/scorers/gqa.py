@@ -31,7 +31,7 @@ def gqa_normalize(text: str) -> str:
 
 
 def gqa_match(prediction: str, answer: str) -> float:
-    """Score 1.0 if the normalised prediction equals the answer as it stands (GQA's eval.py)."""
+    """Score 1.0 if the normalized prediction equals the unchanged answer (GQA's eval.py)."""
     return float(gqa_normalize(prediction) == answer)
 
 

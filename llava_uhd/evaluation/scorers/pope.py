@@ -1,4 +1,4 @@
-"""POPE: does the model see objects that are not there? Yes/no questions in three categories."""
+"""POPE: object hallucination, yes/no questions in three categories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ def _as_number(text: str) -> float | None:
 
 
 def is_number(text: str) -> bool:
-    """Tell whether relaxed accuracy compares a text as a number."""
+    """Return whether relaxed accuracy compares a text as a number."""
     return _as_number(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Accuracies over normalised answers: TextVQA's soft accuracy, exact match, and the question within a prompt."""
+"""Accuracies over normalized answers: TextVQA's soft accuracy, exact match, and the question within a prompt."""
 
 import re
 import warnings
@@ -39,13 +39,13 @@ def vqa_soft_accuracy(prediction: str, answers: list[str], compat: Compat = None
 
 
 def vqa_exact_accuracy(prediction: str, answers: str | list[str]) -> float:
-    """Score 1.0 if the normalised prediction equals any normalised answer (the uncalled eval_chartqa.py; ST-VQA)."""
+    """Score 1.0 if the normalized prediction equals any normalized answer (the uncalled eval_chartqa.py; ST-VQA)."""
     text = evalai_normalize(prediction)
     return float(any(evalai_normalize(answer) == text for answer in as_list(answers)))
 
 
 def textvqa_question(prompt: str) -> str:
-    """Cut the question out of a TextVQA prompt, in lower case: with the image's id it joins answers to annotations.
+    """Cut the question out of a TextVQA prompt, in lower case; with the image id it is the match key of annotations.
 
     Three layouts are known: "OCR tokens: ... Question: ... Short answer:", a question with an OCR line and an
     instruction (three lines), and a question with an instruction (two lines).
