@@ -86,7 +86,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 .venv-%-transformers/.overlay: $(VENV)/.dev tests/environments/%.txt
 	$(PYTHON) -m venv $(@D)
-	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	$(VENV)/bin/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
 		-c tests/environments/$*.txt transformers huggingface-hub tokenizers
