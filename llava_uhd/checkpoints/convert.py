@@ -2,7 +2,7 @@
 
     llava-uhd convert path/to/LLaVA-UHD-v2 --vision-tower openai/clip-vit-large-patch14-336 --out llava-uhd-v2-7b
 
-Nothing is computed: the numbers are those of the source, in the type they are stored in unless another is asked for.
+Values are copied unchanged, in their stored dtype unless another one is set.
 """
 
 import shutil
@@ -156,7 +156,7 @@ def _config_and_tokenizer(
 ) -> tuple[LlavaUhdConfig, PreTrainedTokenizerBase]:
     """Return the HF config, with its image token added to the tokenizer.
 
-    The image token may lie beyond the vocabulary: the logits keep the width they were trained with.
+    The image token id may exceed the vocabulary: the logits keep their trained width.
     """
     projector = [info for name, info in source.tensors.items() if name.startswith(PROJECTOR)]
     if not projector:

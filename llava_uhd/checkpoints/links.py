@@ -1,11 +1,11 @@
 """Key mapping between original checkpoints and HF format; one list serves both directions.
 
-A link says that some tensors of ours hold the same numbers, in the same order, as some released ones. Mostly it is one
-and one; but the released attention fuses its three input projections into one tensor, its four sets of queries are
-four tensors where ours is one, and a few shapes carry axes of length one. To go either way, lay the numbers of one
-side end to end and cut them for the other.
+A mapping entry states that some HF tensors hold the same values, in the same order, as some original tensors. Most
+entries are one to one; but the original attention fuses its three input projections into one tensor, splits the
+queries into four tensors where the HF format has one, and a few shapes have axes of length one. To convert in either
+direction, concatenate the flattened values of one side and split them for the other.
 
-E channels of the language model, G query grid.
+E hidden size of the language model, G query grid.
 """
 
 import re

@@ -2,8 +2,9 @@
 
     llava-uhd convert llava-uhd-v2-7b --to released --out LLaVA-UHD-v2
 
-A folder that was converted from one released checkpoint becomes the same files with the same tensors again. Any other
-becomes one full released checkpoint: language model, vision tower and projector under the released names.
+A folder that was converted from one original checkpoint is exported to the same files with the same tensors. Any other
+folder is exported to one full original checkpoint: language model, vision tower and projector under the original
+names.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,9 +1,9 @@
 """Sources of a conversion: one original checkpoint folder, or parts that were distributed separately.
 
-Every tensor that is found gets its name in a full released checkpoint. Where two parts hold the same one, the part
-that was trained later wins: the full checkpoint, then `mm_projector.bin`, then the language model, the vision tower
-and the up-sampler as they were before. So a fine-tuned vision tower in the full checkpoint is the one in use, which
-the published loader replaces by the original one unless told otherwise.
+Every tensor is named as in a full original checkpoint. If two parts hold the same tensor, the part trained last has
+precedence: the full checkpoint, then `mm_projector.bin`, then the pretrained language model, vision tower and up-
+sampler. A fine-tuned vision tower in the full checkpoint is therefore used, whereas the reference loader replaces it
+by the pretrained one by default.
 """
 
 import json

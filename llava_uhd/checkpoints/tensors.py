@@ -1,7 +1,7 @@
 """Tensor files, read one tensor at a time: safetensors, and PyTorch's zip format with `weights_only`.
 
-A file's header is checked against its size before anything is allocated: a file cut short, a shape larger than the
-data, and a pickle that would run code are refused, each by a `ValueError` that names the file.
+The header is checked against the file size before anything is allocated: a truncated file, a shape larger than the
+data, and a pickle that would run code each raise a `ValueError` that names the file.
 """
 
 import pickle

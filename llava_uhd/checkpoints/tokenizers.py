@@ -1,8 +1,8 @@
 """Fast tokenizers for conversion and training that encode like the slow tokenizers of the reference.
 
-Vicuna ships a sentencepiece model only. Its class has two behaviors, `legacy` or not, and a file that does not say
-means legacy, other than in transformers from version 5 on. Since the class of transformers forgets the choice when it
-is saved, the tokenizer is made a plain fast one, whose file says everything.
+Vicuna ships only a SentencePiece model. Its tokenizer class has a `legacy` option; a file without it means legacy,
+except in transformers from version 5 on. Since the class loses the option when saved, the tokenizer is converted to a
+plain fast tokenizer whose file is complete.
 """
 
 from pathlib import Path
@@ -75,8 +75,8 @@ def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig | None = N
 def from_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
     """Build a fast tokenizer from `tokenizer.model` and, if present, `tokenizer_config.json`.
 
-    Texts that begin with a space are the exception to sameness where `legacy` is false: of the space and the one that
-    sentencepiece puts before a text, the fast tokenizer keeps one.
+    The encodings differ only for texts that begin with a space if `legacy` is false: the fast tokenizer keeps one of
+    that space and the one that SentencePiece prepends.
 
     Raises:
         ValueError: it encodes a sample differently from sentencepiece.

@@ -1,8 +1,8 @@
 """Config mapping between original checkpoints and HF format, in both directions.
 
-A released `config.json` is the language model's with `mm_*` keys among its own. Two generations of the code wrote
-them: December 2024 says `feature_mode` and lays tokens out as one stitched raster; April 2025 says `model_mode` and
-lays them out slice after slice. A file that says neither leaves the layout open.
+An original `config.json` is the language model's config with additional `mm_*` keys. Two versions of the code write
+them: December 2024 has `feature_mode` and stitches tokens to one raster; April 2025 has `model_mode` and orders tokens
+slice by slice. A file with neither key leaves the layout open.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Verify a model folder: names, shapes, values, tokens, one forward pass, a fingerprint per module.
 
-A fingerprint is a hash over names, types, shapes and bytes of a module's tensors, in the order of their names. It does
-not depend on how they are spread over files, so two people can compare their copies.
+A fingerprint is a hash over names, dtypes, shapes and bytes of a module's tensors, sorted by name. It does not depend
+on sharding, so copies can be compared.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Write safetensors tensor by tensor.
 
-A safetensors file is eight bytes with the length of its header, the header in JSON, and the tensors' bytes: when all
-shapes are known beforehand it can be written front to back, holding one tensor at a time.
+A safetensors file consists of eight bytes with the header length, the header in JSON, and the tensors' bytes: if all
+shapes are known beforehand, it can be written sequentially with one tensor in memory at a time.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one recipe, which is kept in it."""
+"""Run folder, which stores the recipe of its run."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoin
 
 
 def claim_folder(recipe: Recipe, out: Path) -> None:
-    """Make the folder, which this process holds, and write the recipe into it."""
+    """Create and lock the run folder, and write the recipe into it."""
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()  # of a killed run

@@ -1,8 +1,8 @@
 """Labels of the loss tokens of a conversation. Pure functions of token ids.
 
-`answer_labels` is the plain rule: the answers, as the chat template marks them. The published data preparations differ
-from it in detail, and the others reproduce them to the token, for runs that repeat the published training. All agree
-on ids before or after the image tokens are expanded, since no image token is ever learned.
+`answer_labels` selects the answers marked by the chat template. The reference data preparations differ in detail; the
+other functions reproduce them exactly, to repeat the reference training. All of them work on ids before or after the
+expansion of image tokens, since image tokens are never targets.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -42,10 +42,10 @@ def vicuna_labels(
 ) -> list[int]:
     """Return the reference labels of the `vicuna` format: answers, located by retokenizing each round.
 
-    A round by itself begins with the begin-of-text token, where in the conversation it ends with the end-of-text
-    token: as many tokens. After the first round it also begins with a space that it lacks in the conversation, unless
-    the tokenizer is `legacy` and puts a space after special tokens too. Where the sum is off nevertheless, the
-    published code ignores the whole sample.
+    A single round begins with the begin-of-text token, whereas in the conversation it ends with the end-of-text token:
+    the counts are equal. After the first round it also begins with a space that is absent in the conversation, unless
+    the tokenizer is `legacy` and inserts a space after special tokens too. If the total still differs, the reference
+    implementation ignores the whole sample.
 
     Args:
         input_ids: token ids of the conversation.

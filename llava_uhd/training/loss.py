@@ -1,10 +1,10 @@
 """Exact chunked next-token loss without materialized logits.
 
-Logits of 4096 positions and 32,000 tokens are half a gigabyte in float32, and their gradient as much again. Here those
-of a few positions exist at a time: their loss and its gradient are taken at once, in the forward pass, and positions
-where nothing is asked for are left out altogether.
+Logits of 4096 positions and 32,000 tokens take half a gigabyte in float32, and their gradient the same again. Here
+only a chunk of logits exists at a time: its loss and gradient are computed together in the forward pass, and positions
+with label -100 are skipped.
 
-Shapes: T positions, E channels, V tokens of the vocabulary.
+Shapes: T positions, E hidden size, V vocabulary size.
 """
 
 from types import MethodType
@@ -59,7 +59,7 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Return the summed cross-entropy of `hidden @ weightᵀ` with `labels`; positions with label -100 are ignored.
 
-    Under autocast the products are taken in its type, as a linear layer's would be.
+    Under autocast the matmul dtype is that of a linear layer.
 
     Args:
         hidden: (..., E).
@@ -82,8 +82,8 @@ def linear_cross_entropy(
 def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: int) -> None:
     """Replace the model's forward for training: a loss without logits, and the same graph for every batch.
 
-    A batch without an image encodes a small empty one, of no weight: otherwise what it does not use would get no
-    gradient there, and devices that wait for each other's gradients would wait for ever.
+    A text-only batch encodes a small blank image with zero weight: otherwise unused parameters would get no gradient,
+    and devices that synchronize gradients would deadlock.
     """
 
     def forward(

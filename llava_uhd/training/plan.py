@@ -161,9 +161,9 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
 def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], devices: int) -> dict[str, float]:
     """Return the memory per device in GiB, by strategy.
 
-    `ddp` keeps everything everywhere: what is trained in float32 with gradient and Adam's moments, the rest in the
-    precision of the run. `fsdp2` shares all of it, and gathers one layer, and what lies outside of layers, to compute
-    with. `zero2` keeps the weights in bfloat16 everywhere and shares float32 copies, gradients and moments.
+    `ddp` replicates everything: trained weights in float32 with gradients and Adam moments, other weights in the
+    precision of the run. `fsdp2` shards all of it, and gathers one layer at a time plus the weights outside of layers.
+    `zero2` replicates the weights in bfloat16 and shards float32 copies, gradients and moments.
     """
     optimization = recipe.optimization
     trainable = sum(row.trainable for row in rows)

@@ -1,7 +1,7 @@
-"""Recipes: everything that a run of one stage does, in one readable file.
+"""Recipes: the complete configuration of a stage in one file.
 
-A recipe is YAML, read into the frozen dataclasses below and checked against them: an unknown key, a value of another
-type or a choice that contradicts another is a `ValueError` that names the place. The shipped ones stand in `recipes/`.
+A recipe is YAML, parsed into the frozen dataclasses below and validated: an unknown key, a value of another type or
+contradicting values raise a `ValueError` that names the key. Shipped recipes are in `recipes/`.
 
     recipe = load_recipe("vicuna-7b-align", ["data.train.0.path=captions.json", "optimization.epochs=2"])
 """

@@ -1,7 +1,7 @@
 """Subclass of transformers' Trainer for stages 1 and 2.
 
-A learning rate for each part; the order of samples from `data.order`; checkpoints that are complete or not there; a
-stop, with the batch saved, when the loss is not a number or keeps rising.
+Adds a learning rate per parameter group, the sample order of `data.order`, atomic checkpoints, and a stop with a dump
+of the batch if the loss is not finite or keeps rising.
 """
 
 import logging
@@ -99,7 +99,7 @@ def last_checkpoint(out: Path, contents: bool = True) -> Path | None:
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the order its epoch, also when a run continues in the middle of one."""
+    """Set the epoch of the sample order, also when resuming within an epoch."""
 
     def __init__(self, order: EpochOrder):
         self.order = order
@@ -191,7 +191,7 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             logs.update(self.meter.read())
         super().log(logs, start_time)
-        # All devices are told the same loss here, so all of them stop.
+        # The loss is reduced over all devices, so all of them stop.
         if "loss" in logs and self.guard.rises(logs["loss"]):
             raise RunStopped(
                 f"the smoothed loss rose from {self.guard.lowest:.4g} to {self.guard.smoothed:.4g} by step "
@@ -233,7 +233,7 @@ class StageTrainer(Trainer):
         folder = self.out / f"checkpoint-{self.state.global_step}"
         try:
             if self.args.should_save:
-                # One that was cut short or damaged before must not leave a file behind, nor be taken for complete.
+                # Remove an incomplete or damaged checkpoint, so that none of its files remains.
                 shutil.rmtree(folder, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
@@ -254,7 +254,7 @@ class StageTrainer(Trainer):
         ]
         for folder in checkpoints(self.out):
             if folder not in complete[: self.keep]:
-                # First the list, so that a kill meanwhile leaves nothing that looks complete.
+                # Delete the file list first: an interrupted deletion leaves an incomplete checkpoint.
                 (folder / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(folder)
 

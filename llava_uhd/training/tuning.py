@@ -1,7 +1,7 @@
 """Stages 1 and 2: from a recipe to a trained model in `<out>/model`.
 
-A run continues from its last whole checkpoint, on as many devices as it is given now: the global batch, and the order
-of samples, do not depend on them.
+A run resumes from its last complete checkpoint on any number of devices: the global batch and the sample order do not
+depend on it.
 """
 
 import os
@@ -69,7 +69,7 @@ def train_stage(recipe: TuningRecipe) -> Trained:
     accumulation = accumulation_of(recipe, rank.count)
     if not recipe.data.train:
         raise ValueError("data.train: there are no sources")
-    # Held by the first rank for all: a second run into the same folder is refused.
+    # Lock of the first rank: a second run in the same folder is rejected.
     with lock_folder(out) if rank.is_main else nullcontext():
         arguments = training_arguments(recipe, accumulation)
         resumed = _find_checkpoint(recipe, out, arguments)
@@ -234,7 +234,7 @@ def _save(trainer: StageTrainer, recipe: TuningRecipe, processor: Any, out: Path
         trained = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
         state = trained.state_dict()
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    # A finished run is known by this folder.
+    # This folder marks a finished run.
     with new_folder(out / MODEL) as folder:
         trained.save_pretrained(folder, state_dict=state)
         trained.config.dtype = dtype

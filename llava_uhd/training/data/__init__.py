@@ -1,1 +1,1 @@
-"""From conversations on disk to batches: sources, mixture, encoding, order, collation, and the check of them all."""
+"""Training data: sources, mixture, sample processing, order, collation and checks."""

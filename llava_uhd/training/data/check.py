@@ -1,7 +1,7 @@
-"""`llava-uhd data check`: what is in the sources, what is broken, how many tokens it is.
+"""`llava-uhd data check`: sample counts, broken samples and token counts of the sources.
 
-The manifest has a line for each sample, in order: its hash, its images with their sizes and hashes, its tokens. It
-tells whether data changed between two runs, and gives batches of like length without opening an image.
+The manifest has a line per sample, in order: its hash, its images with sizes and hashes, its number of tokens. It
+detects data changes between two runs, and allows batching by length without opening an image.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ class Collator:
     that, and the absence of a mask, transformers keeps samples from seeing each other; the first token of each is no
     target of the sample before it.
 
-    Samples that could not be used (None) are left out; if none is left, the batch has one token and nothing to learn.
+    Samples that cannot be used (None) are dropped; if none remains, the batch has one token and no target tokens.
     """
 
     pad_token_id: int

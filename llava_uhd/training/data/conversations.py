@@ -1,4 +1,4 @@
-"""One sample, checked: its messages and its images.
+"""Validation of a sample: messages and images.
 
     {"id": "7", "image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nTotal?"},
                                                        {"from": "gpt", "value": "12.40"}]}
@@ -17,7 +17,7 @@ IMAGE = "<image>"
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used as it is."""
+    """Error: a sample cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_conversation(record: Any) -> Conversation:
     images = _images(record, found)
     num_placeholders = sum(message["content"].count(IMAGE) for message in messages)
     if num_placeholders == 0 and images and form != FIRST:
-        # Only LLaVA's own format says where an image stands; elsewhere images come before the first question.
+        # Only the LLaVA format has image positions; otherwise images precede the first question.
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = f"{IMAGE}\n" * len(images) + first["content"]
         num_placeholders = len(images)
@@ -152,7 +152,7 @@ def _part(place: int, part: Any, found: list[Any]) -> str:
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if kind == "image":
-        # Where the columns of a dataset hold the images, the parts only say where they stand.
+        # If dataset columns hold the images, the parts only give their positions.
         for name in ("image", "path", "url"):
             if isinstance(part.get(name), str) or is_encoded_image(part.get(name)):
                 found.append(part[name])

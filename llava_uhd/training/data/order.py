@@ -1,7 +1,7 @@
 """Sample order of an epoch: a function of seed and epoch, independent of the number of devices.
 
-Samples are drawn into global batches, those with and those without images apart. Within a global batch they are
-sorted by length, so that those of a micro-batch, and the micro-batches that devices take side by side, are alike.
+Samples are shuffled into global batches, text-only and image samples separately. Within a global batch they are sorted
+by length, so that samples of a micro-batch, and concurrent micro-batches of the devices, have similar lengths.
 """
 
 import random
@@ -15,8 +15,8 @@ def epoch_order(
 ) -> list[int]:
     """Return the sample indices of complete global batches, concatenated.
 
-    What remains of either kind is mixed in batches of its own, and the last is filled up from the start of the order:
-    every sample comes at least once.
+    Remainders of both kinds are mixed in batches of their own, and the last batch is filled from the start of the
+    order: every sample occurs at least once.
 
     Raises:
         ValueError: there are no samples.

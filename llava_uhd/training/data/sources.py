@@ -1,7 +1,7 @@
 """Sample sources: LLaVA JSON or JSONL with an image folder, WebDataset tars, or tables (`tables`).
 
-Both are read in place and at random, so that a shuffled order, and where a run was in it, is a matter of numbers. Of a
-tar only the headers are read beforehand; nothing is unpacked.
+Both are read in place with random access, so that shuffling and resuming only need indices. Only the headers of a tar
+are read beforehand; nothing is unpacked.
 """
 
 import codecs
@@ -99,8 +99,8 @@ class _Member:
 class TarSamples:
     """Samples of WebDataset tars: files of one sample share their name up to the first dot.
 
-    A sample is a `.json` in the LLaVA format and its images. An `image` names a file of the sample, or is anything
-    where the sample has one image only; without `image`, it has those that stand beside it.
+    A sample is a `.json` file in LLaVA format and its images. `image` names a file of the sample, or is arbitrary if
+    the sample has one image only; without `image`, the sample has all images of its key.
     """
 
     def __init__(self, path: str):

@@ -1,7 +1,7 @@
 """Samples from tables: Parquet files, and datasets of the package `datasets` (a saved folder, a hub id).
 
-Rows are read in place and at random, as those of the other sources, so a resumed run continues at the same row. A
-Parquet file is read by row groups, the last few of which are kept; a dataset of `datasets` is memory-mapped.
+Rows are read in place with random access, like those of the other sources, so a resumed run continues at the same row.
+A Parquet file is read by row groups, the most recent of which are cached; a dataset of `datasets` is memory-mapped.
 """
 
 import glob
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "images")
 ANSWERS = ("answer", "answers")
-# What a column of a table can be for; the recipe's `columns` maps these to names in the data.
+# Column roles; the recipe's `columns` maps them to names in the data.
 MEANINGS = (*IMAGE_COLUMNS, *FORMS, *ANSWERS)
 KEPT_GROUPS = 4
 LARGE_GROUP = 512 * 2**20  # bytes
@@ -72,7 +72,7 @@ class TableSamples:
         record = {meaning: _without_nulls(row[name]) for meaning, name in text.items()}
         images = self._images(index)
         if images is not None:
-            # Placeholders of the images: the bytes are read when they are decoded.
+            # Image placeholders: bytes are read lazily.
             record["images"] = [str(number) for number in range(len(images))]
         return record
 
