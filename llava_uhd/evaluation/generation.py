@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from ..kv_cache import can_fork
 from ..model.modeling_llava_uhd import CACHE_NAME
 from .batches import IMAGE_THREADS, Batch, BatchBuilder
 from .samples import Sample
@@ -84,7 +84,7 @@ class BatchGenerator:
         self.options = options
         self.context = model.config.text_config.max_position_embeddings
         # Plain keys and values can be shared by several answers.
-        share = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+        share = can_fork(self._new_cache())
         self.batches = BatchBuilder(processor, options.max_side, options.max_slices, options.num_beams, share)
 
     def generate_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:

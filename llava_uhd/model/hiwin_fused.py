@@ -56,12 +56,12 @@ class HiWinWeights(Protocol):
     folded_weights: "FoldedWeightCache"
 
     @property
-    def box_dtype(self) -> str: ...  # noqa: D102
+    def box_dtype(self) -> str: ...
 
     @property
-    def upsampler(self) -> nn.Module: ...  # noqa: D102
+    def upsampler(self) -> nn.Module: ...
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...  # noqa: D102
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
 
 def fused_hiwin_attention(

@@ -47,9 +47,13 @@ class Projector(nn.Module, ABC):
 
         Returns:
             (N, T, E) image tokens, or a list of them.
+
+        Raises:
+            ValueError: the groups of features and pixels do not match.
         """
         if isinstance(features, torch.Tensor):
-            assert not isinstance(pixels, Sequence), "features of one group of views come with the pixels of one"
+            if isinstance(pixels, Sequence):
+                raise ValueError(f"features of one group of views were given, and pixels of {len(pixels)} groups")
             return self.project_groups([(features, pixels)])[0]
         return self.project_groups(list(zip(features, pixels, strict=True)))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen2Config
 
 from llava_uhd.evaluation import workers
 from llava_uhd.evaluation.batches import BatchBuilder
@@ -300,6 +301,23 @@ def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
     # Both images first, then what is left of the six prompts.
     shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
     assert read[:2] == [(2, shared), (6 * num_beams, whole - shared)] and shared > 400 and whole - shared < 40
+
+
+def test_no_prefix_is_shared_with_a_sliding_window(tmp_path):
+    """A layer with a window keeps a part of the prefix alone, and overwrites it."""
+    model, processor = load("tiny", "cpu")
+    text = model.config.text_config
+    model.config.text_config = Qwen2Config(
+        num_hidden_layers=text.num_hidden_layers,
+        max_position_embeddings=text.max_position_embeddings,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    )
+    generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 4, 6))
+    with ThreadPoolExecutor(2) as pool:
+        batch = generator.batches.build(about_pages(tmp_path), range(6), pool)
+    assert batch.num_shared == 0 and len(batch.text["input_ids"]) == 6
 
 
 def test_a_batch_holds_all_questions_about_an_image(loaded, tmp_path):

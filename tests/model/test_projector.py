@@ -56,3 +56,10 @@ def test_unshuffle_completes_odd_sides(shape, tokens):
     mlp = UnshuffleMLP(LlavaUhdProjectorConfig(type="mlp"), 8, 16)
     out = mlp(torch.randn(2, 8, *shape), torch.empty(0))
     assert out.shape == (2, tokens, 16)
+
+
+def test_features_of_one_group_with_pixels_of_several_are_refused():
+    projector = UnshuffleMLP(LlavaUhdProjectorConfig(type="mlp"), 4, 8)
+    features, pixels = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 28, 28)
+    with pytest.raises(ValueError, match="pixels of 2 groups"):
+        projector(features, [pixels, pixels])

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_uhd.model.windows import bin_shape, pool_windows, pooling_matrix, window_edges
+from llava_uhd.model.windows import (
+    BIN_CANDIDATES,
+    bin_shape,
+    bin_weights,
+    pool_windows,
+    pooling_matrix,
+    resize_bins,
+    window_edges,
+)
 from tests.golden import GOLDENS, load, relative_error
 
 BOXES = [name for name in load("windows.npz") if "batch" not in name]
@@ -56,3 +64,27 @@ def test_a_cached_matrix_made_in_inference_mode_serves_training():
     features = torch.ones(1, 31, 17, 1, requires_grad=True)
     pool_windows(features, 5, (3, 3)).sum().backward()
     assert features.grad is not None and features.grad.sum() == pytest.approx(5 * 5 * 9, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", [12, 24, 31, 96])
+def test_aligned_windows_read_at_pixel_centers(side):
+    """On a ramp whose value at pixel i is i + 1/2, its center, a bin reads its own center; legacy reads half more."""
+    bins, ramp = 3, np.arange(side) + 0.5
+    centers = (np.arange(12 * bins) + 0.5) * side / (12 * bins)
+    inside = (centers - side / 24 > 0.5) & (centers + side / 24 < side - 1.5)  # samples beyond a border are clamped
+    aligned = pooling_matrix(side, 12, bins, aligned=True) @ ramp
+    np.testing.assert_allclose(aligned[inside], centers[inside], rtol=1e-5)
+    legacy = pooling_matrix(side, 12, bins) @ ramp
+    np.testing.assert_allclose(legacy[inside], centers[inside] + 0.5, rtol=1e-5)
+    np.testing.assert_allclose(pooling_matrix(side, 12, bins, aligned=True).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_bin_embeddings_fit_every_shape_of_bins():
+    embedding = torch.randn(9, 5)
+    assert torch.equal(resize_bins(embedding, (3, 3)), embedding)
+    for columns, rows in BIN_CANDIDATES:
+        weights = bin_weights((rows, columns))
+        assert weights.shape == (rows * columns, 9) and (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(rows * columns))
+        # The first bin is at the upper left, the last at the lower right, as the pooled bins are.
+        assert weights[0].argmax() == 0 and weights[-1].argmax() == 8
