@@ -52,9 +52,10 @@ def many_scans(side: int, scans: int) -> bytes:
     file = io.BytesIO()
     Image.new("L", (side, side), 200).save(file, "JPEG", progressive=True, quality=50)
     data = file.getvalue()
-    last = data.rfind(b"\xff\xda")
-    first = data.rfind(b"\xff\xda", 0, last)
-    return data[:last] + data[first:last] * scans + data[last:]
+    starts = [place for place in range(len(data) - 1) if data[place : place + 2] == b"\xff\xda"]
+    # The last segment also holds the end-of-image marker, so it is not a candidate.
+    scan = min((data[start:end] for start, end in zip(starts, starts[1:], strict=False)), key=len)
+    return data[: starts[-1]] + scan * scans + data[starts[-1] :]
 
 
 def many_chunks(number: int) -> bytes:
