@@ -1,0 +1,442 @@
+"""Kill every kind of run at each of its file operations, run it again, and compare with a run that was not killed.
+
+    python benchmarks/kill_operations.py
+    python benchmarks/kill_operations.py --only train upsampler --every 5
+
+A kill leaves the files as they are at that moment. So one run is enough to have all kills: before each of its file
+operations (an opening for writing, a renaming, a removal, a new folder, a truncation) its folder is copied, and beside
+each copy there is one for each file that was being written, cut in its middle. From every copy that differs from the
+others the run is started again, in a process of its own and with the same loaders as any run. It must end with the
+same files, byte by byte, and leave no temporary ones.
+
+Runs: `train` (stage 2), `lora`, `upsampler` and `closer_look` (stage 0), `convert`, `export`, `evaluate`, `manifest`
+(`data check`). Prints one JSON object; exits 1 if a run ends differently.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "finetune_own_data")]
+
+EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+SMALL = 2**16  # bytes of a file that is always read: two writings within a tick of the clock have one time
+LEFTOVERS = (".tmp", ".partial", ".replaced", ".lock")
+
+
+@dataclass
+class Run:
+    """A kind of run.
+
+    Attributes:
+        start: runs to its end below a folder; raises ValueError where its product is there already.
+        product: what of the folder must be equal, by name.
+    """
+
+    start: Callable[[Path], None]
+    product: Callable[[Path], dict[str, bytes]]
+
+
+@dataclass
+class Report:
+    """Kills of one kind of run."""
+
+    operations: int = 0
+    states: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def files_of(folder: Path, *patterns: str) -> dict[str, bytes]:
+    """Return the files below a folder that match one of the patterns, by name."""
+    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(found)}
+
+
+class Recorder:
+    """Copies a folder before each file operation below it; installed as an audit hook of a process.
+
+    Args:
+        folder: folder that the run writes.
+        copies: folder for the copies.
+    """
+
+    def __init__(self, folder: Path, copies: Path):
+        self.folder, self.copies = folder, copies
+        self.number = 0
+        self.inside = False
+        self.before: dict[str, tuple[os.stat_result, Path]] = {}
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        if self.inside or not self._is_operation(event, arguments):
+            return
+        self.inside = True
+        try:
+            self.copy()
+        finally:
+            self.inside = False
+
+    def _is_operation(self, event: str, arguments: tuple) -> bool:
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return False
+        elif event not in EVENTS:
+            return False
+        return any(str(self.folder) in path for path in self._paths(event, arguments))
+
+    @staticmethod
+    def _paths(event: str, arguments: tuple) -> Iterator[str]:
+        """Yield the absolute paths of an operation, those relative to an open folder among them."""
+        descriptors = [each for each in arguments[1:] if event != "open" and type(each) is int and each >= 0]
+        for argument in arguments[:2]:
+            if isinstance(argument, str | bytes | os.PathLike):
+                path = os.fsdecode(argument)
+                yield path
+                for descriptor in descriptors:
+                    if not os.path.isabs(path) and os.path.exists(f"/proc/self/fd/{descriptor}"):
+                        yield os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
+
+    def copy(self) -> None:
+        """Copy the folder, and each file that was being written once more, cut in its middle."""
+        self.number += 1
+        copy = self.copies / f"{self.number:05}"
+        copy.mkdir(parents=True)
+        last, now = self.before, {}
+        by_inode = {(stat.st_dev, stat.st_ino): kept for stat, kept in last.values()}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_dir():
+                (copy / name).mkdir(parents=True, exist_ok=True)
+                continue
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            stat = path.stat()
+            known = last.get(name)
+            if known and _is_same(known[0], stat):
+                os.link(known[1], copy / name)
+            else:
+                shutil.copyfile(path, copy / name)
+                older = by_inode.get((stat.st_dev, stat.st_ino))
+                self._cut(name, path, older)
+            now[name] = (stat, copy / name)
+        self.before = now
+
+    def _cut(self, name: str, path: Path, older: Path | None) -> None:
+        """Copy the folder as it was before, with the file that was written since then half there."""
+        content, begun = path.read_bytes(), older.read_bytes() if older else b""
+        if content == begun:
+            return  # renamed
+        kept = len(begun) if content.startswith(begun) else 0
+        half = content[: kept + (len(content) - kept) // 2]
+        if half in (content, begun):
+            return
+        cut = self.copies / f"{self.number:05}-{hashlib.sha1(name.encode()).hexdigest()[:6]}"
+        cut.mkdir()
+        for folder in sorted(path for path in self.folder.rglob("*") if path.is_dir()):
+            (cut / folder.relative_to(self.folder)).mkdir(parents=True, exist_ok=True)
+        for other, (_, kept_file) in self.before.items():
+            if other != name:
+                (cut / other).parent.mkdir(parents=True, exist_ok=True)
+                os.link(kept_file, cut / other)
+        (cut / name).parent.mkdir(parents=True, exist_ok=True)
+        (cut / name).write_bytes(half)
+
+
+def _is_same(before: os.stat_result, now: os.stat_result) -> bool:
+    def key(stat: os.stat_result) -> tuple:
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    return now.st_size > SMALL and key(before) == key(now)
+
+
+def in_child(function: Callable[[], None], log: Path) -> int:
+    """Call a function in a forked process; return its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        function()
+        status = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of all names and contents below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(f"\0{path.relative_to(folder)}\0{path.is_dir()}\0".encode())
+        if path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return the names of temporary files and folders."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(LEFTOVERS)]
+
+
+def kill_everywhere(run: Run, every: int, jobs: int, scratch: Path) -> Report:
+    """Record a run, start it again from each distinct state, compare."""
+    report, log = Report(), scratch / "log"
+    whole, copies = scratch / "whole", scratch / "copies"
+    whole.mkdir(parents=True)
+
+    def record() -> None:
+        recorder = Recorder(whole, copies)
+        sys.addaudithook(recorder)
+        run.start(whole)
+        recorder.copy()
+
+    if in_child(record, log) != 0:
+        raise RuntimeError(f"the run that is not killed fails: {log.read_text()[-500:]}")
+    expected = run.product(whole)
+    assert expected, "the run has no product"
+    states, seen = [], set()
+    recorded = sorted(copies.iterdir())
+    report.operations = sum("-" not in copy.name for copy in recorded) - 1
+    for copy in recorded:
+        if (known := digest(copy)) not in seen:
+            seen.add(known)
+            states.append(copy)
+    states = states[::every]
+    report.states = len(states)
+
+    def again(state: Path) -> str | None:
+        place = scratch / f"place-{state.name}"
+        shutil.copytree(state, place)
+        log = scratch / f"log-{state.name}"
+        was_whole = _product_or_none(run, place) == expected
+        status = in_child(lambda: run.start(place), log)
+        said = log.read_text(errors="replace").strip()
+        try:
+            if status and not (was_whole and said.rpartition("\n")[2].startswith("ValueError:")):
+                return f"{state.name}: {said[-300:]}"
+            found = _product_or_none(run, place)
+            if found != expected:
+                names = sorted(found.keys() ^ expected.keys()) if found is not None else ["everything"]
+                names += [name for name in expected if found and name in found and found[name] != expected[name]]
+                return f"{state.name}: other files: {', '.join(names[:5])}"
+            if not status and (left := leftovers(place)):
+                return f"{state.name}: left behind: {', '.join(left[:5])}"
+        finally:
+            shutil.rmtree(place)
+        return None
+
+    with ThreadPoolExecutor(jobs) as threads:
+        report.wrong = [wrong for wrong in threads.map(again, states) if wrong]
+    return report
+
+
+def _product_or_none(run: Run, place: Path) -> dict[str, bytes] | None:
+    try:
+        return run.product(place)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def steps_of_log(file: Path) -> bytes:
+    """Return steps and losses of a log, without what depends on the clock."""
+    kept = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return json.dumps([{key: line[key] for key in kept if key in line} for line in lines]).encode()
+
+
+def training(folder: Path, lora: bool) -> Run:
+    """Three steps of the built-in model on 8 generated images, with a checkpoint at each, one of them kept."""
+    from make_data import write
+
+    from llava_uhd.training.recipe import build_recipe
+    from llava_uhd.training.tuning import train_stage
+
+    write(folder, train=8, test=2)
+    source = {"path": str(folder / "train.jsonl"), "images": str(folder / "images")}
+    recipe: dict[str, Any] = {
+        "stage": "instruct",
+        "model": {"start": "tiny"},
+        "data": {"train": [source], "held_out": [source], "template": "tiny", "workers": 0},
+        "optimization": {
+            "learning_rates": {} if lora else {"projector": 1e-3},
+            "global_batch": 4,
+            "micro_batch": 4,
+            "max_steps": 3,
+            "epochs": 2,
+            "precision": "fp32",
+            "checkpoint_activations": False,
+        },
+        "watch": {"save_every": 1, "log_every": 1, "eval_every": 2, "keep": 1},
+    }
+    if lora:
+        recipe |= {"lora": {"rank": 2}}
+        recipe["optimization"]["learning_rates"] = {"language_model": 1e-3}
+
+    def start(place: Path) -> None:
+        train_stage(build_recipe({**recipe, "out": str(place / "out")}))
+
+    def product(place: Path) -> dict[str, bytes]:
+        return {**files_of(place / "out" / "model", "**/*"), "log": steps_of_log(place / "out" / "log.jsonl")}
+
+    return Run(start, product)
+
+
+def upsampler(folder: Path, objective: str) -> Run:
+    """Four steps of stage 0 on small pictures, with a state at every second."""
+    from PIL import Image
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from llava_uhd.training.recipe import build_recipe
+    from llava_uhd.training.upsampler.training import train_upsampler
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(folder / "tower")
+    (folder / "pictures").mkdir()
+    for index in range(6):
+        Image.effect_noise((120, 90), 40 + index).convert("RGB").save(folder / "pictures" / f"{index}.png")
+    recipe = {
+        "stage": "upsampler",
+        "vision_tower": str(folder / "tower"),
+        "images": str(folder / "pictures"),
+        "objective": objective,
+        "held_out": 1,
+        "image_size": 56,
+        "max_pad": 6,
+        "batch": 2,
+        "epochs": 2,
+        "projection": 5,
+        "crf_samples": 20,
+        "save_every": 2,
+        "log_every": 1,
+        "workers": 0,
+    }
+
+    def start(place: Path) -> None:
+        train_upsampler(build_recipe({**recipe, "out": str(place / "out")}))  # type: ignore[arg-type]
+
+    def product(place: Path) -> dict[str, bytes]:
+        found = files_of(place / "out", "upsampler.safetensors", "quality.json")
+        lines = [json.loads(line) for line in (place / "out" / "log.jsonl").read_text().splitlines()]
+        by_step = {line["step"]: line["loss"] for line in lines}  # steps that were run again are there twice
+        return {**found, "log": json.dumps(sorted(by_step.items())).encode()} if len(found) == 2 else {}
+
+    return Run(start, product)
+
+
+def conversion(folder: Path, to_released: bool) -> Run:
+    """Convert a small released checkpoint of two shards, or the built-in model back to that layout."""
+    from llava_uhd.checkpoints.convert import Options, convert_to_ours
+    from llava_uhd.checkpoints.released import convert_to_released
+    from llava_uhd.checkpoints.sources import Parts
+    from llava_uhd.checkpoints.variants import Overrides
+    from tests.checkpoints.layouts import write_released, write_tower_config
+
+    source, tower = write_released(folder / "in"), write_tower_config(folder / "tower")
+    parts, options = Parts(str(source), vision_tower=str(tower)), Options(Overrides(projector_heads=2))
+    if to_released:
+        convert_to_ours(parts, folder / "ours", options)
+
+    def start(place: Path) -> None:
+        if to_released:
+            convert_to_released(folder / "ours", place / "out")
+        else:
+            convert_to_ours(parts, place / "out", options)
+
+    return Run(start, lambda place: files_of(place / "out", "**/*"))
+
+
+def evaluation(folder: Path) -> Run:
+    """Four questions about generated documents, answered one at a time by the built-in model."""
+    from llava_uhd.evaluation.pipeline import RunOptions, evaluate_task
+    from llava_uhd.evaluation.tasks import TASKS
+    from llava_uhd.loading import load
+
+    model, processor = load("tiny", "cpu")
+
+    def start(place: Path) -> None:
+        options = RunOptions(batch_size=1, limit=4, max_new_tokens=4, max_slices=1)
+        evaluate_task(TASKS["synthdoc"], model, processor, None, place / "out", options, "tiny")
+
+    names = ("predictions.jsonl", "result.json", "protocol.json", "report.md", "report.html")
+    return Run(start, lambda place: files_of(place / "out", *names))
+
+
+def manifest(folder: Path) -> Run:
+    """The manifest of a small set of training data."""
+    from make_data import write
+
+    from llava_uhd.training.data.check import check_source
+    from llava_uhd.training.recipe import Source
+
+    write(folder, train=8, test=1)
+
+    def start(place: Path) -> None:
+        source = Source(str(folder / "train.jsonl"), images=str(folder / "images"))
+        check_source(source, manifest=place / "out" / "manifest.jsonl")
+
+    return Run(start, lambda place: files_of(place / "out", "*.jsonl"))
+
+
+RUNS: dict[str, Callable[[Path], Run]] = {
+    "train": lambda folder: training(folder, lora=False),
+    "lora": lambda folder: training(folder, lora=True),
+    "upsampler": lambda folder: upsampler(folder, "reconstruction"),
+    "closer_look": lambda folder: upsampler(folder, "closer_look"),
+    "convert": lambda folder: conversion(folder, to_released=False),
+    "export": lambda folder: conversion(folder, to_released=True),
+    "evaluate": evaluation,
+    "manifest": manifest,
+}
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder, in memory where there is room."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 8 * 2**30
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as name:
+        yield Path(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="kinds of runs (default: all)")
+    parser.add_argument("--every", type=int, default=1, help="start again from each N-th state only (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    reports = {}
+    for name in options.only:
+        started = time.perf_counter()
+        with scratch_folder() as folder:
+            (folder / "data").mkdir()
+            report = kill_everywhere(RUNS[name](folder / "data"), options.every, options.jobs, folder / "runs")
+        seconds = round(time.perf_counter() - started)
+        reports[name] = {**vars(report), "wrong": report.wrong[:5], "num_wrong": len(report.wrong), "seconds": seconds}
+        print(json.dumps({name: reports[name]}, indent=1), file=sys.stderr, flush=True)
+    print(json.dumps(reports, indent=1))
+    sys.exit(any(report["num_wrong"] for report in reports.values()))
+
+
+if __name__ == "__main__":
+    main()
