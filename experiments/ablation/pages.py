@@ -1,7 +1,7 @@
-"""Pages of random text as the frozen tower sees them, encoded once for all runs.
+"""Pages of random text as the frozen tower encodes them, once for all runs.
 
-A page is 2 x 3 slices of exactly 8 x 8 patches. Its characters are the labels: each of a view's 8 x 8 cells holds up
-to four, in the order of their x; the 2 x 2 cells of a window are what its token must say.
+A page is 2 x 3 slices of exactly 8 x 8 patches. Each of a view's 8 x 8 cells holds up to four characters, in the order
+of their x; the 2 x 2 cells of a window are the labels of its token.
 
 Shapes: P pages, V views of a page, T = 16 windows of a view, S = 4 x 4 places of a window.
 """
@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from experiments.tiny_v1.setting import VIEW_SIZE
 from experiments.tiny_v1.symbols import EMPTY, FIRST_CHARACTER, PLACES, plan_of
 from experiments.tiny_v1.vision import SCALES, build_image_processor
+from llava_uhd.model.image_processing_llava_uhd import cut_views
+from llava_uhd.model.vision_tower import encode_views
+from llava_uhd.synthetic import Document, make_scribble, render
 
-from ...model.image_processing_llava_uhd import cut_views
-from ...model.vision_tower import encode_views
-from ...synthetic import Document, make_scribble, render
-from .variants import QUERY_GRID
+from .rows import QUERY_GRID
 
 GRID = (2, 3)  # columns and rows of slices
 CELLS = 2  # along a side of a window
@@ -34,9 +34,9 @@ class Views:
 
     Attributes:
         shape: rows and columns of patches of every view.
-        features: (P, V, C, *shape), float16.
-        patches: (P, V, patches, 3·p·p), float16.
-        symbols: (P, V, T, S).
+        features: output of the tower, (P, V, C, *shape), float16.
+        patches: normalized pixels, (P, V, patches, 3·p·p), float16.
+        symbols: characters of the windows, (P, V, T, S).
     """
 
     shape: tuple[int, int]
@@ -47,21 +47,27 @@ class Views:
 
 @dataclass
 class Pages:
-    """A set of pages; `characters` is how many stand on all of them."""
+    """A set of pages.
+
+    Attributes:
+        slices: slices of every page.
+        overviews: the whole page as one view.
+        characters: number of characters of each page.
+    """
 
     slices: Views
     overviews: Views
-    characters: int
+    characters: list[int]
 
 
 def make_page(seed: str, index: int) -> Document:
-    """A page whose slices are squares of 8 x 8 patches; the resolution varies as in the tower's own training."""
+    """Make a page whose slices are squares of 8 x 8 patches; the resolution varies as in the tower's training."""
     side = round(VIEW_SIZE * random.Random(f"page:{seed}:{index}").uniform(*SCALES))
     return make_scribble(seed, index, size=(GRID[0] * side, GRID[1] * side))
 
 
 def page_symbols(document: Document, grid: tuple[int, int]) -> torch.Tensor:
-    """(V, T, S): what stands in the windows of a page cut into (columns, rows) views."""
+    """Return the characters in the windows of a page cut into (columns, rows) views: (V, T, S)."""
     width, height = document.page.size
     columns, rows = (count * QUERY_GRID * CELLS for count in grid)
     cells: dict[tuple[int, int], list[tuple[float, str]]] = {}
@@ -81,11 +87,11 @@ def page_symbols(document: Document, grid: tuple[int, int]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_pages(tower: PreTrainedModel, seed: str, count: int) -> Pages:
-    """Pages through the frozen tower: their slices, and their overviews apart."""
+    """Encode pages by the frozen tower: their slices, and their overviews apart."""
     process = build_image_processor()
     columns: dict[str, list[torch.Tensor]] = {}
     shapes: dict[str, tuple[int, int]] = {}
-    characters = 0
+    characters = []
     for index in range(count):
         document = make_page(seed, index)
         plan = plan_of(document)
@@ -102,7 +108,7 @@ def encode_pages(tower: PreTrainedModel, seed: str, count: int) -> Pages:
             of_page = (features.half(), patches.half(), page_symbols(document, grid))
             for name, tensor in zip(("features", "patches", "symbols"), of_page, strict=True):
                 columns.setdefault(f"{kind}.{name}", []).append(tensor)
-        characters += sum(1 for _ in document.page.characters())
+        characters.append(sum(1 for _ in document.page.characters()))
 
     def views_of(kind: str) -> Views:
         tensors = (torch.stack(columns[f"{kind}.{name}"]) for name in ("features", "patches", "symbols"))
@@ -112,7 +118,7 @@ def encode_pages(tower: PreTrainedModel, seed: str, count: int) -> Pages:
 
 
 def write_slices(folder: Path, seed: str, count: int) -> None:
-    """The first slice of so many pages as pictures, for stage 0."""
+    """Write the first slice of a number of pages as images, for stage 0."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         document = make_page(seed, index)
@@ -120,7 +126,7 @@ def write_slices(folder: Path, seed: str, count: int) -> None:
 
 
 def save_pages(pages: Pages, file: Path) -> None:
-    """Writes pages so that an interrupted writing leaves no file of that name."""
+    """Write pages; an interrupted write leaves no file of that name."""
     unfinished = file.with_suffix(".unfinished")
     kinds = {"slices": vars(pages.slices), "overviews": vars(pages.overviews)}
     torch.save({**kinds, "characters": pages.characters}, unfinished)
@@ -128,6 +134,6 @@ def save_pages(pages: Pages, file: Path) -> None:
 
 
 def load_pages(file: Path) -> Pages:
-    """Reads pages, their tensors only as they are used."""
+    """Read pages; tensors are read from disk as they are used."""
     held = torch.load(file, weights_only=True, mmap=True)
     return Pages(Views(**held["slices"]), Views(**held["overviews"]), held["characters"])
