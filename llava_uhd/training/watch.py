@@ -96,7 +96,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            _forget_later_steps(self.log, state.global_step)
+            forget_later_steps(self.log, state.global_step)
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stderr)
 
     def on_step_end(
@@ -127,7 +127,7 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-def _forget_later_steps(log: Path, step: int) -> None:
+def forget_later_steps(log: Path, step: int) -> None:
     """Remove log lines of steps that are rerun, and a truncated last line."""
     if not log.is_file():
         return

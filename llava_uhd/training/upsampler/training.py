@@ -27,7 +27,7 @@ from ..assembly import UPSAMPLER_FILE
 from ..folder import check_folder, claim_folder
 from ..recipe import UpsamplerRecipe
 from ..trainer import UNREADABLE
-from ..watch import RunStopped
+from ..watch import RunStopped, forget_later_steps
 from .features import Features, load_tower
 from .jitter import Move, draw_move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
@@ -213,6 +213,8 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
     resumed = _resume(out, module, optimizer)
     trained, optimizer = accelerator.prepare(module, optimizer)
     first, loss = resumed or (0, None)
+    if accelerator.is_main_process:
+        forget_later_steps(out / "log.jsonl", first)
     writer: Any = _tensorboard(out) if accelerator.is_main_process else None
 
     share = recipe.batch // devices

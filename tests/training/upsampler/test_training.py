@@ -86,7 +86,7 @@ def test_levels_and_aspect_ratios(recipe, highest, keep_aspect):
     assert f"{highest}x" in trained.quality and f"{2 * highest}x" not in trained.quality
 
 
-def test_a_killed_run_goes_on_bit_by_bit(recipe, monkeypatch):
+def test_a_killed_run_goes_on_bit_by_bit(recipe, tmp_path, monkeypatch):
     whole = train_upsampler(recipe("whole"))
 
     class Killed(BaseException):
@@ -102,11 +102,14 @@ def test_a_killed_run_goes_on_bit_by_bit(recipe, monkeypatch):
     with pytest.raises(Killed):
         train_upsampler(recipe("killed"))
     monkeypatch.undo()
+    with (tmp_path / "killed" / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')  # killed in the middle of a line
     resumed = train_upsampler(recipe("killed"))
     assert resumed.resumed_from == 3 and resumed.steps == whole.steps == 8
     first, second = load_file(whole.upsampler), load_file(resumed.upsampler)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert resumed.quality == whole.quality
+    assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
 
 
 def test_the_closer_look_objective_lowers_the_error_against_the_closer_look(recipe):
