@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from ..distributed import is_main_process, world_size
 from ..options import AsJson
 from ..terminal import note, stderr_console
+from .sweep_cli import sweep
 from .upsampler.cli import upsampler_app
 
 data_app = typer.Typer(
@@ -109,6 +110,12 @@ def init(
 
     files = [str(file) for file in write_launch_files(folder, recipe, list(overrides or []), nodes, gpus, overwrite)]
     _print({"files": files} if as_json else files)
+
+
+train_app.command(
+    "sweep",
+    epilog="Example: llava-uhd train sweep tiny-align --grid 'optimization.warmup=[0.03, 0.1]' --out runs/sweep",
+)(sweep)
 
 
 def _run(recipe: Any) -> dict[str, Any]:
