@@ -1,7 +1,10 @@
 """From messages to model inputs and from there to an answer: what command line, server and evaluation share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .confidence import Calibration, Confidence
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -11,6 +14,19 @@ if TYPE_CHECKING:
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated answer.
+
+    Attributes:
+        text: answer without special tokens.
+        confidence: from the probabilities of its tokens.
+    """
+
+    text: str
+    confidence: Confidence
 
 
 def question_message(images: Sequence[Any], question: str) -> Message:
@@ -56,7 +72,37 @@ def answer(
     streamer: "BaseStreamer | None" = None,
     **generate_kwargs: Any,
 ) -> str:
-    """The text that the model adds to prepared inputs, without special tokens."""
+    """Generate the answer to one prepared conversation; return its text without special tokens."""
     generated = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **generate_kwargs)
     new_tokens = generated[0, inputs["input_ids"].shape[1] :]
     return processor.decode(new_tokens, skip_special_tokens=True).strip()
+
+
+def answer_with_confidence(
+    model: "LlavaUhdForConditionalGeneration",
+    processor: "LlavaUhdProcessor",
+    inputs: "BatchFeature",
+    max_new_tokens: int,
+    streamer: "BaseStreamer | None" = None,
+    calibration: Calibration | None = None,
+    **generate_kwargs: Any,
+) -> Answer:
+    """Generate the answer to one prepared conversation and measure the confidence in it; without beams.
+
+    Args:
+        inputs: from `prepare`, of one conversation.
+        max_new_tokens: maximum number of new tokens.
+        streamer: receives the tokens as they are generated.
+        calibration: of the model, see `load_calibration`.
+        generate_kwargs: for `generate`.
+    """
+    from .token_probabilities import TokenProbabilities, end_token_ids
+
+    recorder = TokenProbabilities()
+    generated = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, streamer=streamer, logits_processor=[recorder], **generate_kwargs
+    )
+    new_tokens = generated[:, inputs["input_ids"].shape[1] :]
+    (probabilities,) = recorder.finish(new_tokens, end_token_ids(model))
+    text = processor.decode(new_tokens[0], skip_special_tokens=True).strip()
+    return Answer(text, Confidence.of(probabilities, calibration))

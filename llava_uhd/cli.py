@@ -83,20 +83,24 @@ def ask(
     with status(f"loading {model}"):
         from transformers import TextStreamer
 
-        from .answering import answer, prepare, question_message
-        from .loading import load
+        from .answering import answer_with_confidence, prepare, question_message
+        from .loading import load, load_calibration
 
         loaded, processor = load(model, device, dtype, quantization)
+        calibration = load_calibration(model)
     ready = time.perf_counter()
     sizes = {} if max_slices is None else {"max_slices": max_slices}
     message = question_message([page.image for page in opened], question)
     inputs = prepare(loaded, processor, [message], max_new_tokens, **sizes)
     streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    text = answer(loaded, processor, inputs, max_new_tokens, streamer)
+    answer = answer_with_confidence(loaded, processor, inputs, max_new_tokens, streamer, calibration)
+    if answer.confidence.note is not None:
+        note(answer.confidence.note)
     if as_json:
         _print_json(
             {
-                "answer": text,
+                "answer": answer.text,
+                **answer.confidence.as_json(),
                 "question": question,
                 "images": images,
                 "pages": [page.name for page in opened],

@@ -9,6 +9,7 @@ from .quantization import quantization_config
 if TYPE_CHECKING:
     import torch
 
+    from .confidence import Calibration
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
@@ -66,6 +67,25 @@ def abilities(model: str) -> str | None:
     """Return what a model says that it can do: the text of `abilities.txt` in its folder, or None."""
     file = Path(resolve(model)) / "abilities.txt"
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def load_calibration(model: str) -> "Calibration | None":
+    """Return the confidence calibration of a model: `confidence.json` in its folder, or None.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from .confidence import CONFIDENCE_FILE, read_calibration
+
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        file = cached_file(model, CONFIDENCE_FILE, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            return None
+        folder = Path(file).parent
+    return read_calibration(folder)
 
 
 def ask_hub(model: str) -> tuple[str | None, bool]:

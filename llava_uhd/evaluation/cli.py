@@ -253,6 +253,47 @@ def report(
         write_atomically(out, text)
 
 
+@app.command(epilog="Example: llava-uhd eval calibrate results/synthdoc results/my_questions --model runs/mine/model")
+def calibrate(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Folders of finished tasks.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder that confidence.json is written to. Default: written nowhere.")
+    ] = None,
+    check: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a finished task to measure on, not fitted to (repeat).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate the confidence in a model's answers on finished runs, and measure it.
+
+    Use questions whose images the model was not trained on, some of which it cannot answer.
+    """
+    from dataclasses import asdict
+
+    from ..confidence import write_calibration
+    from . import calibration as calibrating
+
+    fitted = [calibrating.read_answers(run) for run in runs]
+    held_out = [calibrating.read_answers(run) for run in check or []]
+    calibration = calibrating.calibrate(fitted)
+    reports = [calibrating.measure(answers, calibration) for answers in [*fitted, *held_out]]
+    if model is not None:
+        write_calibration(model, calibration)
+    if as_json:
+        typer.echo(json.dumps({"calibration": asdict(calibration), "reports": [asdict(row) for row in reports]}))
+        return
+    for place, row in enumerate(reports):
+        auroc, marked = (("-" if value is None else f"{value:.1f}") for value in (row.auroc, row.right_marked))
+        typer.echo(
+            f"{row.task} ({'fitted' if place < len(fitted) else 'held out'}): {row.answers} answers, "
+            f"{row.accuracy:.1f} % right; AUROC {auroc}; right ones marked as guesses {marked} %; "
+            f"wrong and not marked {row.wrong_unmarked:.1f} % of all; calibration error {row.calibration_error:.1f}"
+        )
+    typer.echo(f"slope {calibration.slope:.4f}, intercept {calibration.intercept:.4f}")
+
+
 @app.command(epilog="Example: llava-uhd eval vlmevalkit OCRBench --model tiny --out results")
 def vlmevalkit(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", show_default=False)],

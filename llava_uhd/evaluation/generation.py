@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 
 from ..kv_cache import can_fork
 from ..model.modeling_llava_uhd import CACHE_NAME
+from ..token_probabilities import TokenProbabilities, end_token_ids
 from .batches import IMAGE_THREADS, Batch, BatchBuilder
 from .samples import Sample
 
@@ -47,10 +49,17 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Answers:
-    """Result of one batch by question position: answers, and error messages of the other questions."""
+    """Result of one batch by question position.
+
+    Attributes:
+        texts: answers.
+        errors: error messages of the other questions.
+        probabilities: mean token probability of the answers; empty with beams.
+    """
 
     texts: dict[int, str]
     errors: dict[int, str]
+    probabilities: dict[int, float]
 
 
 def run_ahead(
@@ -95,32 +104,40 @@ class BatchGenerator:
         with ThreadPoolExecutor(1) as preparing, ThreadPoolExecutor(IMAGE_THREADS) as decoding:
             build = self.batches.build
             for batch in run_ahead(preparing, lambda p: build(samples, p, decoding), batches, _LOOK_AHEAD):
-                yield Answers(self.generate(batch), batch.errors)
+                yield self.generate(batch)
 
     @torch.inference_mode()
-    def generate(self, batch: Batch) -> dict[int, str]:
-        """Return answers by position.
+    def generate(self, batch: Batch) -> Answers:
+        """Return the answers of a batch.
 
         Raises:
             ValueError: a prompt leaves no room for an answer in the model's context.
         """
         if batch.text is None:
-            return {}
+            return Answers({}, batch.errors, {})
         length = batch.text["input_ids"].shape[1]
         room = self.context - length
         if room < 1:
             raise ValueError(
                 f"a prompt has {length} tokens and the model's context is {self.context}: lower --max-slices"
             )
+        recorder = TokenProbabilities() if self.options.num_beams == 1 else None
         generated = self.model.generate(
             **batch.text.to(self.model.device),
             **self.read_images(batch),
             do_sample=False,
             num_beams=self.options.num_beams,
             max_new_tokens=min(self.options.max_new_tokens, room),
+            logits_processor=[] if recorder is None else [recorder],
         )
-        texts = self.processor.batch_decode(generated[:, length:], skip_special_tokens=True)
-        return {position: text.strip() for position, text in zip(batch.readable, texts, strict=True)}
+        new_tokens = generated[:, length:]
+        texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
+        probabilities = recorder.finish(new_tokens, end_token_ids(self.model)) if recorder is not None else []
+        return Answers(
+            {position: text.strip() for position, text in zip(batch.readable, texts, strict=True)},
+            batch.errors,
+            {position: fmean(tokens) for position, tokens in zip(batch.readable, probabilities, strict=False)},
+        )
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[torch.Tensor]:

@@ -186,7 +186,7 @@ def generate(generator: "BatchGenerator", predictions: PredictionStore, workers:
         advance = stack.enter_context(_progress(name, total, total - left))
         for positions, batch in zip(pending, answers, strict=True):
             predictions.append(
-                (index, batch.texts.get(index, ""), batch.errors.get(index))
+                (index, batch.texts.get(index, ""), batch.errors.get(index), batch.probabilities.get(index))
                 for index in positions
                 if index not in answered
             )

@@ -27,6 +27,7 @@ from .storage import (
 )
 
 Key = tuple[Any, ...]
+TOKEN_PROBABILITY = "token_probability"  # in the metadata of a prediction: mean over its tokens
 _POLL = 0.5  # polling interval of the other ranks' files in seconds
 _STALL = 3600  # timeout of the other ranks in seconds without a new answer
 
@@ -181,15 +182,15 @@ class PredictionStore:
         sample = self.samples[index]
         return row["question_id"] == sample.question_id and row.get("prompt") == sample.prompt
 
-    def append(self, answers: Iterable[tuple[int, str, str | None]]) -> None:
+    def append(self, answers: Iterable[tuple[int, str, str | None, float | None]]) -> None:
         """Append predictions to this rank's shard and wait until they are on disk.
 
         Args:
-            answers: position, text and error (None for an answer) of each.
+            answers: position, text, error (None for an answer) and mean token probability (None if unknown) of each.
         """
         append_rows(self.shard, (self._row(*answer) for answer in answers))
 
-    def _row(self, index: int, text: str, error: str | None) -> Row:
+    def _row(self, index: int, text: str, error: str | None, probability: float | None) -> Row:
         """Return a prediction in the fields of LLaVA's loader, plus the question's match key."""
         sample = self.samples[index]
         row: Row = {
@@ -205,6 +206,8 @@ class PredictionStore:
         if error is not None:
             row["error"] = error
         row["metadata"] = {CHECKSUM: row_checksum(row)}
+        if probability is not None:
+            row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
         return row
 
     def collect(self) -> list[Row]:

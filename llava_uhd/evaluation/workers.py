@@ -89,4 +89,4 @@ def _answer(positions: Sequence[int]) -> Answers:
     generator, samples = _state
     with ThreadPoolExecutor(1) as decoding:
         batch = generator.batches.build(samples, positions, decoding)
-    return Answers(generator.generate(batch), batch.errors)
+    return generator.generate(batch)

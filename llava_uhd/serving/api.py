@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from ..answering import Message
+from ..confidence import Calibration
 from .body import load_json, parse_json
 from .documents import has_pages, read_pages
 from .errors import ApiError, shorten
@@ -353,12 +354,14 @@ def usage(result: Result) -> dict[str, Any]:
 class Completion:
     """The JSON of one answer, whole or in pieces."""
 
-    def __init__(self, identity: str, model: str):
+    def __init__(self, identity: str, model: str, calibration: Calibration | None = None):
+        self.calibration = calibration
         self.head = {"id": f"chatcmpl-{identity}", "created": int(time.time()), "model": model}
 
     def whole(self, result: Result) -> dict[str, Any]:
         message = {"role": "assistant", "content": result.text}
         choice = {"index": 0, "message": message, "finish_reason": result.finish_reason, "logprobs": None}
+        choice |= result.confidence(self.calibration).as_json()
         return {
             **self.head,
             "object": "chat.completion",
@@ -367,9 +370,17 @@ class Completion:
             "timings": _rounded(result),
         }
 
-    def piece(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def piece(self, delta: dict[str, str]) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last_piece(self, result: Result) -> dict[str, Any]:
+        chunk = self.piece({})
+        chunk["choices"][0] |= {
+            "finish_reason": result.finish_reason,
+            **result.confidence(self.calibration).as_json(),
+        }
+        return chunk
 
     def usage_piece(self, result: Result) -> dict[str, Any]:
         chunk = {**self.head, "object": "chat.completion.chunk", "choices": []}

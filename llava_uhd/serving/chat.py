@@ -20,7 +20,7 @@ from ..answering import Message
 from ..pages import MAX_PAGES, Page, open_all
 from ..planning import ImagePlanner
 from .engine import Engine
-from .generation import Sampling
+from .generation import Generation, Sampling
 
 HELP = """\
 /image FILE...  add images, or the pages of PDF and TIFF files, to the next question
@@ -118,13 +118,21 @@ class Chat:
         asked = {"role": "user", "content": [*self.pending, {"type": "text", "text": question}]}
         generation = self.engine.submit([*self.messages, asked], self.sampling)
         try:
-            answer = self.show(generation.stream())
+            answer = self.show(self._pieces(generation))
         except KeyboardInterrupt:
             generation.cancel()
             self.say("interrupted")
             return
         self.messages += [asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         self.pending = []
+
+    def _pieces(self, generation: Generation) -> Iterator[str]:
+        """Yield the text of an answer; if it is a guess, say so at the end."""
+        for event in generation.events():
+            if isinstance(event, str):
+                yield event
+            elif (guess := event.confidence(self.engine.calibration).note) is not None:
+                self.say(f"({guess})")
 
     def show(self, pieces: Iterator[str]) -> str:
         answer = ""

@@ -259,13 +259,14 @@ def _engine(
 
     wait_passively()
     with status(f"loading {model}"):
-        from ..loading import load
+        from ..loading import load, load_calibration
         from .engine import Engine, EngineOptions
 
         use_threads(threads)
         checked = EngineOptions(**options)
         loaded, processor = load(model, device, dtype, quantization)
-    return Engine(loaded, processor, checked)
+        calibration = load_calibration(model)
+    return Engine(loaded, processor, checked, calibration)
 
 
 def check_port(host: str, port: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from ..answering import Message
+from ..confidence import Calibration
 from ..kv_cache import can_fork, fork
 from .decoding import Decoder
 from .features import feature_cache
@@ -142,10 +143,12 @@ class Engine:
         model: "LlavaUhdForConditionalGeneration",
         processor: "LlavaUhdProcessor",
         options: EngineOptions | None = None,
+        calibration: Calibration | None = None,
     ):
         self.model = model
         self.processor = processor
         self.options = options or EngineOptions()
+        self.calibration = calibration
         self.features = feature_cache(self.options.cache_bytes)
         self.prefixes = prefix_cache(self.options.prefix_bytes)
         self.decoder = Decoder(model, self.options.batch_size)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from ..confidence import Calibration, Confidence
+
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1000  # characters
 
@@ -91,6 +93,7 @@ class Result:
     Attributes:
         text: without special tokens, stop strings and white space around it.
         token_ids: as generated, the end token included.
+        token_probabilities: probability of each token, by the softmax of its logits before temperature and top-p.
         finish_reason: `stop`, or `length` where `max_new_tokens` ended it.
         num_prompt_tokens: of the whole conversation, image tokens included.
         num_image_tokens: of all its images.
@@ -100,11 +103,16 @@ class Result:
 
     text: str
     token_ids: list[int]
+    token_probabilities: list[float]
     finish_reason: str
     num_prompt_tokens: int
     num_image_tokens: int
     num_cached_images: int
     timings: Timings
+
+    def confidence(self, calibration: Calibration | None) -> Confidence:
+        """Return the confidence in the answer."""
+        return Confidence.of(self.token_probabilities, calibration)
 
 
 Event = str | Result | Exception

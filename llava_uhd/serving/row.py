@@ -33,7 +33,7 @@ class Sampler:
             self.warpers.append(TopPLogitsWarper(top_p))
 
     def draw(self, logits: torch.Tensor) -> int:
-        """A token from (vocabulary,) logits."""
+        """Return a token drawn from (vocabulary,) logits."""
         if self.greedy:
             return int(logits.argmax())
         scores = logits.float().cpu()[None]
@@ -94,6 +94,7 @@ class Row:
         self.sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
         self.position = prompt.input_ids.shape[1] - 1
         self.tokens: list[int] = []
+        self.probabilities: list[float] = []
         self.shown = ""
         self.began = time.monotonic()
 
@@ -105,6 +106,7 @@ class Row:
         """Draws the next token; returns what there is to tell about it, last a `Result` if the answer is over."""
         token = self.sampler.draw(logits)
         self.tokens.append(token)
+        self.probabilities.append(float(logits.float().log_softmax(dim=-1)[token].exp()))
         self.position += 1
         if len(self.tokens) == 1:
             self.timings.first_token = time.monotonic() - self.generation.arrived
@@ -127,6 +129,7 @@ class Row:
         return Result(
             text=text,
             token_ids=self.tokens,
+            token_probabilities=self.probabilities,
             finish_reason=finish_reason,
             num_prompt_tokens=self.prompt.input_ids.shape[1],
             num_image_tokens=self.prompt.num_image_tokens,

@@ -262,7 +262,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        completion = Completion(uuid.uuid4().hex, options.model_name)
+        completion = Completion(uuid.uuid4().hex, options.model_name, engine.calibration)
         deadline = time.monotonic() + engine.options.deadline
         try:
             engine.check_room()  # before a body is read that would be refused
@@ -307,7 +307,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
                 yield sse(completion.piece({"content": event}))
                 event = await anext(events)
             metrics.observe(event)
-            yield sse(completion.piece({}, event.finish_reason))
+            yield sse(completion.last_piece(event))
             if with_usage:
                 yield sse(completion.usage_piece(event))
         except Cancelled:

@@ -103,6 +103,9 @@ class Handlers:
                 if isinstance(event, Result):
                     session = session.answered(images, question, event.text, event.token_ids, slices)
                     answer = event.text or "(nothing)"
+                    guess = event.confidence(self.engine.calibration).note
+                    if guess is not None:  # shown, and no part of the conversation
+                        answer += f"\n\n*This is {guess}.*"
                 else:
                     answer += event
                 yield gr.skip(), [*shown, {"role": "assistant", "content": answer}], session

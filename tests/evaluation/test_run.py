@@ -296,7 +296,7 @@ def test_questions_about_one_image_read_it_once(tmp_path, num_beams):
         batch = together.batches.build(samples, range(6), pool)
         assert len(batch.images["num_views"]) == 2 and batch.image_of_question == [0, 1] * 3
         read.clear(), logits.clear()
-        assert together.generate(batch) == alone
+        assert together.generate(batch).texts == alone
         torch.testing.assert_close(logits[1], torch.cat(alone_logits), rtol=1e-3, atol=1e-3)
     # Both images first, then what is left of the six prompts.
     shared, whole = batch.num_shared, batch.text["input_ids"].shape[1]
@@ -336,8 +336,8 @@ def test_questions_without_an_image_share_nothing(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         batch = generator.batches.build(samples, range(7), pool)
         assert batch.num_shared == 0 and len(batch.images["num_views"]) == 2
-        assert len(generator.generate(batch)) == 7
-        assert len(generator.generate(generator.batches.build(samples, [6], pool))) == 1
+        assert len(generator.generate(batch).texts) == 7
+        assert len(generator.generate(generator.batches.build(samples, [6], pool)).texts) == 1
 
 
 def test_every_question_about_a_broken_image_is_named(loaded, tmp_path):

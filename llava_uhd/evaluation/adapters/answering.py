@@ -44,7 +44,7 @@ def answer_questions(generator: BatchGenerator, questions: Sequence[Question]) -
             batch = generator.batches.build(list(samples.values()), range(len(samples)), pool)
         if batch.errors:
             raise ValueError("; ".join(batch.errors.values()))
-        texts = generator.generate(batch)
+        texts = generator.generate(batch).texts
         answers |= {index: texts[position] for position, index in enumerate(samples)}
     return [answers[index] for index in range(len(questions))]
 

@@ -1,0 +1,171 @@
+"""Confidence in an answer: mean probability of its tokens, calibrated on answers whose score is known.
+
+The mean probability of the generated tokens ranks right answers above wrong ones, but it is not the probability of
+being right. Platt scaling (Platt, 1999) fits that: a logistic regression on its log odds, with right and wrong answers
+weighted equally, so that 0.5 is the point between them. A model folder keeps the fit in `confidence.json`; `llava-uhd
+eval calibrate` writes it.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .files import write_text
+
+CONFIDENCE_FILE = "confidence.json"
+GUESS_BELOW = 0.5
+# Token probabilities this near to 0 or 1 are not told apart.
+_MARGIN = 1e-4
+# Strength of the L2 penalty per answer, which keeps the slope finite where the classes do not overlap.
+_PENALTY = 1e-3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt scaling of the mean token probability of one model.
+
+    Attributes:
+        slope: factor of the log odds.
+        intercept: summand.
+        guess_below: confidence below which an answer is marked as a guess.
+        fitted_on: record of the data: number of answers and right ones per task.
+    """
+
+    slope: float
+    intercept: float
+    guess_below: float = GUESS_BELOW
+    fitted_on: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("slope", "intercept", "guess_below"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if self.slope <= 0:
+            raise ValueError(f"slope must be above 0, got {self.slope}: confidence rises with the token probability")
+        if not 0 <= self.guess_below <= 1:
+            raise ValueError(f"guess_below must be from 0 to 1, got {self.guess_below}")
+
+    def confidence(self, token_probability: float) -> float:
+        """Return the calibrated probability that an answer is right.
+
+        Args:
+            token_probability: mean probability of the answer's tokens, from 0 to 1.
+        """
+        return 1 / (1 + math.exp(-self.slope * log_odds(token_probability) - self.intercept))
+
+    def is_guess(self, token_probability: float) -> bool:
+        """Return whether an answer is to be marked as a guess."""
+        return self.confidence(token_probability) < self.guess_below
+
+
+def log_odds(probability: float) -> float:
+    """Return log(p / (1 - p)) of a probability clipped to [1e-4, 1 - 1e-4]."""
+    clipped = min(max(probability, _MARGIN), 1 - _MARGIN)
+    return math.log(clipped / (1 - clipped))
+
+
+def fit_calibration(
+    probabilities: Sequence[float], right: Sequence[bool], fitted_on: Mapping[str, Any] | None = None
+) -> Calibration:
+    """Fit the Platt scaling of a model's answers.
+
+    Args:
+        probabilities: mean token probability of each answer.
+        right: whether each answer is right.
+        fitted_on: record of the data, kept in the file.
+
+    Raises:
+        ValueError: all answers are right or all are wrong, or right answers have no higher probability.
+    """
+    import numpy as np
+
+    count, num_right = len(right), sum(right)
+    if num_right in (0, count):
+        raise ValueError(f"calibration needs right and wrong answers, got {num_right} right ones of {count}")
+    x = np.array([[log_odds(p), 1.0] for p in probabilities])
+    y = np.array(right, dtype=float)
+    weight = np.where(y == 1, 0.5 / num_right, 0.5 / (count - num_right))
+    beta = np.zeros(2)
+    for _ in range(100):  # Newton's method; the loss is strictly convex
+        p = 1 / (1 + np.exp(-x @ beta))
+        gradient = x.T @ (weight * (p - y)) + _PENALTY * beta
+        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + _PENALTY * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        beta -= step
+        if np.abs(step).max() < 1e-10:
+            break
+    if beta[0] <= 0:
+        raise ValueError(
+            f"the right ones of {count} answers have no higher token probability than the wrong ones: "
+            "it says nothing about this model's answers"
+        )
+    return Calibration(float(beta[0]), float(beta[1]), fitted_on=fitted_on)
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """Return the calibration of a model folder, or None if it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = folder / CONFIDENCE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}): calibrate the model again, or remove the file") from error
+
+
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write the calibration into a model folder.
+
+    Raises:
+        ValueError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a model folder: it holds no config.json")
+    write_text(folder / CONFIDENCE_FILE, json.dumps(asdict(calibration), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Confidence in one answer.
+
+    Attributes:
+        token_probability: mean probability of the answer's tokens, the end token included.
+        confidence: calibrated probability that the answer is right; None for a model without calibration.
+        is_guess: whether it is too low to rely on; None for a model without calibration.
+    """
+
+    token_probability: float
+    confidence: float | None
+    is_guess: bool | None
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float], calibration: Calibration | None) -> "Confidence":
+        """Return the confidence of an answer with these token probabilities, (T,)."""
+        mean = sum(probabilities) / len(probabilities)
+        if calibration is None:
+            return cls(mean, None, None)
+        return cls(mean, calibration.confidence(mean), calibration.is_guess(mean))
+
+    @property
+    def note(self) -> str | None:
+        """Sentence that marks the answer as a guess, or None."""
+        if not self.is_guess:
+            return None
+        return f"a guess: the model's confidence in this answer is {100 * (self.confidence or 0):.0f} %"
+
+    def as_json(self) -> dict[str, float | bool | None]:
+        """Return the fields for JSON, rounded to four digits."""
+        rounded = None if self.confidence is None else round(self.confidence, 4)
+        return {
+            "token_probability": round(self.token_probability, 4),
+            "confidence": rounded,
+            "is_guess": self.is_guess,
+        }

@@ -1,0 +1,68 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from llava_uhd.cli import app
+from llava_uhd.confidence import Calibration, read_calibration
+from llava_uhd.evaluation.calibration import ScoredAnswers, measure
+from llava_uhd.loading import built_in
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs: documents that the model reads, and gray images that it cannot answer about."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = []
+    for index in range(6):
+        Image.new("RGB", (200 + 40 * index, 260), (40 * index,) * 3).save(folder / f"{index}.png")
+        rows.append({"id": index, "image": f"{index}.png", "question": "What is the total?", "answer": "none"})
+    (folder / "gray.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for task in (["synthdoc", "--limit", "12"], [str(folder / "gray.jsonl"), "--metric", "accuracy"]):
+        done = CliRunner().invoke(app, ["eval", "run", *task, "--workers", "1", "--out", str(folder / "out")])
+        assert done.exit_code == 0, done.output
+    return folder / "out"
+
+
+def test_calibrate_writes_a_calibration_into_the_model_folder(runs, tmp_path):
+    shutil.copytree(built_in(), tmp_path / "model")
+    (tmp_path / "model" / "confidence.json").unlink()
+    arguments = ["eval", "calibrate", str(runs / "synthdoc"), str(runs / "gray"), "--model", str(tmp_path / "model")]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    calibration = read_calibration(tmp_path / "model")
+    assert calibration.slope == found["calibration"]["slope"]
+    assert calibration.fitted_on["gray"] == {"answers": 6, "right": 0}
+    synthdoc, gray = found["reports"]
+    assert gray["wrong_unmarked"] <= 100 / 6 and gray["right_marked"] is None and synthdoc["right_marked"] <= 30
+
+
+def test_runs_without_token_probabilities_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "gray", tmp_path / "gray")
+    path = tmp_path / "gray" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["metadata"]["token_probability"]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    done = CliRunner().invoke(app, ["eval", "calibrate", str(tmp_path / "gray"), str(runs / "synthdoc")])
+    assert done.exit_code != 0 and "6 of 6 answers" in str(done.exception)
+
+
+def test_beams_leave_no_token_probability(tmp_path):
+    arguments = ["eval", "run", "synthdoc", "--limit", "2", "--beams", "2", "--workers", "1", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "synthdoc" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all("token_probability" not in row["metadata"] for row in rows)
+
+
+def test_measures_of_a_calibration():
+    calibration = Calibration(1.0, 0.0)  # confidence is the token probability itself
+    answers = ScoredAnswers("task", [0.9, 0.8, 0.4, 0.7, 0.2], [True, True, True, False, False])
+    report = measure(answers, calibration)
+    assert report.accuracy == 60 and report.wrong_unmarked == pytest.approx(20)
+    assert report.right_marked == pytest.approx(100 / 3) and report.auroc == pytest.approx(500 / 6)
+    assert report.calibration_error == pytest.approx(100 * (0.1 + 0.2 + 0.6 + 0.7 + 0.2) / 5)

@@ -1,0 +1,158 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from llava_uhd.answering import answer, answer_with_confidence, prepare, question_message
+from llava_uhd.cli import app
+from llava_uhd.confidence import (
+    Calibration,
+    Confidence,
+    fit_calibration,
+    read_calibration,
+    write_calibration,
+)
+from llava_uhd.loading import load, load_calibration
+from llava_uhd.serving.engine import Engine
+from llava_uhd.serving.generation import Sampling
+
+
+def drawn_answers(slope: float, intercept: float, count: int = 4000) -> tuple[list[float], list[bool]]:
+    """Draw answers that are right with the probability that a calibration says, both classes equally often."""
+    generator = np.random.default_rng(0)
+    odds = generator.uniform(-6, 6, size=8 * count)
+    right = generator.random(len(odds)) < 1 / (1 + np.exp(-slope * odds - intercept))
+    kept = np.concatenate([np.flatnonzero(right)[:count], np.flatnonzero(~right)[:count]])
+    return [float(1 / (1 + np.exp(-value))) for value in odds[kept]], [bool(value) for value in right[kept]]
+
+
+def test_fit_recovers_the_calibration_that_answers_were_drawn_from():
+    probabilities, right = drawn_answers(1.5, 0.0)
+    fitted = fit_calibration(probabilities, right)
+    assert fitted.slope == pytest.approx(1.5, rel=0.1) and fitted.intercept == pytest.approx(0.0, abs=0.15)
+
+
+def test_fit_does_not_depend_on_the_share_of_right_answers():
+    probabilities, right = drawn_answers(1.0, 0.0)
+    once = fit_calibration(probabilities, right)
+    wrong = [value for value, is_right in zip(probabilities, right, strict=True) if not is_right]
+    again = fit_calibration(probabilities + wrong * 3, right + [False] * (3 * len(wrong)))
+    assert again.slope == pytest.approx(once.slope, rel=1e-6)
+    assert again.intercept == pytest.approx(once.intercept, abs=1e-6)
+
+
+def test_separable_answers_give_a_finite_slope():
+    fitted = fit_calibration([0.99, 0.98, 0.4, 0.3], [True, True, False, False])
+    assert math.isfinite(fitted.slope) and not fitted.is_guess(0.99) and fitted.is_guess(0.3)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right", "message"),
+    [
+        ([0.9, 0.8], [True, True], "2 right ones of 2"),
+        ([0.9, 0.8], [False, False], "0 right ones of 2"),
+        ([0.2, 0.9], [True, False], "no higher token probability"),
+    ],
+)
+def test_fit_refuses_answers_that_calibrate_nothing(probabilities, right, message):
+    with pytest.raises(ValueError, match=message):
+        fit_calibration(probabilities, right)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 20), st.floats(-20, 20))
+def test_confidence_rises_with_token_probability(first, second, slope, intercept):
+    calibration = Calibration(slope, intercept)
+    low, high = sorted((first, second))
+    assert 0 <= calibration.confidence(low) <= calibration.confidence(high) <= 1
+
+
+def test_calibration_round_trips_through_a_model_folder(tmp_path):
+    calibration = Calibration(1.25, -4.5, 0.6, {"synthdoc": {"answers": 3, "right": 2}})
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        write_calibration(tmp_path, calibration)
+    (tmp_path / "config.json").write_text("{}")
+    assert read_calibration(tmp_path) is None
+    write_calibration(tmp_path, calibration)
+    assert read_calibration(tmp_path) == calibration
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"slope": 1}', '{"slope": -1, "intercept": 0}', '{"slope": NaN, "intercept": 0}',
+     '{"slope": "1", "intercept": 0}', '{"slope": 1, "intercept": 0, "guess_below": 2}', '{"slop": 1, "intercept": 0}'],
+)  # fmt: skip
+def test_damaged_calibration_is_named(tmp_path, content):
+    (tmp_path / "confidence.json").write_text(content)
+    with pytest.raises(ValueError, match=r"confidence\.json cannot be read"):
+        read_calibration(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny", "cpu")
+
+
+@pytest.fixture(scope="module")
+def receipt() -> Image.Image:
+    return Image.open("examples/receipt.png").convert("RGB")
+
+
+def test_token_probabilities_are_those_of_a_forward_pass(tiny, receipt):
+    model, processor = tiny
+    inputs = prepare(model, processor, [question_message([receipt], "What is the total?")], 16)
+    result = answer_with_confidence(model, processor, inputs, 16)
+    assert result.text == answer(model, processor, inputs, 16)
+    length = inputs["input_ids"].shape[1]
+    sequence = model.generate(**inputs, max_new_tokens=16)
+    with torch.inference_mode():
+        whole = {**inputs, "input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
+        logits = model(**whole).logits[0, length - 1 : -1].float()
+    expected = logits.softmax(-1).gather(1, sequence[0, length:, None]).mean()
+    assert result.confidence.token_probability == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_engine_and_generate_agree_on_confidence(tiny, receipt):
+    model, processor = tiny
+    calibration = load_calibration("tiny")
+    assert calibration is not None
+    message = question_message([receipt], "What is the total?")
+    inputs = prepare(model, processor, [message], 16)
+    expected = answer_with_confidence(model, processor, inputs, 16, calibration=calibration).confidence
+    with Engine(model, processor, calibration=calibration) as engine:
+        result = engine.submit([message], Sampling(16)).result()
+    assert len(result.token_probabilities) == len(result.token_ids)
+    found = result.confidence(calibration)
+    assert found.token_probability == pytest.approx(expected.token_probability, abs=1e-4)
+    assert found.is_guess is expected.is_guess is False
+
+
+def test_answer_about_a_texture_is_marked_as_a_guess(tiny):
+    model, processor = tiny
+    noise = np.random.default_rng(0).integers(0, 255, size=(300, 400, 3), dtype=np.uint8)
+    message = question_message([Image.fromarray(noise)], "What is the price of the bread?")
+    inputs = prepare(model, processor, [message], 16)
+    result = answer_with_confidence(model, processor, inputs, 16, calibration=load_calibration("tiny"))
+    assert result.confidence.is_guess and "a guess" in result.confidence.note
+
+
+def test_a_model_without_calibration_marks_nothing():
+    confidence = Confidence.of([0.5, 0.7], None)
+    assert confidence.as_json() == {"token_probability": 0.6, "confidence": None, "is_guess": None}
+    assert confidence.note is None
+
+
+def test_ask_reports_confidence_and_marks_a_guess(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, size=(300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    for image, is_guess in (("examples/receipt.png", False), (str(tmp_path / "noise.png"), True)):
+        done = CliRunner().invoke(app, ["ask", image, "What is the total?", "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["is_guess"] is is_guess and 0 <= found["confidence"] <= 1
+        assert ("a guess" in done.stderr) is is_guess
