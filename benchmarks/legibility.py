@@ -2,8 +2,8 @@
 
     python benchmarks/legibility.py --count 300
 
-Held-out synthetic documents are reduced by a random factor and placed on a blank page of their size, so that layout and
-words are those of the training and the print alone is smaller.
+Held-out synthetic documents are reduced by a random factor and placed on a blank page of their size: layout and words
+are those of the training, and the print alone is smaller.
 """
 
 import argparse

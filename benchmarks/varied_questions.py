@@ -5,7 +5,7 @@
     llava-uhd eval run synthdoc webdocs --model tiny --out runs/confidence
     llava-uhd eval calibrate runs/confidence/questions runs/confidence/synthdoc --check runs/confidence/webdocs
 
-One question about each document; an eighth of the documents do not hold what is asked for. Needs the extra `synthetic`.
+One question about each document; an eighth of them ask for what is not there. Needs the extra `synthetic`.
 """
 
 import argparse

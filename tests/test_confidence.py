@@ -84,9 +84,18 @@ def test_calibration_round_trips_through_a_model_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"slope": 1}', '{"slope": -1, "intercept": 0}', '{"slope": NaN, "intercept": 0}',
-     '{"slope": "1", "intercept": 0}', '{"slope": 1, "intercept": 0, "guess_below": 2}', '{"slop": 1, "intercept": 0}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        '{"slope": 1}',
+        '{"slope": -1, "intercept": 0}',
+        '{"slope": NaN, "intercept": 0}',
+        '{"slope": "1", "intercept": 0}',
+        '{"slope": 1, "intercept": 0, "guess_below": 2}',
+        '{"slop": 1, "intercept": 0}',
+    ],
+)
 def test_damaged_calibration_is_named(tmp_path, content):
     (tmp_path / "confidence.json").write_text(content)
     with pytest.raises(ValueError, match=r"confidence\.json cannot be read"):
