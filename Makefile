@@ -57,11 +57,11 @@ pictures: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 pictures: $(VENV)/.dev
 	mkdir -p docs/pictures
 	llava-uhd explain examples/receipt.png --save docs/explain.png
-	llava-uhd explain examples/receipt.png --picture slices --save docs/pictures/slices.png
-	llava-uhd explain examples/receipt.png --picture pyramid --save docs/pictures/pyramid.png
-	llava-uhd explain examples/receipt.png --picture kernels --point 0.5 0.15 --save docs/pictures/kernels.png
-	llava-uhd explain examples/receipt.png --picture windows --save docs/pictures/windows.png
-	llava-uhd explain examples/receipt.png --picture answer --question "What is the total?" --method rollout --save docs/pictures/answer.png
+	llava-uhd explain examples/receipt.png --figure slices --save docs/pictures/slices.png
+	llava-uhd explain examples/receipt.png --figure pyramid --save docs/pictures/pyramid.png
+	llava-uhd explain examples/receipt.png --figure kernels --point 0.5 0.15 --save docs/pictures/kernels.png
+	llava-uhd explain examples/receipt.png --figure windows --save docs/pictures/windows.png
+	llava-uhd explain examples/receipt.png --figure answer --question "What is the total?" --method rollout --save docs/pictures/answer.png
 	LLAVA_UHD_SCREENSHOT=docs/web.png python -m pytest -q -m slow tests/web -k screenshot
 
 format: $(VENV)/.dev

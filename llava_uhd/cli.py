@@ -121,21 +121,26 @@ def explain(
     model: Model = "tiny",
     page: Annotated[int | None, typer.Option(min=1, help="Page of a PDF or TIFF file, counted from 1.")] = None,
     max_slices: MaxSlices = None,
-    save: Annotated[Path | None, typer.Option(help="Draw the picture into this file.")] = None,
-    picture: Annotated[
+    save: Annotated[Path | None, typer.Option(help="Write a figure to this file, for example explained.png.")] = None,
+    figure: Annotated[
         str | None,
-        typer.Option(help="explanation (default), slices, pyramid, kernels, windows or answer; needs --save."),
+        typer.Option(
+            "--figure",
+            "--picture",  # former name
+            help="Figure that --save writes: explanation (default), slices, pyramid, kernels, windows or answer.",
+        ),
     ] = None,
     point: Annotated[
-        tuple[float, float] | None, typer.Option(help="x y in 0..1, for --picture kernels. Default: 0.5 0.5.")
+        tuple[float, float] | None,
+        typer.Option(help="x y in the overview, 0 to 1, for --figure kernels. Default: 0.5 0.5."),
     ] = None,
-    question: Annotated[str | None, typer.Option(help="For --picture answer.")] = None,
-    word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all.")] = None,
-    method: Annotated[str | None, typer.Option(help="rollout (default) or gradient, for --picture answer.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question, for --figure answer.")] = None,
+    word: Annotated[str | None, typer.Option(help="Word of the answer to attribute. Default: all words.")] = None,
+    method: Annotated[str | None, typer.Option(help="rollout (default) or gradient, for --figure answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how an image is seen: its grid of slices, the views' sizes, the number of tokens."""
-    _check_picture_options(save, picture, point=point, question=question, word=word, method=method)
+    """Print the slice plan of an image: grid, sizes of the views, number of tokens."""
+    _check_figure_options(save, figure, point=point, question=question, word=word, method=method)
     from .inspection.explanation import explain_image
     from .planning import ImagePlanner
 
@@ -144,11 +149,11 @@ def explain(
     explanation = explain_image(planner, opened.image, max_slices)
     if save is not None:
         with status(f"drawing {save}"):
-            from .inspection.pictures import picture as draw
+            from .inspection.figures import make_figure
             from .loading import load
 
-            draw(
-                picture or "explanation",
+            make_figure(
+                figure or "explanation",
                 *load(model),
                 opened.image,
                 max_slices,
@@ -164,15 +169,15 @@ def explain(
             typer.echo(f"{name.replace('_', ' '):18} {_words(value)}")
 
 
-def _check_picture_options(save: Path | None, picture: str | None, **options: Any) -> None:
+def _check_figure_options(save: Path | None, figure: str | None, **options: Any) -> None:
     """Raise BadParameter for an option that would have no effect."""
-    if save is None and picture is not None:
-        raise typer.BadParameter(f"--picture {picture} draws into a file: name it with --save")
-    used = {"kernels": ("point",), "answer": ("question", "word", "method")}.get(picture or "", ())
+    if save is None and figure is not None:
+        raise typer.BadParameter(f"--figure {figure} needs a file to write: name it with --save")
+    used = {"kernels": ("point",), "answer": ("question", "word", "method")}.get(figure or "", ())
     for name, value in options.items():
         if value is not None and name not in used:
-            drawn = "kernels" if name == "point" else "answer"
-            raise typer.BadParameter(f"--{name} is for --picture {drawn}, with --save")
+            needed = "kernels" if name == "point" else "answer"
+            raise typer.BadParameter(f"--{name} is for --figure {needed}, with --save")
 
 
 def _open(

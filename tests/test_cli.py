@@ -18,12 +18,12 @@ from tests.documents import write_encrypted_pdf, write_pdf, write_tiff
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, qwen_tokenizer):
-    """A model folder with random weights, and a picture beside it."""
+    """A model folder with random weights, and an image beside it."""
     path = tmp_path_factory.mktemp("model")
     config = small_config()
     build_model(config).save_pretrained(path)
     LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen").save_pretrained(path)
-    picture(300, 200).save(path / "picture.png")
+    picture(300, 200).save(path / "image.png")
     return path
 
 
@@ -43,7 +43,7 @@ def run(monkeypatch, capsys):
 
 
 def test_ask_streams_the_answer_it_returns_as_json(run, folder):
-    arguments = ("ask", folder / "picture.png", "What is this?", "--model", folder, "--max-new-tokens", "6")
+    arguments = ("ask", folder / "image.png", "What is this?", "--model", folder, "--max-new-tokens", "6")
     code, streamed, _ = run(*arguments)
     assert code == 0
     code, out, _ = run(*arguments, "--json")
@@ -55,13 +55,13 @@ def test_ask_streams_the_answer_it_returns_as_json(run, folder):
 
 
 def test_ask_about_two_images(run, folder):
-    image = folder / "picture.png"
+    image = folder / "image.png"
     code, out, _ = run("ask", image, image, "Same?", "--model", folder, "--max-new-tokens", "2", "--json")
     assert code == 0 and json.loads(out)["num_image_tokens"] == 126
 
 
 def test_explain(run, folder, tmp_path):
-    code, out, _ = run("explain", folder / "picture.png", "--model", folder, "--json", "--save", tmp_path / "fig.png")
+    code, out, _ = run("explain", folder / "image.png", "--model", folder, "--json", "--save", tmp_path / "fig.png")
     assert code == 0
     assert json.loads(out) == {
         "size": [300, 200],
@@ -74,21 +74,21 @@ def test_explain(run, folder, tmp_path):
         "layout": "stitched",
     }
     assert (tmp_path / "fig.png").read_bytes().startswith(b"\x89PNG")
-    windows = ("--picture", "windows", "--save", tmp_path / "windows.png")
-    assert run("explain", folder / "picture.png", "--model", folder, *windows)[0] == 0
+    windows = ("--figure", "windows", "--save", tmp_path / "windows.png")
+    assert run("explain", folder / "image.png", "--model", folder, *windows)[0] == 0
     assert (tmp_path / "windows.png").read_bytes() != (tmp_path / "fig.png").read_bytes()
-    selfie = ("--picture", "selfie", "--save", tmp_path / "selfie.png")
-    code, _, err = run("explain", folder / "picture.png", "--model", folder, *selfie)
-    assert code == 1 and "there is no picture 'selfie'" in err
-    code, out, _ = run("explain", folder / "picture.png", "--model", folder)
+    selfie = ("--figure", "selfie", "--save", tmp_path / "selfie.png")
+    code, _, err = run("explain", folder / "image.png", "--model", folder, *selfie)
+    assert code == 1 and "unknown figure 'selfie'" in err
+    code, out, _ = run("explain", folder / "image.png", "--model", folder)
     assert code == 0 and "3 x 2" in out
 
 
 def test_failures_are_one_line_and_exit_1(run, folder, tmp_path):
-    image = folder / "picture.png"
+    image = folder / "image.png"
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:2000])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "folder").mkdir()
     write_encrypted_pdf(tmp_path / "secret.pdf")
     write_pdf(tmp_path / "long.pdf", 3)
@@ -118,13 +118,13 @@ def test_bad_use_exits_2(run, folder):
     for arguments in (
         ["ask", "what?"],
         ["ask"],
-        ["ask", folder / "picture.png", "q", "--max-slices", "0"],
-        ["ask", folder / "picture.png", "q", "--max-new-tokens", "0"],
-        ["ask", folder / "picture.png", "q", "--max-pages", "0"],
+        ["ask", folder / "image.png", "q", "--max-slices", "0"],
+        ["ask", folder / "image.png", "q", "--max-new-tokens", "0"],
+        ["ask", folder / "image.png", "q", "--max-pages", "0"],
         ["explain"],
-        ["explain", folder / "picture.png", "--picture", "slices"],
-        ["explain", folder / "picture.png", "--question", "What?"],
-        ["explain", folder / "picture.png", "--picture", "slices", "--save", "x.png", "--point", "0.1", "0.2"],
+        ["explain", folder / "image.png", "--figure", "slices"],
+        ["explain", folder / "image.png", "--question", "What?"],
+        ["explain", folder / "image.png", "--figure", "slices", "--save", "x.png", "--point", "0.1", "0.2"],
         ["sing"],
     ):
         assert run(*arguments)[0] == 2
@@ -148,7 +148,7 @@ def test_help_imports_neither_torch_nor_transformers():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a PyTorch without CUDA")
 def test_a_device_that_is_not_there_is_one_line(run, folder):
-    code, out, err = run("ask", folder / "picture.png", "q", "--model", folder, "--device", "cuda")
+    code, out, err = run("ask", folder / "image.png", "q", "--model", folder, "--device", "cuda")
     assert (code, out) == (1, "") and "error: device 'cuda' cannot be used" in err and "Traceback" not in err
 
 
@@ -209,7 +209,7 @@ def test_the_package_is_a_module_to_run():
 
 
 def test_quiet_leaves_stderr_to_errors(folder):
-    command = [sys.executable, "-m", "llava_uhd", "--quiet", "ask", str(folder / "picture.png"), "What?"]
+    command = [sys.executable, "-m", "llava_uhd", "--quiet", "ask", str(folder / "image.png"), "What?"]
     options = ["--model", str(folder), "--max-new-tokens", "3"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.strip()
@@ -219,7 +219,7 @@ def test_quiet_leaves_stderr_to_errors(folder):
 
 def test_a_bug_is_not_shown_as_a_mistake_of_the_user(run, folder, monkeypatch):
     monkeypatch.setattr("llava_uhd.answering.prepare", lambda *_, **__: {}["inputs"])
-    code, out, err = run("ask", folder / "picture.png", "q", "--model", folder)
+    code, out, err = run("ask", folder / "image.png", "q", "--model", folder)
     assert (code, out) == (1, "") and "unexpected error: KeyError: 'inputs'" in err and "--debug" in err
 
 

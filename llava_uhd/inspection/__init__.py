@@ -1,1 +1,1 @@
-"""Pictures and numbers that show what the model sees."""
+"""Figures and numbers of the model's slices, feature pyramid, kernels and attention."""

@@ -1,7 +1,7 @@
-"""The language model's attention written down, layer by layer, averaged over heads.
+"""Record the language model's attention layer by layer, averaged over heads.
 
-Keeping every head of every layer, as `output_attentions` does, takes heads times the memory; so an attention function
-of our own keeps the mean alone. Shapes: h heads of d channels, L tokens of the conversation.
+`output_attentions` stores every head of every layer; the attention function registered here stores their mean, which
+takes 1/heads of the memory. Shapes: h heads of d channels, L tokens of the conversation.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def recorded_attention(
     recorded: list[torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention of one conversation (1, h, L, d), its (L, L) mean over heads put into `recorded`."""
+    """Causal attention of one conversation (1, h, L, d); append its (L, L) mean over heads to `recorded`."""
     assert recorded is not None
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -45,14 +45,16 @@ AttentionInterface.register(RECORDED, recorded_attention)
 
 @contextmanager
 def recording(model: "LlavaUhdForConditionalGeneration") -> Iterator[list[torch.Tensor]]:
-    """Within, a forward pass with `recorded=` the yielded list fills it, first layer first.
+    """Yield a list that a forward pass with `recorded=` this list fills, first layer first.
 
     Raises:
-        ValueError: the language model does not let its attention be chosen.
+        ValueError: the language model does not support attention backends.
     """
     language_model = model.model.language_model
     if not language_model._supports_attention_backend:
-        raise ValueError(f"{type(language_model).__name__} does not let its attention be chosen, nor recorded")
+        raise ValueError(
+            f"{type(language_model).__name__} does not support attention backends, so its attention cannot be recorded"
+        )
     config = language_model.config
     before = config._attn_implementation
     config._attn_implementation = RECORDED

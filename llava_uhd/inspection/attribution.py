@@ -1,16 +1,15 @@
-"""Which windows of the image an answer's words came from. Every image token is one window of one view.
+"""Attribution of an answer's words to windows of the image. Every image token is one window of one view.
 
-Two measures, neither of them proof of what the model used:
+Two methods; neither proves what the model used:
 
 - `rollout`: attention rollout through the language model's layers (Abnar and Zuidema, arXiv 2005.00928): heads are
-  averaged, half of each layer passes by on the residual path, and the layers' matrices are multiplied. It says where
-  information could have flowed. It does not know what the values carried, nor which heads mattered, it favours tokens
-  that everybody attends to, and layers with a sliding window are treated as if they saw everything.
+  averaged, the residual path counts one half, and the layers' matrices are multiplied. It shows where information
+  could have flowed. It ignores the values and the importance of heads, favors tokens that all positions attend to,
+  and treats sliding-window layers as full attention.
 - `gradient`: gradient times input of the token's logit with respect to the image features, absolute and summed over
-  channels. It says what a small change of a window would do to this very token. It is noisy, and says little where
-  the model is sure of itself.
+  channels: the first-order effect of a window on this token. It is noisy, and small where the model is confident.
 
-Both look at the windows after the projector: a window's features also hold what the vision tower saw around it.
+Both apply to windows after the projector, whose features also contain context from the vision tower's attention.
 
 Shapes: T image tokens of the conversation, G query grid.
 """
@@ -43,7 +42,7 @@ IMAGE_INPUTS = ("pixel_values", "view_shapes", "num_views", "grids")
 
 @dataclass(frozen=True)
 class Word:
-    """A word of an answer, and the places of its tokens among the answer's tokens."""
+    """Word of an answer, with the indices of its tokens in the answer."""
 
     text: str
     tokens: tuple[int, ...]
@@ -51,18 +50,18 @@ class Word:
 
 @dataclass(frozen=True)
 class ImageHeat:
-    """How much each window of one image counts; over all images of a conversation the weights sum to 1.
+    """Weight of each window of one image; over all images of a conversation the weights sum to 1.
 
     Attributes:
-        slices: (rows, columns) of the slices' windows laid out as the slices lie in the image; None without slices.
-        overview: (rows, columns) of the overview's windows.
+        slices: (rows, columns) weights of the slices' windows, arranged as in the image; None without slices.
+        overview: (rows, columns) weights of the overview's windows.
     """
 
     slices: np.ndarray | None
     overview: np.ndarray
 
     def combined(self, width: int, height: int) -> np.ndarray:
-        """(height, width) weights over the image: slices and overview, each at its own resolution, added."""
+        """Return (height, width) weights over the image: the sum of slices and overview, resized bilinearly."""
         from PIL import Image
 
         total = np.zeros((height, width))
@@ -74,14 +73,14 @@ class ImageHeat:
 
 
 def answer_words(tokenizer: "PreTrainedTokenizerBase", answer_ids: Sequence[int]) -> list[Word]:
-    """The words of an answer, in order. A token with parts of two words belongs to both; special tokens to none."""
+    """Return the words of an answer in order. A token across two words belongs to both, a special token to none."""
     text = tokenizer.decode(answer_ids, skip_special_tokens=True)
     spans, end = [], 0
     for index in range(len(answer_ids)):
         start = end
         so_far = tokenizer.decode(answer_ids[: index + 1], skip_special_tokens=True)
         end = max(len(commonprefix([so_far, text])), start)
-        # The first bytes of a character show nothing yet; they belong to the character.
+        # The first bytes of a multi-byte character decode to nothing yet; they belong to that character.
         spans.append((start, max(end, start + 1)))
     special = set(tokenizer.all_special_ids)
     words = []
@@ -103,14 +102,14 @@ def attribute(
     tokens: Sequence[int],
     method: str = "rollout",
 ) -> np.ndarray:
-    """How much each image token counts for some tokens of an answer: (T,), not negative, summing to 1.
+    """Return the (T,) weights of the image tokens for some tokens of an answer: non-negative, summing to 1.
 
     Args:
-        model: loaded.
-        inputs: of one conversation, see `answering.prepare`; `image_features` may stand in place of the pixels.
-        answer_ids: what the model answered.
-        tokens: places in `answer_ids`.
-        method: see above.
+        model: loaded model.
+        inputs: model inputs of one conversation, see `answering.prepare`; `image_features` may replace the pixels.
+        answer_ids: token ids of the answer.
+        tokens: indices into `answer_ids`.
+        method: one of `METHODS`.
 
     Raises:
         ValueError: unknown method, a conversation without image, or no such token.
@@ -130,25 +129,27 @@ def attribute(
         if features is None:
             images = {name: inputs[name] for name in IMAGE_INPUTS}
             features = torch.cat(model.get_image_features(**images).pooler_output)
-    # A token is predicted at the place before it.
-    places = [prompt.shape[1] + token - 1 for token in tokens]
+    # A token is predicted at the position before it.
+    positions = [prompt.shape[1] + token - 1 for token in tokens]
     if method == "rollout":
-        weights = _rollout(model, sequence, features, places)[torch.nn.functional.pad(is_image, (0, len(answer_ids)))]
+        weights = _rollout(model, sequence, features, positions)[
+            torch.nn.functional.pad(is_image, (0, len(answer_ids)))
+        ]
     else:
-        weights = _gradient(model, sequence, features, places, [answer_ids[token] for token in tokens])
+        weights = _gradient(model, sequence, features, positions, [answer_ids[token] for token in tokens])
     weights = weights.double()
     return (weights / weights.sum().clamp(min=1e-300)).cpu().numpy()
 
 
 @torch.no_grad()
 def _rollout(
-    model: "LlavaUhdForConditionalGeneration", sequence: torch.Tensor, features: torch.Tensor, places: list[int]
+    model: "LlavaUhdForConditionalGeneration", sequence: torch.Tensor, features: torch.Tensor, positions: list[int]
 ) -> torch.Tensor:
-    """(L,) share of every token in what the places hold, averaged over the places."""
+    """Return the (L,) rollout weights of all tokens, averaged over the given positions."""
     with recording(model) as recorded:
         model(input_ids=sequence, image_features=features, use_cache=False, logits_to_keep=1, recorded=recorded)
     share = torch.zeros(sequence.shape[1], device=recorded[0].device)
-    share[places] = 1 / len(places)
+    share[positions] = 1 / len(positions)
     for weights in reversed(recorded):
         share = (share + share @ weights) / 2
     return share.cpu()
@@ -158,27 +159,27 @@ def _gradient(
     model: "LlavaUhdForConditionalGeneration",
     sequence: torch.Tensor,
     features: torch.Tensor,
-    places: list[int],
+    positions: list[int],
     predicted: list[int],
 ) -> torch.Tensor:
-    """(T,) |gradient · feature| of the sum of the predicted tokens' logits."""
+    """Return (T,) |gradient · feature| of the sum of the predicted tokens' logits."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = features.detach().clone().requires_grad_()
-        kept = torch.tensor(places, device=sequence.device)
-        outputs = model(input_ids=sequence.clone(), image_features=leaf, use_cache=False, logits_to_keep=kept)
+        at = torch.tensor(positions, device=sequence.device)
+        outputs = model(input_ids=sequence.clone(), image_features=leaf, use_cache=False, logits_to_keep=at)
         logits = outputs.logits[0].float()
-        score = logits[torch.arange(len(places)), torch.tensor(predicted, device=logits.device)].sum()
+        score = logits[torch.arange(len(positions)), torch.tensor(predicted, device=logits.device)].sum()
         (gradient,) = torch.autograd.grad(score, leaf)
     return (gradient.float() * leaf.detach().float()).sum(dim=1).abs().cpu()
 
 
 def image_heats(processor: "LlavaUhdProcessor", inputs: Any, weights: np.ndarray) -> list[ImageHeat]:
-    """The (T,) weights of `attribute` put where the windows lie, image by image.
+    """Arrange the (T,) weights of `attribute` by image, view and window.
 
     Args:
-        processor: of the model.
+        processor: processor of the model.
         inputs: `view_shapes`, `num_views` and `grids` of the conversation's images.
-        weights: of all image tokens in the order of the sequence.
+        weights: (T,) weights of all image tokens in the order of the sequence.
 
     Raises:
         ValueError: there are more or fewer weights than image tokens.
@@ -208,29 +209,29 @@ def image_heats(processor: "LlavaUhdProcessor", inputs: Any, weights: np.ndarray
     return heats
 
 
-def overlay(picture: "Image.Image", heat: ImageHeat) -> np.ndarray:
-    """(height, width, 3) in [0, 1]: the image grey, from yellow to dark red where its windows count."""
+def overlay(image: "Image.Image", heat: ImageHeat) -> np.ndarray:
+    """Return (height, width, 3) in [0, 1]: the image in gray under a yellow-to-red map of the weights."""
     from matplotlib import colormaps
 
-    weights = heat.combined(*picture.size)
+    weights = heat.combined(*image.size)
     strength = weights / max(weights.max(), 1e-12)
-    grey = np.asarray(picture.convert("L"), dtype=float)[..., None].repeat(3, axis=2) / 255
-    warm = colormaps["YlOrRd"](strength)[..., :3]  # dark where it counts: seen on white paper, too
+    gray = np.asarray(image.convert("L"), dtype=float)[..., None].repeat(3, axis=2) / 255
+    warm = colormaps["YlOrRd"](strength)[..., :3]  # dark where the weight is high: visible on white paper, too
     share = 0.75 * strength[..., None]
-    return grey * (1 - share) + warm * share
+    return gray * (1 - share) + warm * share
 
 
-def attribution_figure(pictures: Sequence[Any], heats: Sequence[ImageHeat], title: str = "") -> "Figure":
-    """A row per image: the heat over it, and the windows of its slices and of its overview."""
+def attribution_figure(images: Sequence[Any], heats: Sequence[ImageHeat], title: str = "") -> "Figure":
+    """Draw a row per image: the weights over it, and the windows of its slices and of its overview."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2 * len(heats)), dpi=150, layout="constrained")
     largest = max(float(part.max()) for heat in heats for part in (heat.slices, heat.overview) if part is not None)
-    for axes, source, heat in zip(figure.subplots(len(heats), 3, squeeze=False), pictures, heats, strict=True):
-        picture = decode_image(source)
-        axes[0].imshow(overlay(picture, heat))
+    for axes, source, heat in zip(figure.subplots(len(heats), 3, squeeze=False), images, heats, strict=True):
+        image = decode_image(source)
+        axes[0].imshow(overlay(image, heat))
         axes[0].set_title("over the image")
-        width, height = picture.size
+        width, height = image.size
         for axis, part, name in ((axes[1], heat.slices, "slices"), (axes[2], heat.overview, "overview")):
             if part is not None:
                 extent = (0.0, float(width), float(height), 0.0)

@@ -1,4 +1,4 @@
-"""How an image will be seen, in numbers: no weights needed."""
+"""Slice plan and token counts of an image, computed without weights."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ def explain_image(
     Sizes are [width, height] in pixels, the grid is [columns, rows].
 
     Args:
-        processor: of the model, or the planner with its settings.
-        image: whatever the image processor takes.
-        max_slices: most slices; None as trained.
+        processor: processor of the model, or an image planner with its settings.
+        image: path, URL, bytes, array or PIL image.
+        max_slices: maximum number of slices; None for the model's own.
 
     Raises:
         ValueError: the image cannot be read.

@@ -1,4 +1,4 @@
-"""The picture of `llava-uhd explain`: the slices on the image, and the pyramid of the overview in false colours.
+"""Figures of the feature pyramid in false colors, and the default figure of `llava-uhd explain`.
 
 Needs matplotlib (`pip install llava-uhd[plot]`).
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..deprecation import former_names
 from ..model.images import decode_image
 from .slices import draw_slices
 from .view import encode_view, hiwin_projector
@@ -30,7 +31,7 @@ def view_pyramid(
     view: int = -1,
     max_slices: int | None = None,
 ) -> dict[int, torch.Tensor]:
-    """The pyramid of one view of an image, the overview by default: level to (C, H, W).
+    """Return the pyramid of one view of an image, the overview by default: level to (C, H, W).
 
     Raises:
         ValueError: the model's projector uses no pyramid.
@@ -41,14 +42,14 @@ def view_pyramid(
     return {level: map_[0] for level, map_ in zip(projector.levels, maps, strict=True)}
 
 
-def principal_colours(maps: dict[int, torch.Tensor]) -> dict[int, np.ndarray]:
-    """Maps in false colours: level to (H, W, 3) in [0, 1].
+def principal_colors(maps: dict[int, torch.Tensor]) -> dict[int, np.ndarray]:
+    """Return maps in false colors: level to (H, W, 3) in [0, 1].
 
-    Red, green and blue are the first three principal components of all levels' features together, so that the same
-    colour means the same at every level.
+    Red, green and blue are the first three principal components of all levels' features together, so that equal
+    colors mean similar features at every level.
     """
     flat = {level: map_.float().flatten(1).T for level, map_ in maps.items()}  # H·W, C
-    # Every level weighs the same, however many positions it has.
+    # Every level has the same weight, whatever its number of positions.
     weighted = torch.cat([rows / len(rows) ** 0.5 for rows in flat.values()])
     mean = torch.stack([rows.mean(dim=0) for rows in flat.values()]).mean(dim=0)
     _, _, components = torch.linalg.svd(weighted - weighted.mean(dim=0), full_matrices=False)
@@ -67,30 +68,33 @@ def explanation_figure(
     image: Any,
     max_slices: int | None = None,
 ) -> "Figure":
-    """The image with its slices outlined, and the overview's pyramid level by level."""
+    """Draw the image with its slices outlined, and the overview's pyramid level by level."""
     from matplotlib.figure import Figure
 
-    picture = decode_image(image)
-    colours = principal_colours(view_pyramid(model, processor, picture))
-    figure = Figure(figsize=(3.2 * (1 + len(colours)), 4), dpi=150, layout="constrained")
-    axes = figure.subplots(1, 1 + len(colours), squeeze=False)[0]
-    draw_slices(axes[0], picture, processor, max_slices)
-    draw_pyramid(axes[1:], colours)
+    decoded = decode_image(image)
+    colors = principal_colors(view_pyramid(model, processor, decoded))
+    figure = Figure(figsize=(3.2 * (1 + len(colors)), 4), dpi=150, layout="constrained")
+    axes = figure.subplots(1, 1 + len(colors), squeeze=False)[0]
+    draw_slices(axes[0], decoded, processor, max_slices)
+    draw_pyramid(axes[1:], colors)
     return figure
 
 
-def draw_pyramid(axes: "Sequence[Axes]", colours: dict[int, np.ndarray]) -> None:
-    """The levels of a pyramid in false colours, one on each axis."""
-    for axis, (level, colour) in zip(axes, colours.items(), strict=True):
-        axis.imshow(colour, interpolation="nearest")
-        axis.set_title(f"{level}x: {colour.shape[0]} x {colour.shape[1]}")
+def draw_pyramid(axes: "Sequence[Axes]", colors: dict[int, np.ndarray]) -> None:
+    """Draw the levels of a pyramid in false colors, one on each axis."""
+    for axis, (level, color) in zip(axes, colors.items(), strict=True):
+        axis.imshow(color, interpolation="nearest")
+        axis.set_title(f"{level}x: {color.shape[0]} x {color.shape[1]}")
         axis.set_axis_off()
 
 
-def pyramid_figure(colours: dict[int, np.ndarray]) -> "Figure":
-    """The pyramid alone: what `principal_colours` returned."""
+def pyramid_figure(colors: dict[int, np.ndarray]) -> "Figure":
+    """Draw the pyramid that `principal_colors` returned."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(colours), 3.4), dpi=150, layout="constrained")
-    draw_pyramid(figure.subplots(1, len(colours), squeeze=False)[0], colours)
+    figure = Figure(figsize=(3.2 * len(colors), 3.4), dpi=150, layout="constrained")
+    draw_pyramid(figure.subplots(1, len(colors), squeeze=False)[0], colors)
     return figure
+
+
+__getattr__ = former_names(__name__, {"principal_colours": "principal_colors"})  # former name

@@ -1,7 +1,7 @@
-"""Joint bilateral up-sampling at one point: which neighbours each doubling mixes there, and why.
+"""Kernels of joint bilateral upsampling (JBU) at one point of a view.
 
-A kernel is the product of the range kernel (neighbours of similar colour) and the spatial kernel (near neighbours),
-normalised, plus a learned correction; see `model.pyramid`.
+A kernel is the product of the range kernel (similarity of pixels) and the spatial kernel (distance), normalized, plus
+a learned correction; see `model.pyramid`.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PointKernel:
-    """The kernel of one doubling at one position.
+    """Kernel of one 2x step at one position.
 
     Attributes:
-        level: of the map that the doubling makes.
+        level: level of the upsampled map.
         position: (row, column) in that map.
-        guidance: (H, W, 3) the pixels at that resolution, scaled to [0, 1] for showing.
-        range: (7, 7) weights by colour.
+        guidance: (H, W, 3) pixels at that resolution, scaled to [0, 1] for display.
+        range: (7, 7) weights by color similarity.
         spatial: (7, 7) weights by distance.
-        kernel: (7, 7) what is applied, the learned correction included; may be negative.
+        kernel: (7, 7) applied weights, the learned correction included; may be negative.
     """
 
     level: int
@@ -51,18 +51,18 @@ def point_kernels(
     view: int = -1,
     max_slices: int | None = None,
 ) -> list[PointKernel]:
-    """The kernels of all doublings at a point of a view, lowest level first.
+    """Return the kernels of all 2x steps at a point of a view, lowest level first.
 
     Args:
-        model: loaded.
-        processor: of the model.
-        image: whatever the image processor takes.
+        model: loaded model.
+        processor: processor of the model.
+        image: path, URL, bytes, array or PIL image.
         point: (x, y) in the view, from 0 to 1.
-        view: see `encode_view`.
-        max_slices: most slices; None as trained.
+        view: index of the view, see `encode_view`.
+        max_slices: maximum number of slices; None for the model's own.
 
     Raises:
-        ValueError: the point is outside, or the model does not up-sample by JBU.
+        ValueError: the point is outside the view, or the model does not upsample by JBU.
     """
     if not all(0 <= coordinate <= 1 for coordinate in point):
         raise ValueError(f"a point has coordinates from 0 to 1, got {point}")
@@ -95,7 +95,7 @@ def point_kernels(
 
 
 def kernel_figure(kernels: list[PointKernel]) -> "Figure":
-    """A row per doubling: the point on the pixels, the range, spatial and resulting kernels."""
+    """Draw a row per 2x step: the point on the pixels, the range, spatial and applied kernels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.4 * len(kernels)), dpi=150, layout="constrained")
@@ -106,7 +106,7 @@ def kernel_figure(kernels: list[PointKernel]) -> "Figure":
         axes[0].set_title(f"{point.level}x map")
         largest = float(np.abs(point.kernel).max())
         axes[1].imshow(point.range, cmap="viridis")
-        axes[1].set_title("by colour")
+        axes[1].set_title("by color")
         axes[2].imshow(point.spatial, cmap="viridis")
         axes[2].set_title("by distance")
         drawn = axes[3].imshow(point.kernel, cmap="coolwarm", vmin=-largest, vmax=largest)

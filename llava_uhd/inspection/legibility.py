@@ -1,8 +1,8 @@
-"""Tell when an image is seen so much smaller than it is that small print is lost.
+"""Estimate whether small print stays legible at the resolution at which the model sees an image.
 
-The measure is the height at which the model sees common print: 11 points at 300 dots per inch are 46 pixels of a scan,
-and of a PDF page the size of a point is known. Below `LEGIBLE_PRINT` pixels the note is due: there the built-in
-model answers hardly any question, and from 12 pixels on most (`benchmarks/legibility.py`).
+The measure is the height of common print after resizing: 11 points at 300 dots per inch are 46 pixels of a scan; a PDF
+page has its own resolution. The note appears below `LEGIBLE_PRINT` pixels: there the built-in model answers hardly any
+question, and most questions from 12 pixels on (`benchmarks/legibility.py`).
 """
 
 import math
@@ -24,14 +24,14 @@ def seen_size(planner: ImagePlanner, width: int, height: int, max_slices: int | 
 def legibility_note(
     planner: ImagePlanner, width: int, height: int, max_slices: int | None = None, dpi: float | None = None
 ) -> str | None:
-    """Return the sentence that an image is seen too small for small print, or None.
+    """Return a note if small print will not be legible, else None.
 
     Args:
-        planner: of the model.
+        planner: image planner with the model's settings.
         width: image width in pixels.
         height: image height in pixels.
-        max_slices: most slices; None as trained.
-        dpi: dots per inch of a PDF page; None for an image, which is taken as a scan.
+        max_slices: maximum number of slices; None for the model's own.
+        dpi: dots per inch of a PDF page; None for an image, which counts as a scan at 300 dpi.
     """
     seen_width, seen_height = seen_size(planner, width, height, max_slices)
     scale = math.sqrt(seen_width * seen_height / (width * height))

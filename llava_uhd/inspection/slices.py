@@ -1,4 +1,4 @@
-"""The picture of the slice plan: where an image is cut, and what each view costs."""
+"""Figure of the slice plan: slice boundaries, overview and token count."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_slices: int | None = None) -> np.ndarray:
-    """(slices, 4) left, top, right, bottom of every slice in the image's own pixels, row by row; (0, 4) without."""
+    """Return (slices, 4) left, top, right, bottom of every slice in image pixels, row by row; (0, 4) without."""
     columns, rows = processor.image_processor.plan(width, height, max_slices=max_slices).grid or (0, 0)
     return np.array(
         [
@@ -27,12 +27,12 @@ def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_sli
 
 
 def draw_slices(
-    axis: "Axes", picture: "Image.Image", processor: "LlavaUhdProcessor", max_slices: int | None = None
+    axis: "Axes", image: "Image.Image", processor: "LlavaUhdProcessor", max_slices: int | None = None
 ) -> None:
-    """An image with its slices outlined and numbered in the order in which the model reads them."""
-    axis.imshow(picture)
-    plan = processor.image_processor.plan(*picture.size, max_slices=max_slices)
-    boxes = slice_boxes(processor, *picture.size, max_slices)
+    """Draw an image with its slices outlined and numbered in sequence order."""
+    axis.imshow(image)
+    plan = processor.image_processor.plan(*image.size, max_slices=max_slices)
+    boxes = slice_boxes(processor, *image.size, max_slices)
     for number, (left, top, right, bottom) in enumerate(boxes, start=1):
         corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
         axis.plot(*(np.array(side) - 0.5 for side in corners), color="tab:red", linewidth=1)
@@ -42,22 +42,22 @@ def draw_slices(
 
 
 def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | None = None) -> "Figure":
-    """The slices on the image, and beside it the overview at the size the model sees it.
+    """Draw the slices on the image, and beside it the overview at its resized resolution.
 
     Raises:
         ValueError: the image cannot be read.
     """
     from matplotlib.figure import Figure
 
-    picture = decode_image(image)
-    plan = processor.image_processor.plan(*picture.size, max_slices=max_slices)
-    layout = processor.image_layout(*picture.size, max_slices=max_slices)
+    decoded = decode_image(image)
+    plan = processor.image_processor.plan(*decoded.size, max_slices=max_slices)
+    layout = processor.image_layout(*decoded.size, max_slices=max_slices)
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_slices(left, picture, processor, max_slices)
-    right.imshow(picture.resize(plan.overview_size))
+    draw_slices(left, decoded, processor, max_slices)
+    right.imshow(decoded.resize(plan.overview_size))
     right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
     right.set_axis_off()
     sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""
-    figure.suptitle(f"{picture.width} x {picture.height} pixels: {sizes}{layout.num_image_tokens} image tokens")
+    figure.suptitle(f"{decoded.width} x {decoded.height} pixels: {sizes}{layout.num_image_tokens} image tokens")
     return figure

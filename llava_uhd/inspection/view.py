@@ -1,4 +1,4 @@
-"""One view of an image as the model meets it: its features and its pixels, where the other pictures begin."""
+"""Vision features and pixels of one view of an image, the input of the other figures."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A slice or the overview.
+    """Features and pixels of a slice or of the overview.
 
     Attributes:
-        features: (1, C, H, W) of the vision tower.
-        pixels: (1, 3, H·p, W·p), normalised, in the features' type.
+        features: (1, C, H, W) feature map of the vision tower.
+        pixels: (1, 3, H·p, W·p) normalized pixels in the features' dtype.
     """
 
     features: torch.Tensor
@@ -34,14 +34,14 @@ def encode_view(
     view: int = -1,
     max_slices: int | None = None,
 ) -> View:
-    """Encodes one view of an image.
+    """Encode one view of an image.
 
     Args:
-        model: loaded.
-        processor: of the model.
-        image: whatever the image processor takes.
-        view: slices row by row from 0, then the overview; -1 for the overview.
-        max_slices: most slices; None as trained.
+        model: loaded model.
+        processor: processor of the model.
+        image: path, URL, bytes, array or PIL image.
+        view: index of the view: slices row by row from 0, then the overview; -1 for the overview.
+        max_slices: maximum number of slices; None for the model's own.
 
     Raises:
         ValueError: the image has no such view.
@@ -61,10 +61,10 @@ def encode_view(
 
 
 def hiwin_projector(model: "LlavaUhdForConditionalGeneration") -> HiWinProjector:
-    """The projector, if it is one with a pyramid.
+    """Return the model's HiWin projector.
 
     Raises:
-        ValueError: it is another.
+        ValueError: the projector is of another type.
     """
     projector = model.model.multi_modal_projector
     if not isinstance(projector, HiWinProjector):

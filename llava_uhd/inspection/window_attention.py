@@ -1,4 +1,4 @@
-"""What the queries of the HiWin projector look at: attention within each window, level by level.
+"""Attention of the HiWin projector's queries within their windows, level by level.
 
 Shapes: G query grid, K levels, S query sets, L = ph·pw bins of a window at one level.
 """
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WindowAttention:
-    """Attention of a view's queries, averaged over heads.
+    """Attention weights of a view's queries, averaged over heads.
 
     Attributes:
-        levels: of the pyramid.
-        weights: (S, G, G, K, ph, pw); over the last three they sum to 1.
+        levels: levels of the pyramid.
+        weights: (S, G, G, K, ph, pw) attention weights; they sum to 1 over the last three axes.
     """
 
     levels: list[int]
     weights: np.ndarray
 
     def shares(self) -> np.ndarray:
-        """(K, G, G) how much each window takes from each level, averaged over the query sets."""
+        """Return (K, G, G) each window's attention share of every level, averaged over the query sets."""
         return self.weights.mean(axis=0).sum(axis=(-2, -1)).transpose(2, 0, 1)
 
     def maps(self) -> np.ndarray:
-        """(K, G·ph, G·pw) the weight of every bin where it lies in the view, averaged over the query sets."""
+        """Return (K, G·ph, G·pw) weights of the bins in view order, averaged over the query sets."""
         mean = self.weights.mean(axis=0).transpose(2, 0, 3, 1, 4)  # K, G, ph, G, pw
         levels, rows, bin_rows, columns, bin_columns = mean.shape
         return mean.reshape(levels, rows * bin_rows, columns * bin_columns)
@@ -51,7 +51,7 @@ def window_attention(
     view: int = -1,
     max_slices: int | None = None,
 ) -> WindowAttention:
-    """The projector's attention on one view of an image; see `encode_view` for the arguments.
+    """Return the projector's attention on one view of an image; see `encode_view` for the arguments.
 
     Raises:
         ValueError: the model's projector uses no pyramid.
@@ -70,7 +70,7 @@ def window_attention(
 
 
 def window_figure(attention: WindowAttention) -> "Figure":
-    """A column per level: above, the share each window takes from it; below, the bins' weights where they lie."""
+    """Draw a column per level: attention share per window above, weight per bin below."""
     from matplotlib.figure import Figure
 
     shares, maps = attention.shares(), attention.maps()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..inspection.attribution import Method, Word, answer_words, attribute, image_heats, overlay
 from ..inspection.explanation import explain_image
-from ..inspection.figure import principal_colours, pyramid_figure, view_pyramid
+from ..inspection.figure import principal_colors, pyramid_figure, view_pyramid
 from ..inspection.legibility import legibility_note
 from ..inspection.slices import draw_slices
 from ..model.hiwin import HiWinProjector
@@ -62,7 +62,7 @@ def pyramid_picture(engine: Engine, session: Session, index: int) -> tuple[Image
     if not isinstance(projector, HiWinProjector):
         return None, "This model's projector uses no pyramid."
     picture = decode_image(session.images[index])
-    colours = principal_colours(engine.run(lambda: view_pyramid(engine.model, engine.processor, picture)))
+    colours = principal_colors(engine.run(lambda: view_pyramid(engine.model, engine.processor, picture)))
     sizes = ", ".join(f"{level}x with {map_.shape[1]} x {map_.shape[0]}" for level, map_ in colours.items())
     return rendered(pyramid_figure(colours)), f"Levels of the overview's pyramid, in positions: {sizes}."
 

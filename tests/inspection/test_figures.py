@@ -1,5 +1,6 @@
-"""The pictures show what the model computes: each number is compared with the model's own."""
+"""Figures show the numbers that the model computes."""
 
+import importlib
 import io
 
 import numpy as np
@@ -18,10 +19,9 @@ from llava_uhd.inspection.attribution import (
     image_heats,
     overlay,
 )
-from llava_uhd.inspection.figure import principal_colours, pyramid_figure, view_pyramid
+from llava_uhd.inspection.figure import principal_colors, pyramid_figure, view_pyramid
+from llava_uhd.inspection.figures import FIGURES, make_figure
 from llava_uhd.inspection.kernels import kernel_figure, point_kernels
-from llava_uhd.inspection.pictures import PICTURES
-from llava_uhd.inspection.pictures import picture as draw
 from llava_uhd.inspection.slices import slice_boxes, slice_figure
 from llava_uhd.inspection.view import encode_view
 from llava_uhd.inspection.window_attention import window_attention, window_figure
@@ -59,7 +59,7 @@ def test_slices_tile_the_image(small):
     assert drawn(slice_figure(processor, IMAGE)) != drawn(slice_figure(processor, IMAGE, max_slices=1))
 
 
-def test_the_pyramid_of_a_slice_is_that_of_its_pixels_alone(small):
+def test_pyramid_of_a_slice_depends_on_its_pixels_alone(small):
     model, processor = small
     one = view_pyramid(model, processor, IMAGE, view=1)
     slice_ = IMAGE.resize((168, 112), 3).crop((56, 0, 112, 56))
@@ -67,13 +67,13 @@ def test_the_pyramid_of_a_slice_is_that_of_its_pixels_alone(small):
     assert list(one) == [1, 2, 4] and one[4].shape == (16, 16, 16)
     for level, maps in one.items():
         torch.testing.assert_close(maps, alone[level], rtol=1e-4, atol=1e-4)
-    colours = principal_colours(one)
-    assert drawn(pyramid_figure(colours)) and colours[4].shape == (16, 16, 3)
+    colors = principal_colors(one)
+    assert drawn(pyramid_figure(colors)) and colors[4].shape == (16, 16, 3)
     with pytest.raises(ValueError, match="7 views, so there is no view 7"):
         view_pyramid(model, processor, IMAGE, view=7)
 
 
-def test_a_point_s_kernels_make_the_maps_there(small):
+def test_point_kernels_reproduce_the_upsampled_maps(small):
     model, processor = small
     x, y = 0.3, 0.9
     maps = view_pyramid(model, processor, IMAGE)
@@ -82,10 +82,10 @@ def test_a_point_s_kernels_make_the_maps_there(small):
     for kernel in kernels[:1]:  # above 2x a correction of the whole map comes after
         row, column = kernel.position
         source = maps[kernel.level // 2][None]
-        doubled = F.interpolate(source, scale_factor=2, mode="bicubic", align_corners=False)
-        bordered = F.pad(doubled, (RADIUS,) * 4, mode="reflect")
-        neighbours = bordered[0, :, row : row + SPAN, column : column + SPAN]
-        made = (neighbours * torch.from_numpy(kernel.kernel)).sum(dim=(1, 2))
+        upsampled = F.interpolate(source, scale_factor=2, mode="bicubic", align_corners=False)
+        bordered = F.pad(upsampled, (RADIUS,) * 4, mode="reflect")
+        neighbors = bordered[0, :, row : row + SPAN, column : column + SPAN]
+        made = (neighbors * torch.from_numpy(kernel.kernel)).sum(dim=(1, 2))
         torch.testing.assert_close(made, maps[kernel.level][:, row, column], rtol=1e-4, atol=1e-4)
     for kernel in kernels:
         rows, columns, _ = kernel.guidance.shape
@@ -97,7 +97,7 @@ def test_a_point_s_kernels_make_the_maps_there(small):
         point_kernels(model, processor, IMAGE, (0.5, 1.5))
 
 
-def test_window_attention_is_what_the_projector_attends_with(small):
+def test_window_attention_reproduces_the_projector_output(small):
     model, processor = small
     projector = model.model.multi_modal_projector
     attention = window_attention(model, processor, IMAGE, view=2)
@@ -110,8 +110,8 @@ def test_window_attention_is_what_the_projector_attends_with(small):
         keys, values = pooled_keys_and_values(projector, encoded.features, encoded.pixels)
         queries = (projector.ln_q(projector.queries) + projector.positions).transpose(0, 1)
         expected = projector.attention(queries, keys, values)[0]
-        seen = torch.einsum("swl,wle->wse", flat, projector.attention.v_proj(values)[0])
-        torch.testing.assert_close(projector.attention.out_proj(seen), expected, rtol=1e-4, atol=1e-4)
+        attended = torch.einsum("swl,wle->wse", flat, projector.attention.v_proj(values)[0])
+        torch.testing.assert_close(projector.attention.out_proj(attended), expected, rtol=1e-4, atol=1e-4)
     assert attention.shares().sum(axis=0) == pytest.approx(np.ones((3, 3)), abs=1e-5)
     maps = attention.maps()
     assert maps.shape == (3, 3 * bin_rows, 3 * bin_columns) and maps.sum() == pytest.approx(9, abs=1e-4)
@@ -119,7 +119,7 @@ def test_window_attention_is_what_the_projector_attends_with(small):
     assert drawn(window_figure(attention))
 
 
-def test_other_projectors_have_neither_pyramid_nor_kernels(qwen_tokenizer):
+def test_projectors_without_pyramid_or_jbu_are_rejected(qwen_tokenizer):
     model, processor = pair(qwen_tokenizer, type="resampler")
     with pytest.raises(ValueError, match="'resampler' has no pyramid"):
         window_attention(model, processor, IMAGE)
@@ -137,7 +137,7 @@ def asked(small):
     return model, processor, inputs, answer.tolist()
 
 
-def test_rollout_is_the_product_of_the_layers_attention(asked):
+def test_rollout_is_the_product_of_mean_attention_matrices(asked):
     model, _, inputs, answer = asked
     sequence = torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
     images = {name: inputs[name] for name in ("pixel_values", "view_shapes", "num_views", "grids")}
@@ -162,7 +162,7 @@ def test_rollout_is_the_product_of_the_layers_attention(asked):
     assert both.sum() == pytest.approx(1) and not np.allclose(both, weights)
 
 
-def test_gradients_are_what_a_small_change_of_a_window_does(asked):
+def test_gradient_attribution_matches_finite_differences(asked):
     model, _, inputs, answer = asked
     images = {name: inputs[name] for name in ("pixel_values", "view_shapes", "num_views", "grids")}
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_gradients_are_what_a_small_change_of_a_window_does(asked):
 
 
 @pytest.mark.parametrize("layout", ["stitched", "sequential"])
-def test_weights_lie_where_their_windows_do(qwen_tokenizer, layout):
+def test_weights_are_arranged_by_window(qwen_tokenizer, layout):
     _, processor = pair(qwen_tokenizer, layout)
     inputs = processor.image_processor([picture(30, 40), IMAGE], return_tensors="pt")
     weights = np.arange(9 + 63, dtype=float)
@@ -200,7 +200,7 @@ def test_weights_lie_where_their_windows_do(qwen_tokenizer, layout):
             image_heats(processor, inputs, wrong)
 
 
-def test_heat_covers_the_image_and_keeps_its_sum(asked):
+def test_combined_weights_cover_the_image_and_keep_their_sum(asked):
     model, processor, inputs, answer = asked
     heats = image_heats(processor, inputs, attribute(model, inputs, answer, [0]))
     shares = [sum(part.sum() for part in (heat.slices, heat.overview) if part is not None) for heat in heats]
@@ -216,7 +216,7 @@ def test_heat_covers_the_image_and_keeps_its_sum(asked):
     "change, said",
     [({"method": "magic"}, "magic"), ({"tokens": [6]}, "6 tokens"), ({"tokens": []}, "6 tokens")],
 )
-def test_impossible_attributions(asked, change, said):
+def test_invalid_attribution_arguments_are_rejected(asked, change, said):
     model, processor, inputs, answer = asked
     with pytest.raises(ValueError, match=said):
         attribute(model, inputs, answer, **{"tokens": [0], **change})
@@ -225,7 +225,7 @@ def test_impossible_attributions(asked, change, said):
         attribute(model, without, answer, [0])
 
 
-def test_words_and_their_tokens(qwen_tokenizer):
+def test_answer_words_map_to_their_tokens(qwen_tokenizer):
     text = "The total is 12.50 é"
     ids = [*qwen_tokenizer(text)["input_ids"], qwen_tokenizer.eos_token_id]
     words = answer_words(qwen_tokenizer, ids)
@@ -235,12 +235,12 @@ def test_words_and_their_tokens(qwen_tokenizer):
     assert answer_words(qwen_tokenizer, []) == []
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_picture_by_name(small, name):
-    assert drawn(draw(name, *small, IMAGE, question="What is this?"))
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_can_be_made_by_name(small, name):
+    assert drawn(make_figure(name, *small, IMAGE, question="What is this?"))
 
 
-def test_unknown_pictures_and_words(small):
+def test_unknown_figures_and_words_are_rejected(small):
     for arguments, said in [
         ({"name": "selfie"}, "selfie"),
         ({"name": "answer"}, "question"),
@@ -248,4 +248,20 @@ def test_unknown_pictures_and_words(small):
         ({"name": "answer", "question": "?", "word": "nowhere in it"}, "nowhere in it"),
     ]:
         with pytest.raises(ValueError, match=said):
-            draw(**{"model": small[0], "processor": small[1], "image": IMAGE, **arguments})
+            make_figure(**{"model": small[0], "processor": small[1], "image": IMAGE, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "new"),
+    [
+        ("pictures", "picture", make_figure),  # former name
+        ("pictures", "PICTURES", FIGURES),  # former name
+        ("figure", "principal_colours", principal_colors),  # former name
+    ],
+)
+def test_former_names_work_and_warn(module, name, new):
+    former = importlib.import_module(f"llava_uhd.inspection.{module}")
+    with pytest.warns(DeprecationWarning, match=rf"{module}\.{name} is now llava_uhd\.inspection\."):
+        assert getattr(former, name) is new
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        former.nothing  # noqa: B018
