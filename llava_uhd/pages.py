@@ -8,8 +8,6 @@ PDF pages are rendered by pypdfium2 at `OVERSAMPLING` times the resolution that 
 some are chosen: no page is dropped without a word.
 """
 
-import base64
-import binascii
 import math
 import os
 import re
@@ -184,11 +182,10 @@ def count_pages(source: Any, name: str = "image") -> int:
 
 def _readable(source: Any, name: str) -> tuple[Any, str]:
     """Return bytes or an existing path where the source is a file in some form, and its name for messages."""
-    if isinstance(source, str) and (match := DATA_URL.match(source)):
-        try:
-            return base64.b64decode("".join(source[match.end() :].split()), validate=True), name
-        except binascii.Error as error:
-            raise InputError(f"{name} is not valid base64: {error}") from error
+    if isinstance(source, str) and DATA_URL.match(source):
+        from .model.images import decode_base64
+
+        return decode_base64(source, name), name
     if isinstance(source, str | os.PathLike) and not str(source).startswith(("http://", "https://")):
         try:
             path = Path(source)

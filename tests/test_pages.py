@@ -4,6 +4,7 @@ import base64
 import re
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_bytes_files_and_data_urls_are_the_same_document(folder):
     content = (folder / "five.pdf").read_bytes()
     expected = [page.image.tobytes() for page in open_pages(folder / "five.pdf", "1-2")]
     encoded = base64.encodebytes(content).decode()  # with line breaks
-    for source in (content, BytesIO(content), f"data:application/pdf;base64,{encoded}", str(folder / "five.pdf")):
+    urls = (f"data:application/pdf;base64,{encoded}", f"data:application/pdf;base64,{quote(encoded)}")
+    for source in (content, BytesIO(content), *urls, str(folder / "five.pdf")):
         assert [page.image.tobytes() for page in open_pages(source, "1-2", name="file 1")] == expected
     assert open_pages(content, "2", name="file 1")[0].name == "file 1, page 2 of 5"
     assert count_pages(content) == 5 and count_pages(folder / "three.tif") == 3
