@@ -93,7 +93,7 @@ def answer_with_confidence(
         inputs: from `prepare`, of one conversation.
         max_new_tokens: maximum number of new tokens.
         streamer: receives the tokens as they are generated.
-        calibration: of the model, see `load_calibration`.
+        calibration: calibration of the model, see `load_calibration`.
         generate_kwargs: for `generate`.
     """
     from .token_probabilities import TokenProbabilities, end_token_ids

@@ -1,12 +1,13 @@
-"""Calibrate the confidence in answers on finished runs, and measure what it tells right from wrong."""
+"""Calibrate the confidence in answers on finished runs, and measure how well it tells right from wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..confidence import Calibration, fit_calibration
 from .predictions import TOKEN_PROBABILITY
-from .results import OFFICIAL, load_result
+from .results import OFFICIAL, Result, load_result
 from .storage import read_rows
 
 _RIGHT = 0.5  # score from which an answer counts as right
@@ -78,6 +79,29 @@ def read_answers(run: Path) -> ScoredAnswers:
             f"{lacking} of {len(pairs)} answers in {run} have no token probability: run the task again with --beams 1"
         )
     return ScoredAnswers(result["benchmark"], [p for p, _ in pairs], [right for _, right in pairs])
+
+
+def describe_confidence(
+    result: Result, probabilities: Sequence[float | None], calibration: Calibration
+) -> dict[str, Any]:
+    """Return the field `confidence` of a result, or nothing where an answer has no score or token probability.
+
+    Args:
+        result: scored result.
+        probabilities: mean token probability of each row's answer.
+        calibration: calibration of the model.
+    """
+    pairs = [
+        (value, row["score"])
+        for value, row in zip(probabilities, result["rows"], strict=True)
+        if value is not None and row["score"] is not None
+    ]
+    if not pairs:
+        return {}
+    answers = ScoredAnswers(result["benchmark"], [value for value, _ in pairs], [s >= _RIGHT for _, s in pairs])
+    report = asdict(measure(answers, calibration))
+    del report["task"]
+    return {"confidence": report}
 
 
 def calibrate(runs: Sequence[ScoredAnswers]) -> Calibration:

@@ -137,13 +137,16 @@ def run(
     import torch
 
     from ..distributed import local_device
-    from ..loading import load
+    from ..loading import load, load_calibration
     from .pipeline import RunOptions, evaluate_task
 
     torch.manual_seed(seed)
     loaded, processor = load(model, device or local_device(), dtype)
     options = RunOptions(batch_size, slices, max_side, beams, max_new_tokens, limit, seed, allow_missing, workers)
-    results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
+    calibration = load_calibration(model)
+    results = [
+        evaluate_task(row, loaded, processor, data, out / row.name, options, model, calibration) for row in rows
+    ]
     _print_results([result for result in results if result is not None], out, as_json)
 
 
@@ -363,6 +366,9 @@ def _print_results(results: Iterable[dict[str, Any]], out: Path | None, as_json:
     for result in results:
         title = result["headline"] or f"{result['benchmark']}: {result['questions']} answers, scored elsewhere"
         typer.echo(printable(title))
+        confidence = result.get("confidence")
+        if confidence:
+            typer.echo(f"{'':4}wrong and not marked as a guess: {confidence['wrong_unmarked']:.2f} % of all answers")
         published = result["scores"].get("llava-uhd")
         if published:
             from .results import show

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..confidence import Calibration
 from ..distributed import Rank
 from ..terminal import note, stderr_console
-from .predictions import PredictionStore, Problems, match_predictions
+from .calibration import describe_confidence
+from .predictions import TOKEN_PROBABILITY, PredictionStore, Problems, match_predictions
 from .report import html_report, markdown_report
 from .results import Result, build_result, check_problems, check_protocol, describe_protocol, load_protocol
 from .samples import Sample
@@ -73,6 +75,7 @@ def evaluate_task(
     out: Path,
     options: RunOptions,
     model_name: str,
+    calibration: Calibration | None = None,
 ) -> Result | None:
     """Answer and score one task.
 
@@ -109,7 +112,10 @@ def evaluate_task(
         empty=[str(row["question_id"]) for row in rows if "error" not in row and not row["text"]],
     )
     check_problems(problems, len(samples), task.name, allow_missing=options.allow_missing, own_answers=True)
-    return finalize(task, samples, texts, problems, protocol, out, data)
+    probabilities = None
+    if calibration is not None:
+        probabilities = [row["metadata"].get(TOKEN_PROBABILITY) for row in rows]
+    return finalize(task, samples, texts, problems, protocol, out, data, probabilities, calibration)
 
 
 def score_file(task: Task, predictions: Path, data: Path | None, out: Path | None, allow_missing: bool) -> Result:
@@ -144,13 +150,19 @@ def finalize(
     protocol: Mapping[str, Any],
     out: Path | None,
     data: Path | None,
+    probabilities: Sequence[float | None] | None = None,
+    calibration: Calibration | None = None,
 ) -> Result:
     """Score predictions and write results, reports and the submission file.
 
     Args:
+        probabilities: mean token probability of each answer, where known.
+        calibration: calibration of the model; with both, the result has a field `confidence`.
         out: folder for the files; None writes nothing.
     """
     result = build_result(task, samples, texts, problems, protocol)
+    if calibration is not None and probabilities is not None:
+        result |= describe_confidence(result, probabilities, calibration)
     if out is None:
         return result
     out.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def markdown_report(results: Sequence[Result], sources: Sequence[str] | None = N
         if sources is not None:
             lines.append(f"- result: {_text(sources[index])}")
         lines += [f"- **{_text(limit)}**" for limit in _limits(result)]
-        lines += [f"- comparable: {_text(result['comparable'])}", ""]
+        lines += [f"- comparable: {_text(result['comparable'])}", *_confidence(result), ""]
         if result["scores"]:
             lines += ["| score | official | as published |", "|---|---|---|"]
             lines += [f"| {_text(name)} | {official} | {published} |" for name, official, published in _cells(result)]
@@ -80,6 +80,18 @@ def markdown_report(results: Sequence[Result], sources: Sequence[str] | None = N
         lines += [f"| {_text(name)} | {_code(value)} |" for name, value in result["protocol"].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _confidence(result: Result) -> list[str]:
+    """Return the line on the confidence in the answers, where the model has a calibration."""
+    report = result.get("confidence")
+    if report is None:
+        return []
+    auroc = show(report["auroc"])
+    return [
+        f"- confidence: wrong and not marked as a guess {show(report['wrong_unmarked'])} % of all answers; "
+        f"right ones marked {show(report['right_marked'])} %; AUROC {auroc}"
+    ]
 
 
 def _quote(result: Result, mode: str) -> str:

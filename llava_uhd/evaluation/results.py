@@ -235,6 +235,13 @@ def load_result(path: Path) -> Result:
     for name, kind in _FIELDS.items():
         if not isinstance(result.get(name), kind):
             raise StorageError(f"{file} is no whole result file: its {name} is {result.get(name)!r:.80}")
+    confidence = result.get("confidence")
+    if confidence is not None and not (
+        isinstance(confidence, dict)
+        and {"wrong_unmarked", "right_marked", "auroc"} <= confidence.keys()
+        and all(isinstance(value, int | float | None) for value in confidence.values())
+    ):
+        raise StorageError(f"{file} is no whole result file: its confidence is {confidence!r:.80}")
     for mode, scores in result["scores"].items():
         values = scores.get("values") if isinstance(scores, dict) else None
         if (

@@ -40,6 +40,14 @@ def test_calibrate_writes_a_calibration_into_the_model_folder(runs, tmp_path):
     assert gray["wrong_unmarked"] <= 100 / 6 and gray["right_marked"] is None and synthdoc["right_marked"] <= 30
 
 
+def test_a_result_says_how_often_a_wrong_answer_is_not_marked(runs):
+    result = json.loads((runs / "gray" / "result.json").read_text())
+    report = result["confidence"]
+    assert report["answers"] == 6 and report["accuracy"] == 0 and report["right_marked"] is None
+    assert report["wrong_unmarked"] <= 100 / 6
+    assert "wrong and not marked as a guess" in (runs / "gray" / "report.md").read_text()
+
+
 def test_runs_without_token_probabilities_are_refused(runs, tmp_path):
     shutil.copytree(runs / "gray", tmp_path / "gray")
     path = tmp_path / "gray" / "predictions.jsonl"
