@@ -64,8 +64,9 @@ class BodyReader:
         return body
 
     def release(self, body: bytearray) -> None:
-        """Count a body as no longer held."""
+        """Empty a body and count it as no longer held."""
         self.pending -= len(body)
+        body.clear()  # whatever else refers to it
 
 
 def parse_json(body: bytes | bytearray, limits: Limits, max_escapes: int) -> Any:
@@ -84,11 +85,12 @@ def parse_json(body: bytes | bytearray, limits: Limits, max_escapes: int) -> Any
         values = load_json(body.decode("utf-8-sig"))
         if HALF_SURROGATE.search(body):
             json.dumps(values, ensure_ascii=False).encode()  # fails where half a surrogate pair is no text
-    except UnicodeError as error:
-        raise ApiError(400, "the body is not valid Unicode", "invalid_json") from error
+        return values
+    except UnicodeError:
+        problem = "the body is not valid Unicode"
     except ValueError as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", "invalid_json") from error
-    return values
+        problem = f"the body is not valid JSON: {error}"
+    raise ApiError(400, problem, "invalid_json")  # without its cause, which holds the whole text
 
 
 def load_json(text: str) -> Any:
@@ -120,12 +122,11 @@ def check_size(body: bytes | bytearray, limits: Limits, max_escapes: int) -> Non
     while place < len(body):
         quote = body.find(b'"', place)
         end = len(body) if quote < 0 else quote
-        outside = memoryview(body)[place:end]
-        num_outside += len(outside)
+        num_outside += end - place
         if num_outside > BYTES_PER_VALUE * limits.json_values:  # a number of a megabyte, or nothing but spaces
             raise _too_large("bytes outside of strings", BYTES_PER_VALUE * limits.json_values)
-        for start in range(0, len(outside), PIECE):
-            piece = bytes(outside[start : start + PIECE])
+        for start in range(place, end, PIECE):
+            piece = body[start : min(start + PIECE, end)]
             for mark in (b",", b"[", b"{"):
                 values += piece.count(mark)
             if values > limits.json_values:

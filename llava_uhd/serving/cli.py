@@ -85,9 +85,11 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
+    from .memory import limit_arenas
     from .threads import wait_passively
 
     wait_passively()  # before anything imports torch
+    limit_arenas()
     if api_key is None and API_KEY in os.environ:  # which counts as not set where it is empty
         api_key = os.environ[API_KEY]
     from .connections import ConnectionLimits, affordable_connections

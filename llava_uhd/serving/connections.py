@@ -2,12 +2,15 @@
 
 uvicorn closes a connection that is idle after a response, and no other. Here every state has its limit: a connection
 whose request does not begin is closed, and so is one whose response nobody reads. Where a new connection would be one
-too many, the one that has been idle for longest is closed for it, so that silent connections keep nobody out.
+too many, the one that has been idle for longest is closed for it, so that silent connections keep nobody out; not one
+whose next request has arrived and was not read yet, and one that is younger than a second only if there is no other.
 """
 
 import asyncio
 import os
+import select
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 RESERVED_FILES = 24  # for the model's files, images that are fetched, logs
 SPARE_CONNECTIONS = 8
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
+YOUNG = 1.0  # seconds in which an idle connection is likely to send its next request
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class ConnectionLimits:
     """Limits of connections.
 
     Attributes:
-        number: most connections at a time, but for `SPARE_CONNECTIONS` on which /health can be asked.
+        number: most connections at a time, but for `SPARE_CONNECTIONS` on which /health can be asked, and which are
+            used before an idle connection is closed that is younger than `YOUNG`.
         head_seconds: seconds in which a request must begin and its head arrive.
         request_seconds: seconds from the head to the last byte of the response.
     """
@@ -64,14 +69,20 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.limits.number:
-            others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
-            idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
-            if idle:
-                # One that never sent a request before one that is kept for the next.
-                min(idle, key=lambda each: (each.cycle is not None, each.idle_since)).transport.close()
-            elif len(self.connections) > self.limits.number + SPARE_CONNECTIONS:
-                transport.abort()
+            self._make_room()
         self._start_timer(self.limits.head_seconds)
+
+    def _make_room(self) -> None:
+        """Close an idle connection for this one, or this one where there is none."""
+        others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
+        idle = without_unread(each for each in others if each.is_idle and not each.transport.is_closing())
+        settled = [each for each in idle if self.loop.time() - each.idle_since > YOUNG]
+        is_full = len(self.connections) > self.limits.number + SPARE_CONNECTIONS
+        if candidates := settled or (idle if is_full else []):
+            # One that never sent a request before one that is kept for the next.
+            min(candidates, key=lambda each: (each.cycle is not None, each.idle_since)).transport.close()
+        elif is_full:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -110,6 +121,18 @@ class LimitedProtocol(H11Protocol):
     def _end(self) -> None:
         self.timer = None
         self.transport.abort()
+
+
+def without_unread(connections: Iterable[LimitedProtocol]) -> list[LimitedProtocol]:
+    """Return the connections on which nothing has arrived that the event loop has not read yet."""
+    by_file = {each.transport.get_extra_info("socket").fileno(): each for each in connections}
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        for file in by_file:
+            poll.register(file, select.POLLIN)
+        for file, _ in poll.poll(0):
+            del by_file[file]
+    return list(by_file.values())
 
 
 def limited_protocol(limits: ConnectionLimits) -> Any:

@@ -16,22 +16,42 @@ from ..model.images import decode_image
 from .generation import DeadlineExceeded
 
 BLOCK = 2**12  # bytes that a decoder is given at a time
+MAX_HEAD_READS = 5_000  # of a file's head: a photo's has some tens of parts, each read in two or three pieces
+MAX_READS = (
+    400_000  # of a file's pixels: 20 MB in blocks are 5,000; Pillow reads a run-length encoded BMP byte by byte
+)
+MAX_PPM_COMMENTS = 100
+PLAIN_PPM = (b"P1", b"P2", b"P3")  # numbers as text, decoded in Python
+
+
+class TooManyParts(ValueError):
+    """Error: a file has more parts than any photo's."""
 
 
 class TimedFile(BytesIO):
     """A file in memory that can be read until a deadline, on the clock of `time.monotonic`.
 
+    Attributes:
+        reads_left: number of times that it can still be read.
+
     Raises:
         DeadlineExceeded: when it is read later.
+        TooManyParts: when it is read more often.
     """
 
     def __init__(self, content: bytes, deadline: float):
         super().__init__(content)
         self.deadline = deadline
+        self.reads_left = MAX_HEAD_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.monotonic() > self.deadline:
             raise DeadlineExceeded("the image took too long to decode")
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise TooManyParts(
+                f"it has too many parts: a head is read {MAX_HEAD_READS} times at most, pixels {MAX_READS}"
+            )
         return super().read(size)
 
 
@@ -50,8 +70,11 @@ def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> I
     """
     if not content:
         raise ValueError(f"{name} is empty")
+    if content.startswith(PLAIN_PPM) and (number := content.count(b"#")) > MAX_PPM_COMMENTS:
+        raise ValueError(f"{name} has {number} comments; at most {MAX_PPM_COMMENTS} are allowed")
+    file = TimedFile(content, deadline)
     try:
-        image = Image.open(TimedFile(content, deadline), formats=readable_formats())
+        image = Image.open(file, formats=readable_formats())
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels; at most {max_pixels} are allowed ({error})") from error
     except UnidentifiedImageError as error:
@@ -60,6 +83,7 @@ def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> I
         raise
     except Exception as error:  # Pillow's readers meet damaged files with errors of any kind
         raise ValueError(f"{name} cannot be read: {error}") from error
+    file.reads_left = MAX_READS
     if hasattr(image, "decodermaxblock"):  # of formats that are decoded in pieces
         image.decodermaxblock = BLOCK
     check_pixels(image, name, max_pixels)

@@ -1,5 +1,6 @@
 """Runs the HTTP server until it is told to stop, and then lets it finish what it has begun."""
 
+import asyncio
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .connections import LARGEST_HEAD, ConnectionLimits, limited_protocol
+from .memory import freeze_objects, trim_while_running
 
 
 class _Server(uvicorn.Server):
@@ -16,12 +18,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]):
         super().__init__(config)
         self.announce = announce
+        self.trimming: asyncio.Task | None = None
 
     async def startup(self, *args: Any, **kwargs: Any) -> None:
         await super().startup(*args, **kwargs)
         if self.started:
+            self.trimming = asyncio.create_task(trim_while_running(lambda: self.server_state.total_requests))
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        if self.trimming is not None:
+            self.trimming.cancel()
+        await super().shutdown(*args, **kwargs)
 
 
 def run_server(
@@ -58,6 +67,7 @@ def run_server(
         timeout_graceful_shutdown=int(grace) + 1,
     )
     server = _Server(config, announce)
+    freeze_objects()
     try:
         server.run()
     except SystemExit as error:  # uvicorn's own exit where it cannot listen; its log has said why

@@ -31,6 +31,7 @@ from .engine import Engine
 from .errors import CLIENT_GONE, ApiError, as_api_error, install_handlers
 from .generation import Cancelled, Event, Generation, Result, Sampling
 from .limits import TEXT_PER_TOKEN, Limits
+from .memory import drop_frames
 from .metrics import Metrics
 from .remote import ImageSource
 
@@ -295,7 +296,9 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         except (Cancelled, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
-            return as_api_error(error).response()
+            refusal = as_api_error(error).response()
+            drop_frames(error)
+            return refusal
 
     async def stream(
         completion: Completion, first: str | Result, events: AsyncIterator[str | Result], with_usage: bool

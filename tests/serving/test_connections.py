@@ -10,7 +10,14 @@ import time
 import pytest
 import uvicorn
 
-from llava_uhd.serving.connections import LARGEST_HEAD, ConnectionLimits, affordable_connections, limited_protocol
+from llava_uhd.serving.connections import (
+    LARGEST_HEAD,
+    SPARE_CONNECTIONS,
+    YOUNG,
+    ConnectionLimits,
+    affordable_connections,
+    limited_protocol,
+)
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.server import ServerOptions, create_app
 from tests.serving.test_engine import Held, until
@@ -67,9 +74,35 @@ def test_silent_connections_keep_nobody_out(server):
         for _ in range(3):
             with connect(server) as client:
                 assert status(client) == 200
-        assert len(server.server_state.connections) <= LIMITS.number + 2
+        assert len(server.server_state.connections) <= LIMITS.number + SPARE_CONNECTIONS + 1
         assert all(is_closed(each) for each in idle)  # some at once, the others when their time is over
     until(lambda: not server.server_state.connections)
+
+
+def test_a_young_connection_is_kept_while_there_are_spare_ones(server):
+    with contextlib.ExitStack() as stack:
+        old = [stack.enter_context(connect(server)) for _ in range(LIMITS.number - 1)]
+        client = stack.enter_context(connect(server))
+        assert status(client) == 200
+        time.sleep(YOUNG + 0.1)
+        assert status(client) == 200  # young again
+        for _ in range(LIMITS.number - 1):
+            stack.enter_context(connect(server))
+        assert all(is_closed(each) for each in old)
+        for _ in range(SPARE_CONNECTIONS):
+            stack.enter_context(connect(server))
+        assert status(client) == 200
+
+
+def test_a_connection_whose_request_was_not_read_yet_is_kept(server):
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(LIMITS.number)]
+        time.sleep(YOUNG + 0.1)
+        loop = next(iter(server.server_state.connections)).loop
+        loop.call_soon_threadsafe(time.sleep, 0.5)
+        clients[0].sendall(HEALTH)  # the oldest
+        stack.enter_context(connect(server))
+        assert clients[0].recv(10_000).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"POST /load_model HTTP/1.1\r\nHost: x\r\nA: b"])
