@@ -114,7 +114,7 @@ class Sweep:
 
     def cells(self) -> list[Cell]:
         """Return the runs: by recipe, then by grid values, then by seed."""
-        found = []
+        found: list[Cell] = []
         settings = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         for recipe, values, seed in itertools.product(self.recipes, settings, self.seeds):
             out = self.out / "cells" / f"{len(found):03}-{Path(recipe).stem}-seed{seed}"
