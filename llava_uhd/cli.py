@@ -18,6 +18,7 @@ from . import __version__
 from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
+from .inspection.cli import probe_app
 from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
 from .serving.cli import mount as mount_serving
 from .terminal import be_quiet, note, status, use_utf8
@@ -199,6 +200,7 @@ mount_serving(app)
 app.add_typer(evaluation, name="eval")
 mount_training(app)
 app.add_typer(benchmark, name="bench")
+app.add_typer(probe_app, name="probe")
 
 
 def _words(value: Any) -> str:
