@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
     from .model.processing_llava_uhd import LlavaUhdProcessor
     from .model.slicing import SlicePlan, plan_slices
+    from .model.upsampler_registry import register_upsampler
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "built_in",
     "load",
     "plan_slices",
+    "register_upsampler",
 ]
 
 _MODULES = {
@@ -41,6 +43,7 @@ _MODULES = {
     "built_in": ".loading",
     "load": ".loading",
     "plan_slices": ".model.slicing",
+    "register_upsampler": ".model.upsampler_registry",
 }
 
 

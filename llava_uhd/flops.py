@@ -81,9 +81,10 @@ def tower_flops(config: LlavaUhdConfig, shape: tuple[int, int], layers: int | No
 def upsampled_levels(config: LlavaUhdConfig) -> list[int]:
     """Return the levels that joint bilateral up-sampling makes, used or not."""
     projector = config.projector
-    if projector.type != "hiwin" or projector.upsampler != "jbu":
+    if projector.upsampler != "jbu":
         return []
-    return [level for level in (2, 4, 8) if level <= max(projector.levels)]
+    highest = max(projector.levels) if projector.type == "hiwin" else projector.input_level
+    return [level for level in (2, 4, 8) if level <= highest]
 
 
 def _kernels(config: LlavaUhdConfig, patches: int) -> float:
@@ -93,12 +94,18 @@ def _kernels(config: LlavaUhdConfig, patches: int) -> float:
 
 def _pooling(config: LlavaUhdConfig, shape: tuple[int, int], channels: int) -> float:
     """Count the pooling along the width, then along the height."""
-    rows, columns = bin_shape(shape)
-    g, (h, w) = config.projector.query_grid, shape
-    return sum(
-        2 * channels * (level * h * g * columns * level * w + g * rows * level * h * g * columns)
-        for level in config.projector.levels
-    )
+    g, (h, w), total = config.projector.query_grid, shape, 0.0
+    for level in config.projector.levels:
+        rows, columns = bin_shape(shape, config.projector.bin_grid, level)
+        total += 2 * channels * (level * h * g * columns * level * w + g * rows * level * h * g * columns)
+    return total
+
+
+def _keys(config: LlavaUhdConfig, shape: tuple[int, int]) -> int:
+    """Count the pooled keys of all windows and levels."""
+    projector = config.projector
+    bins = (bin_shape(shape, projector.bin_grid, level) for level in projector.levels)
+    return projector.query_grid**2 * sum(rows * columns for rows, columns in bins)
 
 
 def _sizes(config: LlavaUhdConfig) -> tuple[int, int, int, int]:
@@ -111,8 +118,7 @@ def reference_projector(config: LlavaUhdConfig, shape: tuple[int, int]) -> Proje
     """Count the HiWin projector as published on one view of (rows, columns) patches."""
     d, e, _, windows = _sizes(config)
     patches, levels = shape[0] * shape[1], config.projector.levels
-    rows, columns = bin_shape(shape)
-    keys = windows * rows * columns * len(levels)
+    keys = _keys(config, shape)
     made = upsampled_levels(config)
     corrected = made if 8 in made else made[-1:]
     return ProjectorFlops(
@@ -131,8 +137,7 @@ def fused_projector(config: LlavaUhdConfig, shape: tuple[int, int]) -> Projector
     d, e, k, windows = _sizes(config)
     patches, levels = shape[0] * shape[1], config.projector.levels
     heads = config.projector.num_attention_heads or e // 128
-    rows, columns = bin_shape(shape)
-    keys = windows * rows * columns * len(levels)
+    keys = _keys(config, shape)
     return ProjectorFlops(
         jbu_kernels=_kernels(config, patches),
         up_sampling=sum(
@@ -163,21 +168,31 @@ def projector_flops(config: LlavaUhdConfig, shape: tuple[int, int]) -> Projector
     if projector.type == "hiwin":
         return fused_projector(config, shape)
     d, e, _, windows = _sizes(config)
-    patches = shape[0] * shape[1]
+    level, made = projector.input_level, upsampled_levels(config)
+    patches = level**2 * shape[0] * shape[1]
+    kernels = _kernels(config, shape[0] * shape[1])
+    up_sampling = sum(2 * TAPS * step**2 * shape[0] * shape[1] * d for step in made)
+    corrections = sum(2 * step**2 * shape[0] * shape[1] * d**2 for step in (made if 8 in made else made[-1:]))
     if projector.type == "mlp":
         tokens = patches / projector.unshuffle_factor**2
         output = 2 * tokens * (d * projector.unshuffle_factor**2 * e + e**2)
-        return ProjectorFlops(0, 0, 0, 0, 0, 0, output)
-    # v1: the query of a window looks at the bins of its window.
-    rows, columns = bin_shape(shape)
-    keys, g = windows * rows * columns, projector.query_grid
+        return ProjectorFlops(kernels, up_sampling, corrections, 0, 0, 0, output)
+    if projector.type == "perceiver":
+        # Every query looks at every position, and keys and values are projected once.
+        pooling, attention = 0, 4 * patches * e**2 + 4 * windows * patches * e
+    else:
+        # v1: the query of a window looks at the bins of its window.
+        rows, columns = bin_shape(shape, projector.bin_grid, level)
+        keys, g = windows * rows * columns, projector.query_grid
+        pooling = 2 * e * g * columns * level * shape[0] * (level * shape[1] + g * rows)
+        attention = 4 * keys * e**2 + 4 * keys * e
     return ProjectorFlops(
-        jbu_kernels=0,
-        up_sampling=0,
-        corrections=0,
+        jbu_kernels=kernels,
+        up_sampling=up_sampling,
+        corrections=corrections,
         projections=2 * patches * d * e,
-        pooling=2 * e * g * columns * shape[0] * (shape[1] + g * rows),
-        attention=2 * windows * e**2 + 4 * keys * e**2 + 4 * keys * e,
+        pooling=pooling,
+        attention=2 * windows * e**2 + attention,
         output=2 * 2 * windows * e**2,
     )
 

@@ -132,6 +132,9 @@ def check_processor(processor: "LlavaUhdProcessor", config: LlavaUhdConfig, fold
         "row_separator_id": (processor.row_separator_id, config.row_separator_id),
         "query_grid": (processor.query_grid, None if is_mlp else config.projector.query_grid),
         "unshuffle_factor": (processor.unshuffle_factor, config.projector.unshuffle_factor if is_mlp else None),
+        "input_level": (processor.input_level, config.projector.input_level if is_mlp else 1),
+        "slice_grid": (images.slice_grid, config.slice_grid),
+        "pad_to_square": (images.pad_to_square, config.pad_to_square),
         "view_size": (images.view_size, config.vision_config.image_size),
         "patch_size": (images.patch_size, config.vision_config.patch_size),
     }

@@ -5,6 +5,7 @@ A `LlavaUhdProcessor` does the same, and imports torch and transformers for it; 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 CONFIG_FILE = "processor_config.json"
+IMAGE_OPTIONS = ("max_slices", "view_size", "patch_size", "max_side", "slice_grid", "pad_to_square")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class ImagePlanner:
         view_size: side of a view in pixels.
         patch_size: side of a patch in pixels.
         max_side: long side that a smaller image is enlarged to, or None.
+        slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
+        pad_to_square: pad images to squares before slicing.
     """
 
     token_grid: TokenGrid
@@ -37,6 +41,8 @@ class ImagePlanner:
     view_size: int = 336
     patch_size: int = 14
     max_side: int | None = None
+    slice_grid: Sequence[int] | None = None
+    pad_to_square: bool = False
 
     @classmethod
     def from_processor(cls, processor: "LlavaUhdProcessor") -> Self:
@@ -49,6 +55,8 @@ class ImagePlanner:
             images.view_size,
             images.patch_size,
             images.max_side,
+            images.slice_grid,
+            images.pad_to_square,
         )
 
     @classmethod
@@ -73,9 +81,9 @@ class ImagePlanner:
         if not is_ours:
             return cls.from_processor(load_processor(folder))  # which says what is wrong
         return cls(
-            TokenGrid(values.get("query_grid", 12), values.get("unshuffle_factor")),
+            TokenGrid(values.get("query_grid", 12), values.get("unshuffle_factor"), values.get("input_level", 1)),
             **{name: values[name] for name in ("layout",) if name in values},
-            **{name: images[name] for name in ("max_slices", "view_size", "patch_size", "max_side") if name in images},
+            **{name: images[name] for name in IMAGE_OPTIONS if name in images},
         )
 
     @property
@@ -97,6 +105,8 @@ class ImagePlanner:
             max_slices=self.max_slices if max_slices is None else max_slices,
             view_size=self.view_size,
             patch_size=self.patch_size,
+            slice_grid=self.slice_grid,
+            pad_to_square=self.pad_to_square,
         )
 
     def image_layout(self, width: int, height: int, max_slices: int | None = None) -> ImageLayout:

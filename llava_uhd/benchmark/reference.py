@@ -20,7 +20,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from ..model.attention import WindowAttention, resize_positions
 from ..model.hiwin import HiWinProjector, pool
 from ..model.modeling_llava_uhd import LlavaUhdModel
-from ..model.pyramid import BilinearPyramid, JBUPyramid, JointBilateralUpsampler
+from ..model.pyramid import BilinearPyramid, JBUPyramid, JointBilateralUpsampler, Pyramid
 from ..model.vision_tower import patches_to_pixels
 from ..model.windows import bin_shape, resize_bins
 
@@ -71,10 +71,10 @@ def fix_up(fixup: nn.Sequential, map_: torch.Tensor) -> torch.Tensor:
     return map_ + 0.1 * fixup(map_)
 
 
-def pyramid_maps(
-    pyramid: JBUPyramid | BilinearPyramid, features: torch.Tensor, pixels: torch.Tensor
-) -> list[torch.Tensor]:
+def pyramid_maps(pyramid: Pyramid, features: torch.Tensor, pixels: torch.Tensor) -> list[torch.Tensor]:
     """Compute the maps of a pyramid's levels: (N, C, h, w) to a list of (N, C, s·h, s·w)."""
+    if not isinstance(pyramid, JBUPyramid | BilinearPyramid):
+        return pyramid(features, pixels)  # no formulation of the paper's
     if isinstance(pyramid, BilinearPyramid):
         return [
             F.interpolate(features, scale_factor=level, mode="bilinear", align_corners=False)
@@ -96,11 +96,11 @@ def keys_and_values(
     projector: HiWinProjector, features: torch.Tensor, pixels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Project and normalize every position of every level, pool keys and values: two of (N, G², K, E)."""
-    bins = bin_shape(features.shape[-2:])
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     maps = pyramid_maps(projector.upsampler, features, pixels)
-    for projection, feature_map in zip(projector.projections.values(), maps, strict=True):
+    for level, projection, feature_map in zip(projector.levels, projector.projections.values(), maps, strict=True):
+        bins = bin_shape(features.shape[-2:], projector.bin_grid, level)
         projected, embedding, bin_embedding = projection(feature_map.permute(0, 2, 3, 1))
         value = projector.ln_kv(projected)  # N, H, W, E
         key = value + resize_positions(projector.positions, value.shape[1:3]) + embedding

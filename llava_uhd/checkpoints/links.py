@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..model.configuration_llava_uhd import LlavaUhdProjectorConfig
+
 if TYPE_CHECKING:
     from ..model.configuration_llava_uhd import LlavaUhdConfig
 
@@ -30,6 +32,8 @@ EMBEDDING, HEAD = OUR_LANGUAGE_MODEL + "embed_tokens.weight", "lm_head.weight"
 
 # HF name in the projector: original name. Names that are not listed are equal.
 RENAMED = {"positions": "pos_embed", "join.weight": "cat_proj.weight", "join.bias": "cat_proj.bias"}
+# Options of the projector that no original checkpoint has.
+RESEARCH_OPTIONS = ("bin_embedding", "aligned_windows", "bin_grid", "input_level")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ def link_names(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> list[Link]
         raise ValueError(
             f"the released layout has no projector of type {projector.type!r} with up-sampler {projector.upsampler!r}"
         )
+    released = LlavaUhdProjectorConfig()
+    options = [(name, getattr(projector, name), getattr(released, name)) for name in RESEARCH_OPTIONS]
+    options += [("slice_grid", config.slice_grid, None), ("pad_to_square", config.pad_to_square, False)]
+    if changed := [f"{name} {value!r}" for name, value, off in options if value != off]:
+        raise ValueError(f"the released layout has no model with {', '.join(changed)}")
+    if projector.type == "perceiver" or config.layout == "unseparated":
+        raise ValueError(f"the released layout has no {projector.type!r} with layout {config.layout!r}")
     return [_link(names, shapes, projector.type) for names in _groups(shapes)]
 
 

@@ -54,9 +54,11 @@ def window_attention(
     """Return the projector's attention on one view of an image; see `encode_view` for the arguments.
 
     Raises:
-        ValueError: the model's projector uses no pyramid.
+        ValueError: the model's projector uses no pyramid, or its levels differ in bins.
     """
     projector = hiwin_projector(model)
+    if projector.bin_grid == "pyramid":
+        raise ValueError("the windows of bin_grid 'pyramid' have other bins at each level, and are not drawn")
     encoded = encode_view(model, processor, image, view, max_slices)
     keys, _ = pooled_keys_and_values(projector, encoded.features, encoded.pixels)  # 1, G², K·L, E
     queries = projector.ln_q(projector.queries) + projector.positions  # S, G², E
@@ -64,7 +66,7 @@ def window_attention(
     q = attention.heads(attention.q_proj(queries.transpose(0, 1)))  # G², h, S, d
     k = attention.heads(attention.k_proj(keys))[0]  # G², h, K·L, d
     weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).float().softmax(dim=-1).mean(dim=1)  # G², S, K·L
-    grid, bins = projector.query_grid, bin_shape(encoded.features.shape[-2:])
+    grid, bins = projector.query_grid, bin_shape(encoded.features.shape[-2:], projector.bin_grid)
     by_set = weights.transpose(0, 1).reshape(-1, grid, grid, len(projector.levels), *bins)
     return WindowAttention(projector.levels, by_set.cpu().numpy())
 

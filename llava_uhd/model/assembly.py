@@ -48,6 +48,8 @@ def from_parts(
     projector: LlavaUhdProjectorConfig | dict[str, Any] | None = None,
     layout: str = "stitched",
     max_slices: int = 7,
+    slice_grid: Sequence[int] | None = None,
+    pad_to_square: bool = False,
     vision_feature_layer: int = -2,
     chat_template: str | None = None,
     image_token: str = "<image>",
@@ -64,8 +66,10 @@ def from_parts(
         language_model: causal language model of transformers, or its folder or hub id. The parts are used, not copied.
         tokenizer: tokenizer of the language model, or its folder or hub id; None if the language model is a name.
         projector: settings of the projector, see `LlavaUhdProjectorConfig`.
-        layout: order of an image's tokens, `stitched` or `sequential`.
+        layout: order of an image's tokens, `stitched`, `sequential` or `unseparated`.
         max_slices: most slices per image.
+        slice_grid: (columns, rows) that every image is cut into; None to choose them by the image.
+        pad_to_square: whether to pad images to squares before slicing.
         vision_feature_layer: hidden state of the tower that is used.
         chat_template: a name of `CHAT_TEMPLATES` or Jinja; None for the tokenizer's own, with images in it.
         image_token: placeholder of an image in a prompt.
@@ -104,6 +108,8 @@ def from_parts(
         projector=_projector_config(projector, text_config.hidden_size),
         layout=layout,
         max_slices=max_slices,
+        slice_grid=slice_grid,
+        pad_to_square=pad_to_square,
         vision_feature_layer=vision_feature_layer,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
         tie_word_embeddings=bool(text_config.tie_word_embeddings),

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .upsampler_registry import check_upsampler
 from .validation import (
     LARGEST,
     MAX_SLICES,
@@ -22,6 +23,7 @@ from .validation import (
     check_keys,
     check_misspelled,
     check_sizes,
+    check_slice_grid,
     describe,
     raise_value_errors,
 )
@@ -46,15 +48,17 @@ CLIP_LARGE_336: dict[str, Any] = {
 @raise_value_errors
 @strict
 class LlavaUhdProjectorConfig(PreTrainedConfig):
-    """How the features of one view become its image tokens.
+    """Settings of the projector, which turns the features of a view into image tokens.
 
     Attributes:
         type: `hiwin`, the hierarchical-window projector of v2; `resampler`, the spatially constrained resampler
-            of v1; `mlp`, a pixel-unshuffle and two linear layers, the plain baseline.
+            of v1; `perceiver`, the same without windows: every query attends to the whole map; `mlp`, a
+            pixel-unshuffle and two linear layers, the plain baseline.
         levels: levels of the pyramid that `hiwin` attends to, as factors of the encoder's map: ascending, from 1, 2,
             4, 8, and 1 among them. The published masks 7, 5 and 3 are [1, 2, 4], [1, 4] and [1, 2].
-        upsampler: what makes the levels above 1: `jbu`, joint bilateral up-sampling guided by the pixels;
-            `bilinear`; `none`, for level 1 alone.
+        upsampler: up-sampler that makes the levels above 1: `jbu`, joint bilateral up-sampling guided by the pixels;
+            `bilinear`; `deconvolution`, learned with the projector; `none`, for level 1 alone; or a registered name,
+            see `upsampler_registry`.
         query_grid: a view gives `query_grid`² tokens, one window each (`hiwin` and `resampler`).
         num_attention_heads: None for one head per 128 channels of the language model, as published.
         box_dtype: precision of the window corners. `bfloat16` rounds them as the published code does in bf16; the
@@ -64,20 +68,26 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
             of its window apart. Off in the released weights; learns to read several times faster.
         aligned_windows: pool windows with RoI-Align's `aligned=True`. The released weights were trained without, half
             a feature pixel off.
+        bin_grid: bins of a window: `selective`, by the aspect ratio of the map, as published; `fixed`, always 3 x 3;
+            `pyramid`, as many per side as the level's factor.
+        input_level: level of the pyramid that `resampler`, `perceiver` or `mlp` takes, made by `upsampler`; 1 for the
+            encoder's own map, as published.
     """
 
     model_type = "llava_uhd_projector"
     base_config_key = "projector"
 
-    type: Literal["hiwin", "resampler", "mlp"] = "hiwin"
+    type: Literal["hiwin", "resampler", "perceiver", "mlp"] = "hiwin"
     levels: Any = (1, 2, 4)
-    upsampler: Literal["jbu", "bilinear", "none"] = "jbu"
+    upsampler: str = "jbu"
     query_grid: int = 12
     num_attention_heads: int | None = None
     box_dtype: Literal["float32", "bfloat16"] = "float32"
     unshuffle_factor: int = 2
     bin_embedding: bool = False
     aligned_windows: bool = False
+    bin_grid: Literal["selective", "fixed", "pyramid"] = "selective"
+    input_level: int = 1
 
     def __post_init__(self, **kwargs):
         check_keys(self, kwargs)
@@ -97,8 +107,15 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
         self.levels = levels = list(levels)
         if levels != sorted(set(levels)) or not {1} <= set(levels) <= set(LEVELS):
             raise ValueError(f"levels must ascend, be taken from {list(LEVELS)} and contain 1, got {levels}")
+        check_upsampler(self.upsampler)
         if self.upsampler == "none" and levels != [1]:
             raise ValueError(f"upsampler 'none' makes no level above 1, but levels are {levels}")
+        if self.input_level not in LEVELS:
+            raise ValueError(f"input_level must be one of {list(LEVELS)}, got {self.input_level}")
+        if self.input_level > 1 and self.type == "hiwin":
+            raise ValueError(f"input_level is {self.input_level}, but projector hiwin takes its levels from levels")
+        if self.input_level > 1 and self.upsampler == "none":
+            raise ValueError(f"upsampler 'none' makes no level above 1, but input_level is {self.input_level}")
         if self.query_grid < 1 or self.unshuffle_factor < 1:
             raise ValueError(
                 "query_grid and unshuffle_factor must be at least 1, "
@@ -120,13 +137,17 @@ class LlavaUhdConfig(PreTrainedConfig):
     Attributes:
         vision_config: a CLIP or SigLIP vision tower; its `image_size` is the side of a view, in pixels.
         text_config: any causal language model of transformers.
-        projector: see `LlavaUhdProjectorConfig`.
+        projector: settings of the projector, a `LlavaUhdProjectorConfig`.
         layout: order of an image's tokens: `stitched` (December 2024: the slices' tokens joined into one raster, a
-            separator after each of its rows, then the overview) or `sequential` (April 2025: slice after slice).
+            separator after each of its rows, then the overview), `sequential` (April 2025: slice after slice) or
+            `unseparated` (the same without separators).
         image_token_id: stands in `input_ids` where an image token will be. It may lie outside the vocabulary.
         slice_separator_id: ordinary token after a slice ("," in the Vicuna checkpoints).
         row_separator_id: ordinary token after the last slice, or the last raster column, of a row (newline there).
         max_slices: most slices an image is cut into, as in training.
+        slice_grid: [columns, rows] that every image is cut into, whatever its size; None to choose them by the image,
+            as published.
+        pad_to_square: pad images to squares before slicing, so that all views have one shape.
         vision_feature_layer: hidden state of the tower that is used, -2 as published.
     """
 
@@ -136,11 +157,13 @@ class LlavaUhdConfig(PreTrainedConfig):
     vision_config: Any = None
     text_config: Any = None
     projector: Any = None
-    layout: Literal["stitched", "sequential"] = "stitched"
+    layout: Literal["stitched", "sequential", "unseparated"] = "stitched"
     image_token_id: int = 32000
     slice_separator_id: int = 29892
     row_separator_id: int = 13
     max_slices: int = 7
+    slice_grid: Any = None
+    pad_to_square: bool = False
     vision_feature_layer: int = -2
     tie_word_embeddings: bool = False
 
@@ -193,6 +216,7 @@ class LlavaUhdConfig(PreTrainedConfig):
         if self.max_slices < 1:
             raise ValueError(f"max_slices must be at least 1, got {self.max_slices}")
         check_int("max_slices", self.max_slices, 1, MAX_SLICES)
+        self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
         check_int("image_token_id", self.image_token_id, 0, TOKEN_ID)
         for key in ("slice_separator_id", "row_separator_id"):
             check_int(f"{key} (a token of the vocabulary)", getattr(self, key), 0, text.vocab_size - 1)
@@ -200,10 +224,11 @@ class LlavaUhdConfig(PreTrainedConfig):
                 raise ValueError(f"{key} and image_token_id must differ, both are {self.image_token_id}")
 
     def _check_projector(self) -> None:
-        """The projector's sizes against those of the tower and of the language model."""
+        """Check the projector's sizes against those of the tower and of the language model."""
         vision, hidden_size, projector = self.vision_config, self.text_config.hidden_size, self.projector
         if projector.type == "mlp":
-            check_int("unshuffle_factor", projector.unshuffle_factor, 1, vision.image_size // vision.patch_size)
+            patches = projector.input_level * (vision.image_size // vision.patch_size)
+            check_int("unshuffle_factor", projector.unshuffle_factor, 1, patches)
             return
         if projector.num_attention_heads is None:
             if hidden_size % HEAD_SIZE:

@@ -48,6 +48,7 @@ class HiWinProjector(Projector):
         self.query_grid = config.query_grid
         self.box_dtype = config.box_dtype
         self.aligned = config.aligned_windows
+        self.bin_grid = config.bin_grid
         self.upsampler = build_pyramid(config.upsampler, in_channels, config.levels)
         self.projections = nn.ModuleDict(
             {f"{level}x": LevelProjection(in_channels, hidden_size, config.bin_embedding) for level in self.levels}
@@ -111,10 +112,10 @@ def pooled_keys_and_values(
 
     Keys are level by level, the bins of a window row by row.
     """
-    bins = bin_shape(features.shape[-2:])
     keys, values = [], []
     for level, feature_map in zip(projector.levels, projector.upsampler(features, pixels), strict=True):
         projected, embedding, bin_embedding = projector.projections[f"{level}x"](feature_map.permute(0, 2, 3, 1))
+        bins = bin_shape(features.shape[-2:], projector.bin_grid, level)
         value = projector.ln_kv(projected)  # N, H, W, E
         key = value + resize_positions(projector.positions, value.shape[1:3]) + embedding
         pooled_key, pooled_value = pool(projector, key, bins), pool(projector, value, bins)  # N, G², L, E

@@ -34,18 +34,19 @@ from .weight_folding import (
     push_through,
     window_queries,
 )
-from .windows import bin_shape, bin_weights, pool_windows, pooling_matrices
+from .windows import BinGrid, bin_shape, bin_weights, pool_windows, pooling_matrices
 
 # Layers whose weights are all there is to them; a subclass or wrapper may compute something else.
 FOLDABLE_LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Dropout2d)
 
 
 class HiWinWeights(Protocol):
-    """What the fused path reads of a `HiWinProjector`."""
+    """Attributes of a `HiWinProjector` that the fused path reads."""
 
     levels: list[int]
     query_grid: int
     aligned: bool
+    bin_grid: BinGrid
     training: bool
     projections: nn.ModuleDict
     positions: nn.Parameter
@@ -114,7 +115,13 @@ def _group_output(
     """Attention output for views of one shape: (N, C, h, w) to (N, G², S, E)."""
     device, shape = features.device, (features.shape[2], features.shape[3])
     geometries = level_geometries(
-        shape, tuple(projector.levels), projector.query_grid, projector.box_dtype, projector.aligned, device
+        shape,
+        tuple(projector.levels),
+        projector.query_grid,
+        projector.box_dtype,
+        projector.aligned,
+        projector.bin_grid,
+        device,
     )
     kernels: list[torch.Tensor] | None = None
     keep: list[torch.Tensor | None] = []
@@ -249,7 +256,7 @@ class FoldedWeightCache(nn.Module):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the next call folds."""
+        """True if the next call folds the weights."""
         return self._entry is None
 
     @property
@@ -297,10 +304,11 @@ def level_geometries(
     query_grid: int,
     box_dtype: str,
     aligned: bool,
+    bin_grid: BinGrid,
     device: torch.device,
 ) -> list[LevelGeometry]:
     """Return the geometry of every level of a map of `shape`, (h, w); in float32, cached, constants of a graph."""
-    tensors = _geometry_tensors(shape, levels, query_grid, box_dtype, aligned, device)
+    tensors = _geometry_tensors(shape, levels, query_grid, box_dtype, aligned, bin_grid, device)
     size = len(tensors) // len(levels)
     return [LevelGeometry(*tensors[first : first + size]) for first in range(0, len(tensors), size)]
 
@@ -312,9 +320,10 @@ def _geometry_tensors(
     query_grid: int,
     box_dtype: str,
     aligned: bool,
+    bin_grid: BinGrid,
     device: torch.device,
 ) -> tuple[torch.Tensor, ...]:
-    geometries = cached_geometries(shape, levels, query_grid, box_dtype, aligned, device)
+    geometries = cached_geometries(shape, levels, query_grid, box_dtype, aligned, bin_grid, device)
     return tuple(tensor for geometry in geometries for tensor in geometry)
 
 
@@ -325,14 +334,15 @@ def cached_geometries(
     query_grid: int,
     box_dtype: str,
     aligned: bool,
+    bin_grid: BinGrid,
     device: torch.device,
 ) -> list[LevelGeometry]:
     """Compute the geometry of every level; see `level_geometries`."""
-    bins, geometries = bin_shape(shape), []
+    geometries = []
     # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         for level in levels:
-            map_shape = (level * shape[0], level * shape[1])
+            map_shape, bins = (level * shape[0], level * shape[1]), bin_shape(shape, bin_grid, level)
             rows, columns = pooling_matrices(map_shape, query_grid, bins, box_dtype, aligned, device, torch.float32)
             positions = resize_positions(torch.eye(query_grid**2, device=device), map_shape)  # 1, H, W, G²
             ones = torch.ones(1, *map_shape, 1, device=device)

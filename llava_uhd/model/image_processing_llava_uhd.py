@@ -29,7 +29,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
 from .slicing import SlicePlan, enlarged_size, plan_slices
-from .validation import LARGEST, MAX_SLICES, check_int, is_number
+from .validation import LARGEST, MAX_SLICES, check_int, check_slice_grid, is_number
 
 # Mean and deviation of each channel that the towers of a kind were trained with.
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
@@ -60,12 +60,16 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
         view_size: side of the square whose area a view has, in pixels: the vision tower's `image_size`.
         patch_size: side of a patch, in pixels.
         max_side: enlarge smaller images to this long side before slicing, as some evaluation protocols do.
+        slice_grid: [columns, rows] that every image is cut into; None to choose them by the image, as published.
+        pad_to_square: pad images to squares with the mean color before slicing.
     """
 
     max_slices: int | None
     view_size: int | None
     patch_size: int | None
     max_side: int | None
+    slice_grid: list[int] | None
+    pad_to_square: bool | None
 
 
 class LlavaUhdImageProcessor(PilBackend):
@@ -94,6 +98,8 @@ class LlavaUhdImageProcessor(PilBackend):
     view_size = 336
     patch_size = 14
     max_side: int | None = None
+    slice_grid: list[int] | None = None
+    pad_to_square = False
 
     def __init__(self, max_pixels: int = MAX_PIXELS, **kwargs: Any):
         """Set the defaults of the options.
@@ -124,6 +130,9 @@ class LlavaUhdImageProcessor(PilBackend):
         check_int("max_pixels", self.max_pixels, 1, 2**40)
         if self.max_side is not None:
             check_int("max_side", self.max_side, 1, 2**20)
+        self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
+        if not isinstance(self.pad_to_square, bool):
+            raise ValueError(f"pad_to_square must be true or false, got {self.pad_to_square!r}")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             numbers = isinstance(values, list | tuple) and len(values) == 3 and all(map(is_number, values))
@@ -159,15 +168,18 @@ class LlavaUhdImageProcessor(PilBackend):
             max_slices=option("max_slices"),
             view_size=option("view_size"),
             patch_size=option("patch_size"),
+            slice_grid=option("slice_grid"),
+            pad_to_square=option("pad_to_square"),
         )
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
         plans = [self.plan(*image.size, **kwargs) for image in images]
+        background = tuple(int(255 * mean) for mean in kwargs["image_mean"])
         patches = [
             _patches(view, plan.patch_size)
             for image, plan in zip(images, plans, strict=True)
-            for view in cut_views(image, plan, kwargs["resample"], kwargs["max_side"])
+            for view in cut_views(image, plan, kwargs["resample"], kwargs["max_side"], background)
         ]
         patch_size = plans[0].patch_size if plans else self.patch_size
         packed = np.concatenate([np.zeros((0, 3, patch_size**2), np.uint8), *patches])
@@ -191,17 +203,21 @@ def cut_views(
     plan: SlicePlan,
     resample: PILImageResampling = PILImageResampling.BICUBIC,
     max_side: int | None = None,
+    background: tuple[int, ...] = (122, 116, 104),
 ) -> list[Image.Image]:
-    """The views of an RGB image: its slices row by row, then its overview.
+    """Return the views of an RGB image: its slices row by row, then its overview.
 
     Args:
-        image: decoded.
-        plan: of the image, or of the enlarged image if `max_side` is given.
+        image: decoded RGB image.
+        plan: plan of the image, or of the enlarged image if `max_side` is given.
         resample: PIL's filter.
-        max_side: see `LlavaUhdImageKwargs`.
+        max_side: long side that a smaller image is enlarged to first, or None.
+        background: color of the padding, if the plan has any; CLIP's mean by default.
     """
     if max_side is not None:
         image = enlarge(image, max_side, resample)
+    if plan.padded_size is not None:
+        image = pad(image, plan.padded_size, background)
     views = []
     if plan.resized_size is not None:
         resized = image.resize(plan.resized_size, resample)
@@ -212,9 +228,18 @@ def cut_views(
 def enlarge(
     image: Image.Image, max_side: int, resample: PILImageResampling = PILImageResampling.BICUBIC
 ) -> Image.Image:
-    """The image enlarged, at its aspect ratio, until its long side is `max_side`; never reduced."""
+    """Enlarge an image, at its aspect ratio, until its long side is `max_side`; never reduce it."""
     size = enlarged_size(*image.size, max_side)
     return image if size == image.size else image.resize(size, resample)
+
+
+def pad(image: Image.Image, size: tuple[int, int], background: tuple[int, ...]) -> Image.Image:
+    """Return the image in the middle of a canvas of a size (width, height) and color."""
+    if image.size == size:
+        return image
+    canvas = Image.new("RGB", size, background)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
 
 
 def _flatten(images: Any) -> list[Image.Image]:
@@ -222,7 +247,7 @@ def _flatten(images: Any) -> list[Image.Image]:
 
 
 def _patches(view: Image.Image, patch_size: int) -> np.ndarray:
-    """(rows · columns, 3, p²) values of a view's patches, row by row."""
+    """Return the values of a view's patches, row by row: (rows · columns, 3, p²)."""
     pixels = np.asarray(view)  # (rows · p, columns · p, 3)
     rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
     grid = pixels.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 4, 1, 3)
@@ -230,7 +255,7 @@ def _patches(view: Image.Image, patch_size: int) -> np.ndarray:
 
 
 def _channel_values(scale: float, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(3, 256) float32: what each 8-bit value becomes in each channel, rounded step by step as published."""
+    """Return the table of each 8-bit value in each channel, rounded step by step as published: (3, 256) float32."""
     scaled = (np.arange(256) * scale).astype(np.float32)
     return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 

@@ -6,7 +6,7 @@ their order and their number; the processor writes prompts by it and the model o
 Two layouts were published. `stitched` (December 2024): the slices' tokens are joined into one raster as the slices lie
 in the image, with a row separator after each raster row, one slice separator after the raster, then the overview.
 `sequential` (April 2025): slice after slice, each followed by a slice separator, or by a row separator where it is the
-last of its row, then the overview.
+last of its row, then the overview. `unseparated` is the same without separators: no spatial schema, in v1's words.
 
 Shapes of token grids are (rows, columns), grids of slices (columns, rows).
 """
@@ -18,13 +18,13 @@ from typing import Literal
 
 from .slicing import SlicePlan
 
-LayoutName = Literal["stitched", "sequential"]
-LAYOUTS: tuple[LayoutName, ...] = ("stitched", "sequential")
+LayoutName = Literal["stitched", "sequential", "unseparated"]
+LAYOUTS: tuple[LayoutName, ...] = ("stitched", "sequential", "unseparated")
 Shape = tuple[int, int]
 
 
 class Mark(IntEnum):
-    """What stands at a position of the sequence: a feature of the image, or an ordinary separator token."""
+    """Token type of a position: a feature of the image, or an ordinary separator token."""
 
     IMAGE = 0
     SLICE_SEPARATOR = 1
@@ -33,16 +33,18 @@ class Mark(IntEnum):
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How many tokens a projector makes of a view.
+    """Grid of the tokens that a projector makes of a view.
 
     Attributes:
         query_grid: a view of any shape gives query_grid x query_grid tokens (HiWin and v1 resampler: 12 published).
         unshuffle_factor: instead, a token stands for a square of patches of this side (MLP projector); squares that
             stick out of the view are filled up.
+        input_level: level of the pyramid whose patches the MLP projector joins.
     """
 
     query_grid: int | None = 12
     unshuffle_factor: int | None = None
+    input_level: int = 1
 
     def __post_init__(self) -> None:
         if (self.query_grid is None) == (self.unshuffle_factor is None):
@@ -57,7 +59,8 @@ class TokenGrid:
             assert self.query_grid is not None
             return self.query_grid, self.query_grid
         rows, columns = view_shape
-        return -(-rows // self.unshuffle_factor), -(-columns // self.unshuffle_factor)
+        level, factor = self.input_level, self.unshuffle_factor
+        return -(-level * rows // factor), -(-level * columns // factor)
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ def layout_views(
 
     Args:
         grid: (columns, rows) of the slices; None, or (0, 0), for the overview alone.
-        slice_shape: (rows, columns) of a slice in patches; of no account without slices.
+        slice_shape: (rows, columns) of a slice in patches; ignored without slices.
         overview_shape: (rows, columns) of the overview in patches.
         token_grid: the tokens of a view.
-        layout: `stitched` or `sequential`.
+        layout: `stitched`, `sequential` or `unseparated`.
 
     Raises:
         ValueError: for another layout.
@@ -128,6 +131,8 @@ def layout_views(
             for column in range(columns)
             for token_column in range(token_columns)
         ]
+    elif layout == "unseparated":
+        template += [Mark.IMAGE] * num_slice_tokens
     else:
         one_slice = [Mark.IMAGE] * (token_rows * token_columns)
         one_row = [*one_slice, Mark.SLICE_SEPARATOR] * (columns - 1) + [*one_slice, Mark.ROW_SEPARATOR]

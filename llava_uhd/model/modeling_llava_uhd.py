@@ -16,8 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .configuration_llava_uhd import LlavaUhdConfig
+from .custom_pyramid import CustomPyramid
 from .hiwin import HiWinProjector
 from .layout import TokenGrid
+from .perceiver import PerceiverResampler
 from .projector import Projector, SpatiallyConstrainedResampler, UnshuffleMLP
 from .view_groups import GroupedViews, group_views
 from .vision_tower import adapt_tower, encode_pixels, patches_to_pixels
@@ -25,6 +27,7 @@ from .vision_tower import adapt_tower, encode_pixels, patches_to_pixels
 PROJECTORS: dict[str, type[Projector]] = {
     "hiwin": HiWinProjector,
     "resampler": SpatiallyConstrainedResampler,
+    "perceiver": PerceiverResampler,
     "mlp": UnshuffleMLP,
 }
 # Inputs that the image processor makes of images; only the first step of a generation needs them.
@@ -36,7 +39,7 @@ CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutp
 def token_grid(config: LlavaUhdConfig) -> TokenGrid:
     """Return the grid of tokens that the config's projector makes of a view."""
     if config.projector.type == "mlp":
-        return TokenGrid(query_grid=None, unshuffle_factor=config.projector.unshuffle_factor)
+        return TokenGrid(None, config.projector.unshuffle_factor, config.projector.input_level)
     return TokenGrid(query_grid=config.projector.query_grid)
 
 
@@ -73,7 +76,13 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values", "cache"]
-    _no_split_modules = ["HiWinProjector", "SpatiallyConstrainedResampler", "JointBilateralUpsampler"]
+    _no_split_modules = [
+        "HiWinProjector",
+        "SpatiallyConstrainedResampler",
+        "PerceiverResampler",
+        "JointBilateralUpsampler",
+        "CustomPyramid",
+    ]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -82,7 +91,7 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Projector):
+        if isinstance(module, Projector | CustomPyramid):
             module.reset_parameters()
 
     @classmethod

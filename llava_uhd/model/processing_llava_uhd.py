@@ -48,6 +48,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         slice_separator_id: int = 29892,
         row_separator_id: int = 13,
         image_token: str = "<image>",
+        input_level: int = 1,
     ):
         """Join an image processor and a tokenizer.
 
@@ -55,12 +56,13 @@ class LlavaUhdProcessor(ProcessorMixin):
             image_processor: see `LlavaUhdImageProcessor`.
             tokenizer: of the language model; the image token and the reserved separators are added to it.
             chat_template: Jinja; see `chat_templates`.
-            layout: `stitched` or `sequential`, see `layout`.
+            layout: `stitched`, `sequential` or `unseparated`, see `layout`.
             query_grid: a view has query_grid² tokens; None for the MLP projector.
             unshuffle_factor: side of the square of patches of one token of the MLP projector, else None.
             slice_separator_id: ordinary token id after a slice.
             row_separator_id: ordinary token id after a row.
             image_token: placeholder of an image in a prompt, and string of its tokens.
+            input_level: level of the pyramid whose patches the MLP projector joins; 1 for the others.
         """
         assert tokenizer is not None
         if layout not in LAYOUTS:
@@ -68,6 +70,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         for name, value, low, high in (
             ("query_grid", query_grid, 1, QUERY_GRID),
             ("unshuffle_factor", unshuffle_factor, 1, UNSHUFFLE_FACTOR),
+            ("input_level", input_level, 1, 8),
             ("slice_separator_id", slice_separator_id, 0, TOKEN_ID),
             ("row_separator_id", row_separator_id, 0, TOKEN_ID),
         ):
@@ -75,10 +78,11 @@ class LlavaUhdProcessor(ProcessorMixin):
                 check_int(name, value, low, high)
         if not isinstance(image_token, str) or len(image_token) < 2:
             raise ValueError(f"image_token must be a string of at least 2 characters, got {image_token!r}")
-        self.token_grid = TokenGrid(query_grid, unshuffle_factor)
+        self.token_grid = TokenGrid(query_grid, unshuffle_factor, input_level)
         self.layout = layout
         self.query_grid = query_grid
         self.unshuffle_factor = unshuffle_factor
+        self.input_level = input_level
         self.slice_separator_id = slice_separator_id
         self.row_separator_id = row_separator_id
         self.image_token = image_token
@@ -138,6 +142,8 @@ class LlavaUhdProcessor(ProcessorMixin):
                 patch_size=config.vision_config.patch_size,
                 image_mean=list(image_mean),
                 image_std=list(image_std),
+                slice_grid=config.slice_grid,
+                pad_to_square=config.pad_to_square,
             ),
             tokenizer,
             chat_template=CHAT_TEMPLATES.get(chat_template, chat_template) if chat_template else None,
@@ -147,6 +153,7 @@ class LlavaUhdProcessor(ProcessorMixin):
             slice_separator_id=config.slice_separator_id,
             row_separator_id=config.row_separator_id,
             image_token=image_token,
+            input_level=config.projector.input_level if is_mlp else 1,
         )
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
@@ -299,7 +306,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """What stands in the text for one image."""
+        """Return the text that replaces the placeholder of one image."""
         return "".join(self._mark_texts[mark] for mark in self._layout_of(image_inputs, image_idx).template)
 
     def ids_of_image(self, image_inputs: Any, image_idx: int) -> list[int]:
@@ -403,8 +410,8 @@ class LlavaUhdProcessor(ProcessorMixin):
         """Layout of an image of this size: its token template, order and counts.
 
         Args:
-            width: of the image, in pixels.
-            height: of the image, in pixels.
+            width: image width in pixels.
+            height: image height in pixels.
             kwargs: options of the image processor in place of its own.
         """
         return plan_layout(self.image_processor.plan(width, height, **kwargs), self.token_grid, self.layout)

@@ -1,4 +1,4 @@
-"""The interface of every projector, and the two beside HiWin: the v1 resampler and the MLP.
+"""The interface of every projector, and those beside HiWin: the v1 resampler, the perceiver and the MLP.
 
 A projector turns the feature map of a view and its pixels into image tokens of the language model's width. Views of
 different shapes come as lists, one entry per shape.
@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 from .attention import HEAD_SIZE, WindowAttention, resize_positions, sincos_position_embedding
 from .configuration_llava_uhd import LlavaUhdProjectorConfig
+from .pyramid import Pyramid, build_pyramid
 from .windows import bin_shape, pool_windows
 
 LAYER_NORM_EPS = 1e-6
@@ -115,11 +116,28 @@ def fixed_positions(hidden_size: int, query_grid: int) -> nn.Parameter:
     return nn.Parameter(positions.to(torch.get_default_dtype()), requires_grad=False)
 
 
+def input_pyramid(config: LlavaUhdProjectorConfig, in_channels: int) -> Pyramid | None:
+    """Build what makes the one level that a projector without a pyramid of its own takes; None for the encoder's map.
+
+    Args:
+        config: `input_level` and `upsampler` are read.
+        in_channels: channels of the encoder, C.
+    """
+    if config.input_level == 1:
+        return None
+    return build_pyramid(config.upsampler, in_channels, [1, config.input_level])
+
+
+def input_map(upsampler: Pyramid | None, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the map that is projected: (N, C, h, w) to (N, C, H, W), the encoder's own without an up-sampler."""
+    return features if upsampler is None else upsampler(features, pixels)[-1]
+
+
 class SpatiallyConstrainedResampler(Projector):
     """The resampler of LLaVA-UHD v1 (arXiv 2403.11703, section 3.2): one query per window of the encoder's map.
 
     Args:
-        config: `query_grid`, `num_attention_heads`, `box_dtype` and `aligned_windows` are read.
+        config: settings of the projector; `levels`, `bin_embedding` and `unshuffle_factor` have no effect.
         in_channels: channels of the encoder, C.
         hidden_size: width of the language model, E.
     """
@@ -129,6 +147,9 @@ class SpatiallyConstrainedResampler(Projector):
         self.query_grid = config.query_grid
         self.box_dtype = config.box_dtype
         self.aligned = config.aligned_windows
+        self.bin_grid = config.bin_grid
+        self.input_level = config.input_level
+        self.upsampler = input_pyramid(config, in_channels)
         same = in_channels == hidden_size
         self.kv_proj: nn.Module = nn.Identity() if same else nn.Linear(in_channels, hidden_size, bias=False)
         self.positions = fixed_positions(hidden_size, self.query_grid)
@@ -143,11 +164,14 @@ class SpatiallyConstrainedResampler(Projector):
     def reset_parameters(self) -> None:
         """See `reset_query_projector`."""
         reset_query_projector(self, self.queries, self.positions, self.proj, self.attention)
+        if self.upsampler is not None:
+            self.upsampler.reset_parameters()
 
     def project(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """See `Projector.project`; the pixels are ignored."""
-        bins = bin_shape(features.shape[-2:])
-        value = self.ln_kv(self.kv_proj(features.permute(0, 2, 3, 1)))  # N, H, W, E
+        """See `Projector.project`; the pixels guide the up-sampler, where there is one."""
+        bins = bin_shape(features.shape[-2:], self.bin_grid, self.input_level)
+        feature_map = input_map(self.upsampler, features, pixels)  # N, C, H, W
+        value = self.ln_kv(self.kv_proj(feature_map.permute(0, 2, 3, 1)))  # N, H, W, E
         position = resize_positions(self.positions, value.shape[1:3])  # 1, H, W, E
         pooled_value, pooled_position = (  # N or 1, G², L, E
             pool_windows(maps.float(), self.query_grid, bins, self.box_dtype, self.aligned).to(value.dtype)
@@ -164,7 +188,7 @@ class UnshuffleMLP(Projector):
     Maps whose sides the factor does not divide are completed by repeating their last row and column.
 
     Args:
-        config: `unshuffle_factor` is read.
+        config: `unshuffle_factor`, `input_level` and `upsampler` are read.
         in_channels: channels of the encoder, C.
         hidden_size: width of the language model, E.
     """
@@ -172,6 +196,7 @@ class UnshuffleMLP(Projector):
     def __init__(self, config: LlavaUhdProjectorConfig, in_channels: int, hidden_size: int):
         super().__init__()
         self.factor = config.unshuffle_factor
+        self.upsampler = input_pyramid(config, in_channels)
         self.linear_1 = nn.Linear(in_channels * self.factor**2, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
         self.reset_parameters()
@@ -182,10 +207,13 @@ class UnshuffleMLP(Projector):
             bound = layer.in_features**-0.5
             init.uniform_(layer.weight, -bound, bound)
             init.uniform_(layer.bias, -bound, bound)
+        if self.upsampler is not None:
+            self.upsampler.reset_parameters()
 
     def project(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """See `Projector.project`; the pixels are ignored."""
-        height, width = features.shape[-2:]
-        padded = F.pad(features, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
+        """See `Projector.project`; the pixels guide the up-sampler, where there is one."""
+        feature_map = input_map(self.upsampler, features, pixels)  # N, C, H, W
+        height, width = feature_map.shape[-2:]
+        padded = F.pad(feature_map, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
         squares = F.pixel_unshuffle(padded, self.factor).flatten(2).transpose(1, 2)  # N, T, C·factor²
         return self.linear_2(F.gelu(self.linear_1(squares)))

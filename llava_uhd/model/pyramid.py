@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .custom_pyramid import CustomPyramid
+from .deconvolution import DeconvolutionPyramid
 from .upsample_2x import SPAN, TAPS, border_mode, upsample_2x
+from .upsampler_registry import register_upsampler, upsampler_names
 
 KEY_DIM = 32
 # Weight of the learned fix-ups, of the kernels and of the up-sampled maps, as in the reference implementation.
@@ -195,8 +198,27 @@ class BilinearPyramid(nn.Module):
         ]
 
 
-def build_pyramid(upsampler: str, channels: int, levels: list[int]) -> JBUPyramid | BilinearPyramid:
-    """Build the pyramid of a config; level 1 alone needs no up-sampler, whichever is named."""
-    if upsampler == "jbu" and levels != [1]:
+Pyramid = JBUPyramid | BilinearPyramid | DeconvolutionPyramid | CustomPyramid
+
+
+def build_pyramid(upsampler: str, channels: int, levels: list[int]) -> Pyramid:
+    """Build the pyramid of a config; level 1 alone needs no up-sampler, whichever is named.
+
+    Args:
+        upsampler: name of a built-in or registered up-sampler.
+        channels: channels of the encoder, C.
+        levels: levels of the pyramid, ascending.
+
+    Raises:
+        ValueError: no up-sampler of this name is registered.
+    """
+    if upsampler in ("bilinear", "none") or levels == [1]:
+        return BilinearPyramid(levels)
+    if upsampler == "jbu":
         return JBUPyramid(channels, levels)
-    return BilinearPyramid(levels)
+    if upsampler == "deconvolution":
+        return DeconvolutionPyramid(channels, levels)
+    return CustomPyramid(upsampler, channels, levels)
+
+
+__all__ = ["JBUPyramid", "build_pyramid", "register_upsampler", "upsampler_names"]

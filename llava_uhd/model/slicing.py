@@ -1,4 +1,4 @@
-"""Slicing: into which views an image is cut, and at which sizes. Pure arithmetic, without pixels or tensors.
+"""Slicing: the views of an image and their sizes. Pure arithmetic, without pixels or tensors.
 
 An image larger than one view is resized to a grid of equal slices whose number and arrangement follow its area and its
 aspect ratio, so that little is distorted and nothing padded; the whole image, downsized to one view, is the overview.
@@ -10,7 +10,7 @@ Sizes are (width, height) in pixels, grids (columns, rows), shapes of feature ma
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Size = tuple[int, int]
@@ -22,15 +22,17 @@ class SlicePlan:
 
     Attributes:
         grid: (columns, rows) of the slices, or None where the overview alone shows the image.
-        overview_size: of the resized whole image; each side a multiple of the patch.
-        slice_size: of every slice, or None without slices; each side a multiple of the patch.
+        overview_size: size of the resized whole image; each side is a multiple of the patch.
+        slice_size: size of every slice, None without slices; each side is a multiple of the patch.
         patch_size: side of the encoder's patches.
+        padded_size: the square that the image is padded to before anything else, or None without padding.
     """
 
     grid: tuple[int, int] | None
     overview_size: Size
     slice_size: Size | None
     patch_size: int = 14
+    padded_size: Size | None = None
 
     @property
     def num_slices(self) -> int:
@@ -78,7 +80,14 @@ class SlicePlan:
 
 
 def plan_slices(
-    width: int, height: int, *, max_slices: int = 7, view_size: int = 336, patch_size: int = 14
+    width: int,
+    height: int,
+    *,
+    max_slices: int = 7,
+    view_size: int = 336,
+    patch_size: int = 14,
+    slice_grid: Sequence[int] | None = None,
+    pad_to_square: bool = False,
 ) -> SlicePlan:
     """Plan the views of an image (LLaVA-UHD, section 3.1).
 
@@ -93,11 +102,14 @@ def plan_slices(
     published up-sampler, whose reflection needs two, cannot take such views.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
         max_slices: most slices to cut.
         view_size: side of the square whose area a view has, in pixels.
         patch_size: side of a patch, in pixels.
+        slice_grid: (columns, rows) into which every image is cut, whatever its size, in place of the adaptive choice;
+            the overview alone where `max_slices` is below its number of slices.
+        pad_to_square: pad the image to a square first, so that all views are squares of one size.
 
     Raises:
         ValueError: for a side, number or size below 1.
@@ -109,19 +121,17 @@ def plan_slices(
     if not 1 <= patch_size <= view_size:
         raise ValueError(f"view_size must be at least patch_size, and that at least 1; got {view_size}, {patch_size}")
 
-    num_slices = min(math.ceil(width * height / view_size**2), max_slices)
+    padded_size = None
+    if pad_to_square:
+        width = height = max(width, height)
+        padded_size = (width, height)
     overview_size = _fit(width, height, view_size, patch_size)
-    if num_slices <= 1:
-        return SlicePlan(None, overview_size, None, patch_size)
-
-    ratio = math.log(width / height)
-    grid = min(
-        _candidate_grids(num_slices, max_slices),
-        key=lambda grid: abs(ratio - math.log(grid[0] / grid[1])),  # the first of equals wins, as published
-    )
+    grid = _choose_grid(width, height, max_slices, view_size) if slice_grid is None else _fixed_grid(slice_grid)
     columns, rows = grid
+    if not 1 < columns * rows <= max_slices:
+        return SlicePlan(None, overview_size, None, patch_size, padded_size)
     slice_size = _fit(_snap(width, columns) // columns, _snap(height, rows) // rows, view_size, patch_size)
-    return SlicePlan(grid, overview_size, slice_size, patch_size)
+    return SlicePlan(grid, overview_size, slice_size, patch_size, padded_size)
 
 
 def enlarged_size(width: int, height: int, max_side: int) -> Size:
@@ -142,8 +152,28 @@ def enlarged_size(width: int, height: int, max_side: int) -> Size:
     return max(int(max_side / height * width), 1), max_side
 
 
+def _choose_grid(width: int, height: int, max_slices: int, view_size: int) -> tuple[int, int]:
+    """Choose the (columns, rows) of slices by area and aspect ratio; (1, 1) for the overview alone."""
+    num_slices = min(math.ceil(width * height / view_size**2), max_slices)
+    if num_slices <= 1:
+        return 1, 1
+    ratio = math.log(width / height)
+    return min(
+        _candidate_grids(num_slices, max_slices),
+        key=lambda grid: abs(ratio - math.log(grid[0] / grid[1])),  # the first of equals wins, as published
+    )
+
+
+def _fixed_grid(slice_grid: Sequence[int]) -> tuple[int, int]:
+    """Check a fixed grid: two whole numbers of at least 1."""
+    if len(slice_grid) != 2 or any(type(count) is not int or count < 1 for count in slice_grid):
+        raise ValueError(f"slice_grid must be [columns, rows], two whole numbers of at least 1, got {slice_grid!r}")
+    columns, rows = slice_grid
+    return columns, rows
+
+
 def _snap(length: int, step: int) -> int:
-    """The largest multiple of the step within the length, one step at least."""
+    """Return the largest multiple of the step within the length, at least one step."""
     return max(length // step * step, step)
 
 
@@ -159,6 +189,7 @@ def _fit(width: int, height: int, view_size: int, patch_size: int) -> Size:
 
 
 def _candidate_grids(num_slices: int, max_slices: int) -> Iterator[tuple[int, int]]:
+    """Yield the (columns, rows) of grids of one slice fewer, as many, and one more."""
     for count in (num_slices - 1, num_slices, num_slices + 1):
         if 1 < count <= max_slices:
             yield from ((columns, count // columns) for columns in range(1, count + 1) if count % columns == 0)

@@ -155,6 +155,24 @@ def check_sizes(name: str, config: PreTrainedConfig) -> None:
         check_divides(f"{name}.num_key_value_heads", kv_heads, f"{name}.num_attention_heads", heads)
 
 
+def check_slice_grid(grid: Any, max_slices: int) -> list[int] | None:
+    """Return a fixed grid of slices as a list, None where there is none.
+
+    Raises:
+        ValueError: it is not [columns, rows] of 2 to `max_slices` slices.
+    """
+    if grid is None:
+        return None
+    if (
+        not isinstance(grid, list | tuple)
+        or len(grid) != 2
+        or any(type(count) is not int or count < 1 for count in grid)
+        or not 2 <= grid[0] * grid[1] <= max_slices
+    ):
+        raise ValueError(f"slice_grid must be [columns, rows] of 2 to max_slices = {max_slices} slices, got {grid!r}")
+    return list(grid)
+
+
 def check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     """Check that a number divides another."""
     if whole % part:

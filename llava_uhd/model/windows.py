@@ -10,6 +10,7 @@ Shapes: G query grid, H W map, ph pw bins of a window, L = ph·pw, C channels, N
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,15 +18,25 @@ from torch.nn import functional as F
 
 # (width, height) in bins, in the order in which the reference implementation tries them: the first minimum wins.
 BIN_CANDIDATES = ((4, 2), (3, 2), (4, 3), (3, 3), (2, 4), (2, 3), (3, 4))
+BinGrid = Literal["selective", "fixed", "pyramid"]
 # Side of the grid that bin embeddings are learned on.
 BIN_GRID = 3
 
 
-def bin_shape(map_shape: Sequence[int]) -> tuple[int, int]:
-    """Return the (rows, columns) of bins in a window: the aspect ratio nearest to that of a map of (rows, columns).
+def bin_shape(map_shape: Sequence[int], bin_grid: BinGrid = "selective", level: int = 1) -> tuple[int, int]:
+    """Return the (rows, columns) of bins in a window of a level.
 
-    All levels of one view share the ratio, and so the bins.
+    Args:
+        map_shape: (rows, columns) of the encoder's map.
+        bin_grid: `selective`, the grid nearest in aspect ratio to the map, the same at all levels, as published;
+            `fixed`, 3 x 3 for every map; `pyramid`, level x level, so that a bin has the same number of feature
+            pixels at every level.
+        level: level of the pyramid.
     """
+    if bin_grid == "fixed":
+        return BIN_GRID, BIN_GRID
+    if bin_grid == "pyramid":
+        return level, level
     height, width = map_shape
     ratio = math.log(width / height)
     columns, rows = min(BIN_CANDIDATES, key=lambda size: abs(ratio - math.log(size[0] / size[1])))

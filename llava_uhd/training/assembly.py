@@ -60,6 +60,8 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
         layout=model.layout,
         slice_separator_id=model.slice_separator_id,
         row_separator_id=model.row_separator_id,
+        slice_grid=model.slice_grid,
+        pad_to_square=model.pad_to_square,
         image_token_id=text["vocab_size"],
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
@@ -108,6 +110,8 @@ def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration
         layout=recipe.layout,
         slice_separator_id=recipe.slice_separator_id,
         row_separator_id=recipe.row_separator_id,
+        slice_grid=recipe.slice_grid,
+        pad_to_square=recipe.pad_to_square,
         chat_template=recipe.template,
         dtype=torch.float32,
     )

@@ -18,6 +18,8 @@ TUNING_LIMITS: dict[str, Range] = {
     "model.projector.query_grid": (1, 1024),
     "model.projector.num_attention_heads": (1, 4096),
     "model.projector.unshuffle_factor": (1, 64),
+    "model.projector.input_level": (1, 8),
+    "model.slice_grid": (1, 1024),
     "data.train.weight": (1e-9, 1e6),
     "data.held_out.weight": (1e-9, 1e6),
     "data.max_length": (1, LARGEST_INT),

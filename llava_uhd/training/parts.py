@@ -4,10 +4,10 @@
 |---|---|
 | `vision_tower` | the layers of the tower that are run |
 | `vision_tower (not run)` | those behind the features that are used: they get no gradient |
-| `upsampler` | kernels of the JBU levels, frozen in both stages |
+| `upsampler` | kernels of the JBU levels, frozen in both stages as published; a registered up-sampler |
 | `upsampler_fixup` | the correction of the up-sampled maps, trained in stage 2 as published |
 | `positions` | the projector's fixed sine-cosine table, which the published stage 1 trains all the same |
-| `projector` | the rest of the projector |
+| `projector` | the rest of the projector, a deconvolution among it |
 | `language_model` | with embeddings and head |
 | `adapters` | LoRA matrices |
 """
@@ -48,13 +48,17 @@ def part_of(name: str, config: LlavaUhdConfig) -> str:
     if not name.startswith(PROJECTOR):
         return "language_model"
     name = name.removeprefix(PROJECTOR)
+    if config.projector.upsampler == "deconvolution":
+        name = name.replace("upsampler.", "deconvolution.", 1)  # it learns with the projector
     if not name.startswith("upsampler."):
         return "positions" if name == "positions" else "projector"
     name = name.removeprefix("upsampler.")
     if not name.startswith("fixup_proj"):
         return "upsampler"
     # At 8x every map has a correction of its own, and the common one is used by nothing.
-    dead = max(config.projector.levels) == 8 and name.startswith("fixup_proj.")
+    projector = config.projector
+    highest = max(projector.levels) if projector.type == "hiwin" else projector.input_level
+    dead = highest == 8 and name.startswith("fixup_proj.")
     return "upsampler" + NOT_RUN if dead else "upsampler_fixup"
 
 

@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "recipes"
 # Parameters of the up-sampler that may have learning rates of their own.
 UPSAMPLER_PARAMETERS = ("range_temp", "sigma_spatial", "range_proj", "fixup_proj")
-# Parameter groups that each stage may train.
+# Parameter groups that each stage may train. The published recipes of `align` train the first two.
 TRAINED_BY = {
-    "align": ("projector", "positions"),
-    "instruct": ("language_model", "projector", "positions", "vision_tower", "upsampler_fixup"),
+    "align": ("projector", "positions", "vision_tower", "upsampler_fixup", "upsampler"),
+    "instruct": ("language_model", "projector", "positions", "vision_tower", "upsampler_fixup", "upsampler"),
 }
 
 
@@ -35,13 +35,17 @@ TRAINED_BY = {
 class ProjectorRecipe:
     """Projector of a model built from pretrained backbones; see `LlavaUhdProjectorConfig`."""
 
-    type: Literal["hiwin", "resampler", "mlp"] = "hiwin"
+    type: Literal["hiwin", "resampler", "perceiver", "mlp"] = "hiwin"
     levels: tuple[int, ...] = (1, 2, 4)
-    upsampler: Literal["jbu", "bilinear", "none"] = "jbu"
+    upsampler: str = "jbu"
     query_grid: int = 12
     num_attention_heads: int | None = None
     box_dtype: Literal["float32", "bfloat16"] = "float32"
     unshuffle_factor: int = 2
+    bin_embedding: bool = False
+    aligned_windows: bool = False
+    bin_grid: Literal["selective", "fixed", "pyramid"] = "selective"
+    input_level: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class ModelRecipe:
         projector: projector of a model built from pretrained backbones.
         layout: layout of a model built from pretrained backbones, see `LlavaUhdConfig`; likewise the separator ids,
             which are those of Vicuna's "," and newline as in the reference, for Qwen2 too.
+        slice_grid: [columns, rows] that every image is cut into by a model built from pretrained backbones; None to
+            choose them by the image, as in the reference.
+        pad_to_square: True pads the images of such a model to squares.
         template: chat template saved with the trained model: `vicuna` or `qwen`; None keeps that of `start`.
     """
 
@@ -67,9 +74,11 @@ class ModelRecipe:
     upsampler: str | None = None
     renew: tuple[Literal["projector", "upsampler"], ...] = ()
     projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
-    layout: Literal["stitched", "sequential"] = "stitched"
+    layout: Literal["stitched", "sequential", "unseparated"] = "stitched"
     slice_separator_id: int = 29892
     row_separator_id: int = 13
+    slice_grid: tuple[int, ...] | None = None
+    pad_to_square: bool = False
     template: Literal["vicuna", "qwen"] | None = None
 
 

@@ -65,6 +65,8 @@ def largest_image(
     view_size: int,
     patch_size: int,
     max_length: int | None = None,
+    slice_grid: tuple[int, int] | None = None,
+    pad_to_square: bool = False,
 ) -> tuple[Size, int]:
     """Return the (width, height) of an image with the most tokens of all that are large, and their number.
 
@@ -75,12 +77,21 @@ def largest_image(
         view_size: side of the square whose area a view has, in pixels.
         patch_size: side of a patch, in pixels.
         max_length: longest sequence; images of more positions, separators included, are left out unless all are.
+        slice_grid: (columns, rows) that every image is cut into, or None.
+        pad_to_square: images are padded to squares.
     """
     limit = max_view_patches(view_size, patch_size)
     best: tuple[int, Size] | None = None
     shortest: tuple[int, int, Size] | None = None
     for size in _candidates(token_grid, max_slices, view_size, patch_size):
-        plan = plan_slices(*size, max_slices=max_slices, view_size=view_size, patch_size=patch_size)
+        plan = plan_slices(
+            *size,
+            max_slices=max_slices,
+            view_size=view_size,
+            patch_size=patch_size,
+            slice_grid=slice_grid,
+            pad_to_square=pad_to_square,
+        )
         if max(math.prod(shape) for shape in plan.view_shapes) > limit:
             continue
         tokens = sum(math.prod(token_grid.shape(shape)) for shape in plan.view_shapes)

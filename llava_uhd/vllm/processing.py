@@ -114,8 +114,14 @@ class LlavaUhdProcessingInfo(BaseProcessingInfo):
     def largest(self) -> Size:
         """Return the (width, height) of an image with the most tokens that fits into the context."""
         max_length = self.ctx.model_config.max_model_len
+        slice_grid = self._processor.image_processor.slice_grid
         size, _ = largest_image(
-            self._processor.token_grid, self._processor.layout, max_length=max_length, **self._sizes
+            self._processor.token_grid,
+            self._processor.layout,
+            max_length=max_length,
+            slice_grid=None if slice_grid is None else tuple(slice_grid),
+            pad_to_square=self._processor.image_processor.pad_to_square,
+            **self._sizes,
         )
         return size
 

@@ -23,6 +23,8 @@ PYRAMIDS = {
     "bilinear": {"levels": [1, 2, 8], "upsampler": "bilinear"},
     "bins": {"levels": [1, 2, 4], "bin_embedding": True},
     "aligned": {"levels": [1, 2], "aligned_windows": True},
+    "fixed": {"levels": [1, 2], "bin_grid": "fixed"},
+    "pyramid": {"levels": [1, 2, 4], "bin_grid": "pyramid", "bin_embedding": True},
     "both": {"levels": [1, 2], "upsampler": "bilinear", "bin_embedding": True, "aligned_windows": True},
 }
 # The last two have a side too short for the windows, and for reflecting a border.
@@ -76,7 +78,7 @@ def gradients(projector, function, features, pixels, direction) -> dict[str, tor
     }
 
 
-@pytest.mark.parametrize("pyramid", ["4x", "8x", "bilinear", "bins", "both"])
+@pytest.mark.parametrize("pyramid", ["4x", "8x", "bilinear", "bins", "pyramid", "both"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("bias", ["random", "zero"])
 def test_gradients(pyramid, training, bias):

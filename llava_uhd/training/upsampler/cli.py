@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .features import Features
     from .quality import Quality, Upsample
 
+UNTRAINED = "untrained"
+
 upsampler_app = typer.Typer(
     help="Up-samplers: measure their maps.", no_args_is_help=True, pretty_exceptions_enable=False
 )
@@ -33,8 +35,9 @@ def quality(
     upsampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="name=PATH of a stage-0 run, its .safetensors or clip-large-jbu.ckpt; or name=module:function, whose "
-            "call returns an up-sampler (features, pixels, size) -> map. May be repeated. "
+            help="name=PATH of a stage-0 run, its .safetensors or clip-large-jbu.ckpt; name=untrained for JBU as "
+            "drawn; or name=module:factory, called with the tower's channels if it takes an argument, as for "
+            "register_upsampler, which returns (features, pixels, size) -> map. May be repeated. "
             "Default: that of the model, if it has one."
         ),
     ] = None,
@@ -115,14 +118,21 @@ def _pyramid_of(tower: str) -> Any:
 
 def _open(source: str, features: "Features", levels: list[int]) -> "Upsample":
     """An up-sampler from weights of stage 0, or from a function of the user's."""
+    import torch
+
     from .quality import pyramid_upsample
 
     module_name, colon, function = source.partition(":")
     if colon and not Path(source).exists():
-        return _import(module_name, function)
+        return _import(module_name, function, features.channels)
     from ...model.pyramid import JBUPyramid
     from ..assembly import read_upsampler
 
+    if source == UNTRAINED:
+        torch.manual_seed(0)
+        untrained = JBUPyramid(features.channels, [1, *levels])
+        untrained.reset_parameters()
+        return pyramid_upsample(untrained)
     weights = read_upsampler(source)
     highest = 8 if "up3.range_temp" in weights else 4 if "up2.range_temp" in weights else 2
     if max(levels) > highest:
@@ -135,11 +145,15 @@ def _open(source: str, features: "Features", levels: list[int]) -> "Upsample":
     return pyramid_upsample(pyramid)
 
 
-def _import(module_name: str, function: str) -> "Upsample":
+def _import(module_name: str, function: str, channels: int) -> "Upsample":
     import importlib
+    import inspect
+
+    import torch
 
     try:
         build = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{module_name}:{function} cannot be imported: {error}") from error
-    return build()
+    upsampler = build(channels) if inspect.signature(build).parameters else build()
+    return upsampler.eval() if isinstance(upsampler, torch.nn.Module) else upsampler

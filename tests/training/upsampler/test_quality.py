@@ -96,6 +96,18 @@ def double_the_map():
     return BASELINES["nearest"]
 
 
+class Enlarge(torch.nn.Module):
+    """A user's up-sampler as it is registered: the channels are given, and dropout must be off."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels, self.dropout = channels, torch.nn.Dropout(0.5)
+
+    def forward(self, features, pixels, size):
+        assert features.shape[1] == self.channels
+        return self.dropout(BASELINES["bilinear"](features, pixels, size))
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     def run(*arguments):
@@ -127,6 +139,10 @@ def test_the_command(run, tmp_path):
     named = ("--upsampler", f"fresh={tmp_path}", "--upsampler", f"mine={__name__}:double_the_map")
     found = json.loads(run(*command, *named, "--json").out)
     assert found["pictures"] == 2 and found["quality"]["2x"]["mine"] == found["quality"]["2x"]["nearest"]
+    others = ("--upsampler", "new=untrained", "--upsampler", f"module={__name__}:Enlarge")
+    found["quality"]["2x"] |= json.loads(run(*command, *others, "--json").out)["quality"]["2x"]
+    assert found["quality"]["2x"]["module"] == found["quality"]["2x"]["bilinear"]
+    assert found["quality"]["2x"]["new"] != found["quality"]["2x"]["module"]
     assert found["quality"]["2x"]["fresh"]["nmse"] != found["quality"]["2x"]["bicubic"]["nmse"]
     for arguments, code, message in [
         (("--level", "4"), 1, "has levels [1, 2], not [4]"),
