@@ -41,6 +41,8 @@ class Settings:
 def settings(
     levels: Annotated[str, typer.Option(help="Levels of the pyramid, such as 1,2,4.")] = "1,2,4",
     upsampler: Annotated[str, typer.Option(help="jbu, bilinear or none.")] = "jbu",
+    bin_embedding: Annotated[bool, typer.Option("--bin-embedding", help="Add bin embeddings to the keys.")] = False,
+    aligned_windows: Annotated[bool, typer.Option("--aligned-windows", help="Pool windows at pixel centers.")] = False,
     query_grid: Annotated[int, typer.Option(min=1, help="A view gives its square of tokens.")] = 12,
     hidden: Annotated[int, typer.Option(min=16, help="Channels of the language model.")] = 4096,
     heads: Annotated[
@@ -96,6 +98,8 @@ def settings(
     sizes = Sizes(
         levels=_numbers("--levels", levels),
         upsampler=upsampler,
+        bin_embedding=bin_embedding,
+        aligned_windows=aligned_windows,
         query_grid=query_grid,
         hidden=hidden,
         heads=heads,

@@ -16,6 +16,8 @@ class Sizes:
     Attributes:
         levels: of the pyramid.
         upsampler: `jbu`, `bilinear` or `none`.
+        bin_embedding: True adds bin embeddings to the keys of the projector.
+        aligned_windows: True pools windows at pixel centers.
         query_grid: a view gives its square of tokens.
         hidden: channels of the language model, a multiple of 4.
         heads: of the projector; None for one per 128 channels.
@@ -26,6 +28,8 @@ class Sizes:
 
     levels: tuple[int, ...] = (1, 2, 4)
     upsampler: str = "jbu"
+    bin_embedding: bool = False
+    aligned_windows: bool = False
     query_grid: int = 12
     hidden: int = 4096
     heads: int | None = None
@@ -77,6 +81,8 @@ class Sizes:
             projector={
                 "levels": self.levels,
                 "upsampler": self.upsampler,
+                "bin_embedding": self.bin_embedding,
+                "aligned_windows": self.aligned_windows,
                 "query_grid": self.query_grid,
                 "num_attention_heads": self.heads,
             },

@@ -1,14 +1,19 @@
 """Recipes: the shipped ones load and carry the published values; what is wrong in one is said."""
 
 import copy
+import json
 import random
 import re
 from time import perf_counter
 
 import pytest
+import torch
 import yaml
 
+from llava_uhd.training.assembly import planned_config
+from llava_uhd.training.parts import part_of, train_only
 from llava_uhd.training.recipe import FOLDER, build_recipe, load_recipe, recipe_text, shipped_recipes
+from tests.conftest import build_model, small_config
 
 V2 = ("vicuna-7b", "vicuna-13b", "qwen2-7b")
 FAMILIES = ("tiny", *V2, *(f"{family}-paper" for family in V2), "v1")
@@ -23,6 +28,7 @@ def test_shipped_recipes_load_and_print_as_they_are(name):
 def test_each_family_has_its_stages():
     wanted = {f"{family}-{stage}" for family in FAMILIES for stage in ("align", "instruct")}
     wanted |= {"tiny-upsampler", "clip-l-upsampler", "clip-l-paper-upsampler"}
+    wanted |= {"tiny-closer-look-upsampler", "clip-l-closer-look-upsampler"}
     wanted |= {"vicuna-7b-instruct-lora", "vicuna-7b-instruct-qlora"}
     assert set(shipped_recipes()) == wanted
 
@@ -250,3 +256,47 @@ def test_the_guide_names_recipes_that_exist():
     guide = (FOLDER.parents[2] / "docs" / "training.md").read_text()
     named = set(re.findall(r"\b[a-z0-9-]+-(?:upsampler|align|instruct(?:-q?lora)?)\b", guide))
     assert named == set(shipped_recipes())
+
+
+OPTIONS = {
+    "model.projector.type": "resampler",
+    "model.projector.bin_embedding": True,
+    "model.projector.aligned_windows": True,
+    "model.projector.bin_grid": "fixed",
+    "model.projector.input_level": 2,
+    "model.projector.upsampler": "deconvolution",
+    "model.layout": "unseparated",
+    "model.slice_grid": [2, 2],
+    "model.pad_to_square": True,
+}
+
+
+def test_options_of_the_papers_tables_reach_the_model():
+    recipe = load_recipe("vicuna-7b-align", [f"{key}={json.dumps(value)}" for key, value in OPTIONS.items()])
+    config = planned_config(recipe.model)
+    for key, value in OPTIONS.items():
+        of_projector = key.startswith("model.projector.")
+        found = getattr(config.projector if of_projector else config, key.rpartition(".")[2])
+        assert found == value, key
+    off = planned_config(load_recipe("vicuna-7b-align").model)
+    assert all(
+        getattr(off.projector if "projector." in key else off, key.rpartition(".")[2]) != value
+        for key, value in OPTIONS.items()
+    )
+    with pytest.raises(ValueError, match="'bicubik' is not registered"):
+        planned_config(load_recipe("vicuna-7b-align", ["model.projector.upsampler=bicubik"]).model)
+
+
+def test_tower_is_trained_in_alignment_where_a_recipe_says_so():
+    recipe = load_recipe("vicuna-7b-align", ["optimization.learning_rates.vision_tower=1e-5"])
+    model = build_model(small_config())
+    train_only(model, model.config, list(recipe.optimization.learning_rates))
+    ids = torch.tensor([[5] + [423] * 9 + [7, 8]])
+    image = {
+        "view_shapes": torch.tensor([[4, 4]]),
+        "num_views": torch.tensor([1]),
+        "grids": torch.zeros(1, 2).long(),
+    }
+    model(input_ids=ids, labels=ids.clamp(max=400), pixel_values=torch.randn(16, 588), **image).loss.backward()
+    with_gradient = {part_of(name, model.config) for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"projector", "positions", "vision_tower"}

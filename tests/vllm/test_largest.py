@@ -72,3 +72,13 @@ def test_it_fits_into_the_context(layout):
     assert tokens == 4 * 64 and plan_layout(plan, grid, layout).length <= 300
     (_, smallest) = largest_image(grid, layout, max_slices=7, max_length=10, **GEOMETRY)
     assert smallest == 64
+
+
+def test_fixed_grid_and_padding_have_the_tokens_of_their_views():
+    grid = TokenGrid(None, 2)
+    options = {"slice_grid": (2, 2), "pad_to_square": True}
+    size, tokens = largest_image(grid, "unseparated", max_slices=7, **GEOMETRY, **options)
+    assert tokens == 5 * 16 == num_tokens(*size, grid, 7, **GEOMETRY, **options)
+    assert tokens <= max_image_tokens(grid, max_slices=7, **GEOMETRY)
+    on_level = TokenGrid(None, 2, 2)
+    assert largest_image(on_level, "unseparated", max_slices=7, **GEOMETRY, **options)[1] == 4 * tokens
