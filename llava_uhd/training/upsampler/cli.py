@@ -35,8 +35,8 @@ def quality(
     upsampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="name=PATH of a stage-0 run, its .safetensors or clip-large-jbu.ckpt; name=untrained for JBU as "
-            "drawn; or name=module:factory, called with the tower's channels if it takes an argument, as for "
+            help="name=PATH of a stage-0 run, its .safetensors, clip-large-jbu.ckpt or a model; name=untrained for "
+            "JBU as drawn; or name=module:factory, called with the tower's channels if it takes an argument, as for "
             "register_upsampler, which returns (features, pixels, size) -> map. May be repeated. "
             "Default: that of the model, if it has one."
         ),
@@ -133,6 +133,8 @@ def _open(source: str, features: "Features", levels: list[int]) -> "Upsample":
         untrained = JBUPyramid(features.channels, [1, *levels])
         untrained.reset_parameters()
         return pyramid_upsample(untrained)
+    if (of_model := _pyramid_of(source)) is not None:
+        return pyramid_upsample(of_model)
     weights = read_upsampler(source)
     highest = 8 if "up3.range_temp" in weights else 4 if "up2.range_temp" in weights else 2
     if max(levels) > highest:

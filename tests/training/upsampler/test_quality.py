@@ -139,8 +139,16 @@ def test_the_command(run, tmp_path):
     named = ("--upsampler", f"fresh={tmp_path}", "--upsampler", f"mine={__name__}:double_the_map")
     found = json.loads(run(*command, *named, "--json").out)
     assert found["pictures"] == 2 and found["quality"]["2x"]["mine"] == found["quality"]["2x"]["nearest"]
-    others = ("--upsampler", "new=untrained", "--upsampler", f"module={__name__}:Enlarge")
+    others = (
+        "--upsampler",
+        "shipped=tiny",
+        "--upsampler",
+        "new=untrained",
+        "--upsampler",
+        f"module={__name__}:Enlarge",
+    )
     found["quality"]["2x"] |= json.loads(run(*command, *others, "--json").out)["quality"]["2x"]
+    assert f"| 2x jbu | {found['quality']['2x']['shipped']['cosine']:.3f} |" in table.out
     assert found["quality"]["2x"]["module"] == found["quality"]["2x"]["bilinear"]
     assert found["quality"]["2x"]["new"] != found["quality"]["2x"]["module"]
     assert found["quality"]["2x"]["fresh"]["nmse"] != found["quality"]["2x"]["bicubic"]["nmse"]
