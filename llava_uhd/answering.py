@@ -1,4 +1,4 @@
-"""From messages to model inputs and from there to an answer: what command line, server and evaluation share."""
+"""Conversion of messages to model inputs and generation of answers, for command line, server and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Answer:
 
     Attributes:
         text: answer without special tokens.
-        confidence: from the probabilities of its tokens.
+        confidence: confidence computed from the probabilities of its tokens.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Answer:
 
 
 def question_message(images: Sequence[Any], question: str) -> Message:
-    """A user's turn: the images, then the question. Images are whatever the image processor takes."""
+    """Return a user's turn: the images, then the question. Images are paths, URLs, bytes, arrays or PIL images."""
     content: list[Message] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
 
@@ -42,12 +42,12 @@ def prepare(
     max_new_tokens: int,
     **images_kwargs: Any,
 ) -> "BatchFeature":
-    """The inputs of one conversation on the model's device, ready for `generate`.
+    """Return the inputs of one conversation on the model's device, ready for `generate`.
 
     Args:
         messages: turns with `role` and `content`, the last one the user's.
-        max_new_tokens: room that the context must leave for the answer.
-        images_kwargs: for the image processor, `max_slices` for instance.
+        max_new_tokens: number of tokens of the context reserved for the answer.
+        images_kwargs: options of the image processor, for example `max_slices`.
 
     Raises:
         ValueError: the prompt and the answer do not fit the context, or an image cannot be read.
@@ -90,11 +90,11 @@ def answer_with_confidence(
     """Generate the answer to one prepared conversation and measure the confidence in it; without beams.
 
     Args:
-        inputs: from `prepare`, of one conversation.
+        inputs: inputs of one conversation, see `prepare`.
         max_new_tokens: maximum number of new tokens.
         streamer: receives the tokens as they are generated.
         calibration: calibration of the model, see `load_calibration`.
-        generate_kwargs: for `generate`.
+        generate_kwargs: further options of `generate`.
     """
     from .token_probabilities import TokenProbabilities, end_token_ids
 

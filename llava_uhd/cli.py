@@ -149,7 +149,7 @@ def explain(
     opened = _open([image], planner, None if page is None else str(page), 1, max_slices)[0]
     explanation = explain_image(planner, opened.image, max_slices)
     if save is not None:
-        with status(f"drawing {save}"):
+        with status(f"writing {save}"):
             from .inspection.figures import make_figure
             from .loading import load
 

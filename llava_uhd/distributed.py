@@ -21,7 +21,7 @@ class Rank:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what a run leaves behind."""
+        """True for the process that writes the outputs of a run, rank 0."""
         return self.index == 0
 
     @classmethod
@@ -40,7 +40,7 @@ class Rank:
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes what a run leaves behind."""
+    """Return True for the process that writes the outputs of a run, rank 0."""
     return Rank.from_environment().is_main
 
 

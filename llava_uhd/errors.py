@@ -1,4 +1,4 @@
-"""Errors of the package, and how an error becomes one line of the command line.
+"""Errors of the package, and their one-line reports on the command line.
 
 Two kinds of failure must not look alike: what the user can change (a wrong path, an option out of range, a missing
 extra) and a bug. The first is an error of this module, or a `ValueError` that is raised by a statement of this package
@@ -30,7 +30,7 @@ class MissingExtraError(LlavaUhdError, ImportError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
+    """Return the message of an exception in one line."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -106,7 +106,7 @@ def _innermost(error: BaseException) -> TracebackType | None:
 
 
 def _raised_by_a_reader(error: BaseException) -> bool:
-    """Whether a `raise` statement of one of `READERS` raised it, rather than an expression that failed."""
+    """Return True if a `raise` statement of one of `READERS` raised it, rather than an expression that failed."""
     traceback = _innermost(error)
     if traceback is None:
         return False

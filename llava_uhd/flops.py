@@ -247,11 +247,11 @@ def training_flops(forward: PartFlops, trained: Collection[str], checkpointing: 
         checkpointing: count the second forward pass of tower and language model too: work, but no progress.
     """
     names = ("vision_tower", "upsampler", "projector", "language_model")
-    marks = {"upsampler": "upsampler_fixup"}
+    frozen_by = {"upsampler": "upsampler_fixup"}
     total, reached = 0.0, False
     for name in names:
         cost = getattr(forward, name)
-        learns = name in trained or marks.get(name) in trained
+        learns = name in trained or frozen_by.get(name) in trained
         reached = reached or learns or (name == "language_model" and "adapters" in trained)
         total += cost * (1 + learns + reached)
         if checkpointing and reached and name in ("vision_tower", "language_model"):

@@ -1,4 +1,4 @@
-"""KV caches: which of them can be forked, and which language models can be batched without changing an answer.
+"""KV caches: forking, and checks for batch-invariant decoding.
 
 A fork shares the tensors of its origin, so growing it must not write to them; and decoding row by row attends from
 one token to all that its cache holds, so each layer must be plain causal attention over the whole sequence. Both hold
@@ -19,7 +19,7 @@ def has_full_attention(config: PreTrainedConfig) -> bool:
     """Return whether every layer of a language model is full attention over an ordinary KV cache.
 
     Args:
-        config: of the language model.
+        config: config of the language model.
     """
     kinds = getattr(config, "layer_types", None) or ()  # not every configuration names them
     return all(kind == FULL_ATTENTION for kind in kinds) and can_fork(DynamicCache(config=config))
@@ -29,7 +29,7 @@ def has_experts(config: PreTrainedConfig) -> bool:
     """Return whether a language model routes tokens to experts.
 
     Args:
-        config: of the language model.
+        config: config of the language model.
     """
     return any((getattr(config, name, None) or 0) > 1 for name in EXPERT_COUNTS)
 

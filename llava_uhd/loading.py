@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def built_in(name: str = "tiny") -> str:
-    """The folder of a model that comes with the package.
+    """Return the folder of a built-in model.
 
     Raises:
         ValueError: there is none of that name.
@@ -64,7 +64,7 @@ def _resolve_on_hub(model: str) -> str:
 
 
 def abilities(model: str) -> str | None:
-    """Return what a model says that it can do: the text of `abilities.txt` in its folder, or None."""
+    """Return the description of a model's abilities: the text of `abilities.txt` in its folder, or None."""
     file = Path(resolve(model)) / "abilities.txt"
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
@@ -92,7 +92,7 @@ def ask_hub(model: str) -> tuple[str | None, bool]:
     """Ask the hub once whether it has a model: loading asks for every file, with several retries while offline.
 
     Returns:
-        What the hub or the connection says is wrong, or None; and whether it is the connection.
+        The error message of the hub or the connection, or None; and True if it is the connection's.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -112,7 +112,7 @@ def ask_hub(model: str) -> tuple[str | None, bool]:
 
 
 def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
-    """The processor alone, enough for what needs no weights: token counts, slices.
+    """Load the processor alone, which is enough for token counts and slice plans.
 
     Raises:
         ValueError: there is no such model, or it is not a LLaVA-UHD.
@@ -121,7 +121,7 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
 
 
 def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
-    """The processor of a folder or hub id; an error calls it by the name that was asked for."""
+    """Load the processor of a folder or hub id; errors name the requested model."""
     from .model.processing_llava_uhd import LlavaUhdProcessor
     from .model_folder import REPAIR, check_processor_files, read_config
 
@@ -144,14 +144,14 @@ def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
 def load(
     model: str = "tiny", device: str | None = None, dtype: str = "auto", quantization: str | None = None
 ) -> tuple["LlavaUhdForConditionalGeneration", "LlavaUhdProcessor"]:
-    """A model in evaluation mode, and its processor.
+    """Load a model in evaluation mode, and its processor.
 
     Args:
         model: `tiny`, a folder written by `save_pretrained` or `llava-uhd convert`, or a hub id.
-        device: such as `cpu` or `cuda:0`, or `auto` to spread the model over what there is (accelerate). None takes
-            the first accelerator, or else the CPU.
+        device: device such as `cpu` or `cuda:0`, or `auto` to spread the model over all devices (accelerate); None
+            for the first accelerator, or else the CPU.
         dtype: one of `DTYPES`; `auto` keeps the weights' own.
-        quantization: of the language model, one of `QUANTIZATIONS`; needs bitsandbytes.
+        quantization: quantization of the language model, one of `QUANTIZATIONS`; needs bitsandbytes.
 
     Raises:
         ValueError: there is no such model, it is not a LLaVA-UHD, or the dtype, device or quantization is unknown.

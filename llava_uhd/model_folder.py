@@ -1,4 +1,4 @@
-"""Checks of a model folder: every file is there and whole, and they fit one another.
+"""Checks of a model folder: every file exists, is complete and matches the others.
 
 Files and tensor headers are checked before memory is taken for a model, values after it was read. Every mistake is one
 line that names the file, what is wrong with it and what to do.
@@ -152,10 +152,10 @@ def check_loaded(
     """Check that every weight was in the files, and that small tensors and the projector are finite.
 
     Args:
-        model: as it was read.
+        model: loaded model.
         missing: names of weights that no file holds, from transformers' loading info.
-        folder: what an error calls it.
-        all_values: look at every weight.
+        folder: name of the model for error messages.
+        all_values: check every weight, not only small tensors and the projector.
 
     Raises:
         ValueError: a weight is missing, NaN or infinite.

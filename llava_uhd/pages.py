@@ -5,7 +5,7 @@
 
 PDF pages are rendered by pypdfium2 at `OVERSAMPLING` times the resolution that the slices of a model can use
 (`ImagePlanner.num_pixels`). Any other image is one page. A document of more pages than `max_pages` is refused unless
-some are chosen: no page is dropped without a word.
+some are chosen: no page is dropped silently.
 """
 
 import math
@@ -41,10 +41,10 @@ class Page:
     """One page as an image.
 
     Attributes:
-        image: RGB.
-        name: for messages, such as "report.pdf, page 2 of 5"; of a single image its own name.
-        number: counted from 1.
-        count: pages of the document.
+        image: RGB image.
+        name: name for messages, such as "report.pdf, page 2 of 5", or the name of a single image.
+        number: number of the page, counted from 1.
+        count: number of pages of the document.
         dpi: resolution that a PDF page was rendered at; None for an image.
     """
 
@@ -114,7 +114,7 @@ def open_pages(
         max_pages: most pages taken at a time.
         num_pixels: pixels of a page that the model can use, see `ImagePlanner.num_pixels`.
         max_pixels: most pixels of an image that is decoded; None for the image processor's bound.
-        name: what messages call a source without a path.
+        name: name for messages, for a source without a path.
 
     Raises:
         ValueError: the source cannot be read, is encrypted, has no such page, or has more pages than `max_pages`.

@@ -1,4 +1,4 @@
-"""Plan how an image is cut and how many tokens it takes, from a model's settings alone.
+"""Slice plan and token count of an image from a model's settings alone.
 
 A `LlavaUhdProcessor` does the same, and imports torch and transformers for it; this needs neither, which is what makes
 `llava-uhd explain` answer at once.

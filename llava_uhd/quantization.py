@@ -1,7 +1,7 @@
-"""Which modules are quantized, and how: the one owner of this choice for loading and for training.
+"""Quantization of the language model with bitsandbytes, for loading and for training.
 
 Only the linear layers of the language model are quantized. The vision tower, the projector and the language-model head
-stay as they are: they are a small part of the weights, partly trained, and decide how well small print is read.
+keep their dtype: they are a small part of the weights, partly trained, and decide the accuracy on small print.
 """
 
 from typing import TYPE_CHECKING

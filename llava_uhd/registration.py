@@ -58,7 +58,7 @@ def _register_models() -> None:
 
 
 # What has to be imported for a registration to be due. `register_for_auto_class` makes `save_pretrained` copy the code
-# of a class beside the weights (trust_remote_code), so a class of ours that is imported is a reason as well.
+# of a class beside the weights (trust_remote_code), so a class of this package that is imported is a reason as well.
 _DUE_AFTER: dict[Callable[[], None], tuple[str, ...]] = {
     _register_config: ("transformers.models.auto.configuration_auto",),
     _register_image_processor: (

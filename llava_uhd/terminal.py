@@ -1,4 +1,4 @@
-"""What the command line prints beside its results: status lines and notes on stderr, or nothing with --quiet."""
+"""Status lines and notes of the command line on stderr; none with --quiet."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def stderr_console() -> "Console":
 
 
 def status(text: str) -> AbstractContextManager:
-    """Show a spinner on stderr while something takes its time."""
+    """Show a spinner on stderr during a long operation."""
     return stderr_console().status(text)
 
 

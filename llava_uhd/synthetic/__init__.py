@@ -1,4 +1,4 @@
-"""Rendered documents with exact answers: for the demo, the tests, and training in miniature."""
+"""Rendered documents with exact answers, for the demo, the tests and small training runs."""
 
 from .canvas import Question
 from .documents import HELD_OUT_SEED, KINDS, Document, held_out_documents, make_document, make_scribble

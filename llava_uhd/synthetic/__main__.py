@@ -13,8 +13,10 @@ from .render import render
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m llava_uhd.synthetic", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="the held-out documents' if not given")
+    parser.add_argument("--out", type=Path, required=True, help="image file to write")
+    parser.add_argument(
+        "--seed", type=int, default=HELD_OUT_SEED, help="seed of the documents; default: that of the held-out set"
+    )
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--slices", type=int, choices=range(1, 7), help="about how many slices of 112 pixels show it")

@@ -1,4 +1,4 @@
-"""A page under construction: one style, a cursor that goes down line by line, and the questions it gathers.
+"""Page layout in one style: a cursor that moves down line by line, and the questions collected on the way.
 
 Documents are laid out for the encoder's eye: the unit is the *window*, the part of the page behind one image token.
 A text of about one window's height shows one to three characters a window, which is readable in the slices; in the
@@ -20,10 +20,10 @@ MAX_SLICES = 7
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a document, and the only right answer.
+    """Question about a document, with its only correct answer.
 
     Attributes:
-        source: the text of the page that the answer is a part of.
+        source: text of the page that contains the answer.
     """
 
     text: str
@@ -32,11 +32,11 @@ class Question:
 
 
 class Canvas:
-    """Places texts on a page in one style.
+    """Place texts on a page in one style.
 
     Attributes:
-        page: what has been placed so far.
-        questions: what can be asked about it.
+        page: page with all texts and boxes placed so far.
+        questions: questions about the page.
         left, right: x of the margins. `top`: y of the next line's top. `bottom`: y where the page ends.
         pitch: distance of the lines, always more than a window's height, so that no two lines share a row of windows.
     """
@@ -59,7 +59,7 @@ class Canvas:
         self.hints: list[Question] = []
 
     def restyle(self) -> None:
-        """Draws font, size, pitch and ink."""
+        """Choose font, size, pitch and ink at random."""
         self.font = self.rng.choice(FONTS)
         self.size = round(self.rng.uniform(0.92, 1.18) * PATCH_SIZE * self.unit)
         self.pitch = max(self.rng.uniform(1.15, 1.7) * self.size, 1.12 * self.window[1])
@@ -71,7 +71,7 @@ class Canvas:
 
     @property
     def bold(self) -> str:
-        """The bold face of the font, or the font itself where there is none."""
+        """Bold face of the font, or the font itself if it has none."""
         return BOLD.get(self.font, self.font)
 
     def lines_left(self) -> int:
@@ -81,7 +81,7 @@ class Canvas:
         return text_width(text, font or self.font, size or self.size)
 
     def place(self, text: str, x: float, align: float = 0.0, font: str | None = None, size: int | None = None) -> Text:
-        """Puts a text on the current line: its left end, middle or right end at x (align 0, 0.5 or 1)."""
+        """Place a text on the current line: its left end, middle or right end at x (align 0, 0.5 or 1)."""
         font, size = font or self.font, size or self.size
         x -= align * text_width(text, font, size)
         placed = Text(text, x, self.top + 0.5 * self.pitch + 0.36 * size, font, size, self.ink)
@@ -92,18 +92,18 @@ class Canvas:
         self.top += lines * self.pitch
 
     def rule(self) -> None:
-        """A thin line across the page between the last line of text and the next one."""
+        """Place a thin rule across the page between the last line of text and the next one."""
         thickness = max(self.unit * self.rng.uniform(0.5, 1.0), 1.0)
         y = self.top
         self.page.boxes.append(Box((self.left, y, self.right, y + thickness), fill=self.ink))
 
     def box(self, bounds: tuple[float, float, float, float], fill: Color | None = None) -> None:
-        """A filled box, or without a fill an outline in the ink's colour."""
+        """Place a filled box, or without a fill an outline in the ink's color."""
         width = max(round(self.unit * 0.7), 1)
         self.page.boxes.append(Box(bounds, fill, None if fill else self.ink, width))
 
     def heading(self, text: str, align: float = 0.5) -> Text | None:
-        """A title line, in bold and larger if there is room; nothing is placed if it does not fit at all."""
+        """Place a title line, in bold and larger if there is room; nothing is placed if it does not fit."""
         size = round(self.size * self.rng.choice((1.0, 1.15, 1.3)))
         font = self.bold if self.rng.random() < 0.7 else self.font
         if self.measure(text, font, size) > self.width:
@@ -115,11 +115,11 @@ class Canvas:
         return placed
 
     def ask(self, templates: tuple[str, ...], answer: str, source: Text, **words: str) -> None:
-        """Keeps a question, worded in one of several ways, whose answer is in a text that was placed."""
+        """Add a question in one of several wordings whose answer is in a placed text."""
         self.questions.append(Question(self.rng.choice(templates).format(**words), answer, source))
 
     def hint(self, text: str, answer: str, source: Text) -> None:
-        """Keeps a question for training alone: a step on the way to the answer of another one."""
+        """Add a question for training alone, an intermediate step of another question."""
         self.hints.append(Question(text, answer, source))
 
 

@@ -1,4 +1,4 @@
-"""Documents: which one a seed and an index give, and the held-out set.
+"""Documents by seed and index, and the held-out set.
 
 A document is a pure function of (seed, index): the same on every machine, in any order.
 """
@@ -27,10 +27,10 @@ HELD_OUT_SEED = 7_000_001
 
 @dataclass(frozen=True)
 class Document:
-    """A page and what can be asked about it.
+    """Page with its questions and answers.
 
     Attributes:
-        hints: questions that only training asks, on the way to the answers of others.
+        hints: questions for training alone, intermediate steps of other questions.
     """
 
     kind: str
@@ -47,13 +47,13 @@ def make_document(
     num_slices: int | None = None,
     scales: tuple[float, float] = SCALES,
 ) -> Document:
-    """The document of a seed and an index.
+    """Return the document of a seed and an index.
 
     Args:
-        kind: `receipt`, `form`, `table` or `chart`; drawn if not given.
-        num_slices: about how many slices of 112 x 112 pixels show it: from 1 (it fits one view) to 6. Drawn if not
-            given: mostly 6, as for every large image.
-        scales: range of the pixels that a document of six slices has for each one of its slices' pixels, by side.
+        kind: `receipt`, `form`, `table` or `chart`; None for a random one.
+        num_slices: approximate number of slices of 112 x 112 pixels, 1 (a single view) to 6; None for a random
+            number, mostly 6 as for every large image.
+        scales: range of a six-slice document's side length over that of its slices together.
     """
     rng = random.Random(f"{seed}:{index}")
     kind = kind or rng.choice(KINDS)
@@ -76,10 +76,10 @@ def _holds_its_text(page: Page) -> bool:
 def make_scribble(
     seed: int | str, index: int, *, scales: tuple[float, float] = SCALES, size: tuple[int, int] | None = None
 ) -> Document:
-    """A page covered with random characters, for learning to read: without questions.
+    """Return a page of random characters without questions, for training character recognition.
 
     Args:
-        scales: see `make_document`.
+        scales: range of scales, see `make_document`.
         size: (width, height) in pixels; drawn if not given.
     """
     rng = random.Random(f"scribble:{seed}:{index}")
@@ -91,12 +91,12 @@ def make_scribble(
 
 
 def held_out_documents(count: int, seed: int = HELD_OUT_SEED) -> list[Document]:
-    """Documents that no training run sees: their seed is not used there. Kinds in turn."""
+    """Return documents of a seed that no training run uses; the kinds alternate."""
     return [make_document(seed, index, kind=KINDS[index % len(KINDS)]) for index in range(count)]
 
 
 def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[float, float]) -> tuple[int, int]:
-    """(width, height) in pixels."""
+    """Return a random page size (width, height) in pixels."""
     area = num_slices * VIEW_SIZE**2 * (rng.uniform(*scales) ** 2 if num_slices == 6 else 0.97)
     aspect = rng.choice(ASPECTS[num_slices])
     if kind == "receipt" and num_slices == 6:
@@ -106,7 +106,7 @@ def _page_size(rng: random.Random, kind: str, num_slices: int, scales: tuple[flo
 
 
 def _wear(rng: random.Random, page: Page) -> None:
-    """Tilt, light and grain, each on a part of the pages."""
+    """Add tilt, uneven light and grain, each to a fraction of the pages."""
     if rng.random() < 0.3:
         page.tilt = rng.uniform(-0.5, 0.5)
     if rng.random() < 0.5:

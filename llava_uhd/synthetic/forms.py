@@ -1,4 +1,4 @@
-"""Forms: labelled fields, filled in."""
+"""Forms: labeled fields, filled in."""
 
 import random
 from collections.abc import Callable
@@ -51,23 +51,23 @@ def lay_out_form(canvas: Canvas) -> None:
             canvas.rule()
     style = rng.choice(("colon", "aligned", "aligned", "boxed", "stacked"))
     labels = iter(rng.sample(list(FIELDS), k=len(FIELDS)))
-    wanted = rng.randint(4, 14)
+    num_fields = rng.randint(4, 14)
     # A wide form has two fields side by side.
     halves = [(canvas.left, canvas.right)]
     middle = (canvas.left + canvas.right) / 2
     if canvas.width > 18 * canvas.size and rng.random() < 0.6:
         halves = [(canvas.left, middle - canvas.size), (middle, canvas.right)]
     height = 2 if style == "stacked" else 1
-    while wanted > 0 and canvas.lines_left() >= height:
+    while num_fields > 0 and canvas.lines_left() >= height:
         placed = [_field(canvas, labels, left, right, style) for left, right in halves]
         if not any(placed):
             break
-        wanted -= len(halves)
+        num_fields -= len(halves)
         canvas.next_line(height)
 
 
 def _field(canvas: Canvas, labels, left: float, right: float, style: str) -> bool:
-    """The next field that fits between left and right; False if none does."""
+    """Place the next field that fits between left and right; return False if none does."""
     rng = canvas.rng
     for label in labels:
         value = FIELDS[label](rng)

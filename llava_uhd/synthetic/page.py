@@ -1,6 +1,6 @@
-"""A page before it is drawn: texts, boxes and lines at exact places.
+"""Page before rendering: texts, boxes and lines at exact positions.
 
-Layout is apart from drawing so that whoever needs to know where a character stands need not draw: a decoder can be
+Layout is separate from rendering, so that character positions are available without rendering: a decoder can be
 trained on the characters of a page alone, and an encoder gets its labels.
 
 Sizes and positions are pixels of the drawn image, (x, y) from the top left.
@@ -19,10 +19,10 @@ MIDDLE = 0.36
 
 @dataclass(frozen=True)
 class Text:
-    """One run of characters on a baseline.
+    """Run of characters on one baseline.
 
     Attributes:
-        x: left end.
+        x: left end in pixels.
         baseline: y of the baseline.
         size: font size in pixels.
     """
@@ -39,7 +39,7 @@ class Text:
         return text_width(self.text, self.font, self.size)
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
-        """Each character with the x and y of its middle."""
+        """Yield each character with the x and y of its center."""
         x, y = self.x, self.baseline - MIDDLE * self.size
         for character in self.text:
             width = advance(self.font, self.size, character)
@@ -49,7 +49,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle (left, top, right, bottom), filled, outlined or both; a line where a side is thin."""
+    """Rectangle (left, top, right, bottom), filled, outlined or both; a line if one side is thin."""
 
     bounds: tuple[float, float, float, float]
     fill: Color | None = None
@@ -59,13 +59,13 @@ class Box:
 
 @dataclass
 class Page:
-    """What is drawn, and under which light.
+    """Page content, paper and lighting.
 
     Attributes:
-        size: (width, height).
+        size: (width, height) in pixels.
         tilt: rotation about the middle in degrees, counter-clockwise.
         light: brightness at the (left, right, top, bottom) edge relative to the middle.
-        noise: standard deviation of the grain, in grey levels.
+        noise: standard deviation of the grain, in gray levels.
     """
 
     size: tuple[int, int]
@@ -77,14 +77,14 @@ class Page:
     boxes: list[Box] = field(default_factory=list)
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
-        """Every visible character with the x and y of its middle on the tilted page, text after text."""
+        """Yield every visible character with the x and y of its center on the tilted page, text after text."""
         for text in self.texts:
             for character, x, y in text.characters():
                 if character != " ":
                     yield character, *self.turn(x, y)
 
     def turn(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the page lies after the tilt."""
+        """Return the position of a point of the page after the tilt."""
         cx, cy = self.size[0] / 2, self.size[1] / 2
         cos, sin = math.cos(math.radians(self.tilt)), math.sin(math.radians(self.tilt))
         dx, dy = x - cx, y - cy

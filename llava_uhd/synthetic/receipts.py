@@ -48,7 +48,7 @@ def lay_out_receipt(canvas: Canvas) -> None:
 
 
 def _line_below_shop(canvas: Canvas, align: float) -> None:
-    """The date or the receipt's number, or both on lines of their own."""
+    """Place the date, the receipt's number, or both on separate lines."""
     rng = canvas.rng
     for part in rng.choice((("date",), ("date", "number"), ("number",))):
         answer = date(rng) if part == "date" else number(rng, 100, 99999)
@@ -60,7 +60,7 @@ def _line_below_shop(canvas: Canvas, align: float) -> None:
 
 
 def _pair(canvas: Canvas, label: str, value: str) -> Text | None:
-    """The value of a line with a label at the left margin and a value at the right one, if both fit."""
+    """Place a label at the left margin and its value at the right margin; return the value, or None."""
     if canvas.measure(label + "  " + value) > canvas.width or canvas.lines_left() < 1:
         return None
     canvas.place(label, canvas.left)

@@ -1,4 +1,4 @@
-"""Drawing a page."""
+"""Rendering of pages."""
 
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ GRAIN_SIDE = 512
 
 
 def render(page: Page) -> Image.Image:
-    """The page as an RGB image of `page.size`."""
+    """Render a page as an RGB image of `page.size`."""
     image = Image.new("RGB", page.size, page.paper)
     draw = ImageDraw.Draw(image)
     for box in page.boxes:
@@ -28,12 +28,12 @@ def render(page: Page) -> Image.Image:
 
 
 def _under_light(pixels: np.ndarray, page: Page) -> np.ndarray:
-    """Uneven light and grain: (height, width, 3) uint8 to the same."""
+    """Apply uneven light and grain to (height, width, 3) uint8 pixels."""
     height, width = pixels.shape[:2]
     left, right, top, bottom = page.light
-    across = np.linspace(left, right, width, dtype=np.float32)
+    horizontal = np.linspace(left, right, width, dtype=np.float32)
     down = np.linspace(top, bottom, height, dtype=np.float32)
-    lit = pixels * (down[:, None] * across[None, :])[..., None]
+    lit = pixels * (down[:, None] * horizontal[None, :])[..., None]
     if page.noise:
         repeats = (-(-height // GRAIN_SIDE), -(-width // GRAIN_SIDE))
         lit += page.noise * np.tile(_grain(), repeats)[:height, :width, None]

@@ -62,10 +62,10 @@ def lay_out_table(canvas: Canvas) -> None:
 
 
 def _columns(canvas: Canvas, names: list[str], rows: int) -> list[list[str]]:
-    """As many columns, each with its header on top, as fit and are wanted: at least the names."""
+    """Return the columns that fit, at most the requested number and at least the names, each with its header."""
     rng = canvas.rng
     columns = [names]
-    wanted = rng.randint(1, 4)
+    num_columns = rng.randint(1, 4)
     if rng.random() < 0.2:
         kind = COLUMNS[rng.choice(("Stock", "Price"))]
         candidates = [(title, kind) for title in rng.choice((QUARTERS, YEARS, tuple(m[:3] for m in MONTHS[:4])))]
@@ -75,7 +75,7 @@ def _columns(canvas: Canvas, names: list[str], rows: int) -> list[list[str]]:
     for title, make in candidates:
         column = [title, *(make(rng) for _ in range(rows))]
         needed = max(map(canvas.measure, column)) + canvas.size
-        if needed <= room and len(columns) <= wanted:
+        if needed <= room and len(columns) <= num_columns:
             columns.append(column)
             room -= needed
     return columns

@@ -1,4 +1,4 @@
-"""What the documents speak of. Words come from here; numbers, dates and codes are made up anew each time."""
+"""Vocabulary of the documents: fixed lists of words, and random numbers, dates and codes."""
 
 import random
 
@@ -48,7 +48,7 @@ def number(rng: random.Random, low: int, high: int) -> str:
 
 
 def code(rng: random.Random) -> str:
-    """An order number or the like: letters and digits that no reader can guess."""
+    """Return a random code such as an order number: letters and digits that cannot be guessed."""
     letters = "".join(rng.choices(CODE_LETTERS, k=rng.randint(1, 2)))
     return f"{letters}{rng.choice(('', '-'))}{rng.randint(100, 99999)}"
 

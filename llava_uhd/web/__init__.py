@@ -1,1 +1,1 @@
-"""`llava-uhd web`: a page to ask about images, and to see what the model saw."""
+"""Web page of `llava-uhd web`: a chat about images with figures of slices, pyramid and attribution."""

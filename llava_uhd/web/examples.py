@@ -1,4 +1,4 @@
-"""Images to try the page with: documents rendered on the spot, each with a question it answers."""
+"""Example images of the web page: rendered documents, each with a question."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SEED = 7_000_002
 
 
 def write_examples(folder: Path) -> list[tuple[str, str]]:
-    """One document of each kind as a PNG in the folder: (question, file)."""
+    """Write one document of each kind as PNG to a folder; return (question, file) of each."""
     examples = []
     for kind in KINDS:
         document = make_document(SEED, 0, kind=kind)

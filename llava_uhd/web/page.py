@@ -1,4 +1,4 @@
-"""The page itself: a chat on one side, the panel on the other, below one another on a narrow screen.
+"""Web page: a chat and a panel of figures, side by side or stacked on a narrow screen.
 
 Needs gradio and matplotlib (`pip install llava-uhd[web]`).
 """
@@ -29,20 +29,20 @@ KEPT_FOR = (3600, 24 * 3600)  # uploads are looked through every hour and delete
 # An image in the chat has a button that shares it through a service that is not there; no option removes it.
 CSS = "footer, button[aria-label='Share'], button[title='Share'] {display: none !important}"
 FONT = ["system-ui", "sans-serif"]  # one font for all letters, and none to fetch
-PICTURE: dict[str, Any] = {
+IMAGE_OPTIONS: dict[str, Any] = {
     "type": "pil",
     "interactive": False,
     "buttons": ["fullscreen"],
     "height": 260,
-    "show_label": False,  # it would lie over the picture, whose sentence stands above it
+    "show_label": False,  # it would cover the image; the description stands above
 }
 INTRODUCTION = """\
 # LLaVA-UHD
-Add images, PDF or TIFF files, ask, and see beside the answer how the images were cut, and which part a word came from.
+Add images, PDF or TIFF files, ask, and see the slices of each image and the attribution of each word of the answer.
 
 {description}"""
 # What the panels are for, while they are empty.
-NO_SLICES = "**Slices.** After an answer: how the image was cut, and at which size each part was seen."
+NO_SLICES = "**Slices.** After an answer: the slices of the image and their resolution."
 NO_PYRAMID = "**Pyramid.** After an answer: the features of the whole image at each level, in false colors."
 NO_HEAT = "**Heat map.** After an answer: choose one of its words to see which part of the image it came from."
 NO_IMAGE = (None, NO_SLICES, None, NO_PYRAMID)
@@ -51,7 +51,7 @@ Shown = list[dict[str, Any]]
 
 
 def in_words(error: Exception) -> str:
-    """Why there is no answer, for the person who asked."""
+    """Return a message for the user that explains a failed request."""
     if isinstance(error, EngineBusy):
         return f"Too many people are asking just now. Please try again in {error.retry_after} seconds."
     if isinstance(error, DeadlineExceeded):
@@ -67,7 +67,7 @@ def in_words(error: Exception) -> str:
 
 
 class Handlers:
-    """What the page does when something is typed, clicked or chosen."""
+    """Event handlers of the page."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -82,7 +82,7 @@ class Handlers:
         temperature: float,
         pages: str | None = None,
     ) -> Iterator[tuple[Any, Shown, Session]]:
-        """Answer a question piece by piece: the emptied text box, the chat, the session."""
+        """Stream the answer to a question: yield the text box, the chat and the session."""
         question, files = (message.get("text") or "").strip(), message.get("files") or []
         said: Shown = [{"role": "user", "content": {"path": file}} for file in files]
         said += [{"role": "user", "content": question}] if question else []
@@ -116,7 +116,7 @@ class Handlers:
                 generation.cancel()
 
     def look(self, session: Session) -> tuple[Any, ...]:
-        """The panel after an answer: its images and words to choose from, the last image's views, no heat map."""
+        """Return the panel after an answer: choices of images and words, the last image's views, no heat map."""
         images = [(f"image {number + 1}", number) for number in range(len(session.images))]
         in_answer = panel.words(self.engine, session) if images else []
         words = [(f"{number + 1}. {word.text}", number) for number, word in enumerate(in_answer)]
@@ -125,21 +125,21 @@ class Handlers:
         return image, word, *self.views(session, last), None, NO_HEAT
 
     def forget(self) -> tuple[Any, ...]:
-        """A page as at first: the chat, the session, the panel."""
+        """Return the initial chat, session and panel."""
         return [], Session(), *self.look(Session())
 
     def views(self, session: Session, index: int | None) -> tuple[Any, str, Any, str]:
-        """Slices and pyramid of the chosen image, with their sentences."""
+        """Return slices and pyramid of the selected image, each with a description."""
         if index is None or index >= len(session.images):
             return NO_IMAGE
-        return *panel.slices_picture(self.engine, session, index), *panel.pyramid_picture(self.engine, session, index)
+        return *panel.slices_image(self.engine, session, index), *panel.pyramid_image(self.engine, session, index)
 
     def heat(self, session: Session, index: int | None, word: int | None, method: Method) -> tuple[Any, str]:
-        """The chosen word's heat map over the chosen image, with its sentence."""
+        """Return the heat map of the selected word over the selected image, with a description."""
         if index is None or word is None or index >= len(session.images):
             return None, NO_HEAT
         try:
-            return panel.heat_picture(self.engine, session, index, word, method)
+            return panel.heat_image(self.engine, session, index, word, method)
         except Exception as error:
             return None, in_words(error)
 
@@ -148,16 +148,16 @@ def describe_model(engine: Engine, name: str, abilities: str | None) -> str:
     """Return the sentences that name the model and what it can do.
 
     Args:
-        engine: with the model.
-        name: that the model is called by.
-        abilities: what the model reads, in words; None where its folder does not say.
+        engine: engine with the model.
+        name: name of the model.
+        abilities: description of what the model reads; None if its folder has none.
     """
     planner = ImagePlanner.from_processor(engine.processor)
     millions = sum(weight.numel() for weight in engine.model.parameters()) / 1e6
     return (
         f"**{name}** answers: {millions:,.1f} million parameters, at most {planner.max_slices} slices of "
         f"{planner.view_size} x {planner.view_size} pixels per image. "
-        + (abilities or "What it was trained to read is told by whoever made it; its folder does not say.")
+        + (abilities or "Its folder does not say what it was trained to read.")
     )
 
 
@@ -167,10 +167,10 @@ def build_page(
     """Return the page of an engine; example images are written into the folder.
 
     Args:
-        engine: with the model.
-        examples_folder: for the example images.
-        name: see `describe_model`.
-        abilities: see `describe_model`.
+        engine: engine with the model.
+        examples_folder: folder to write the example images to.
+        name: name of the model.
+        abilities: description of what the model reads, see `describe_model`.
     """
     handlers = Handlers(engine)
     examples = [[{"text": question, "files": [file]}] for question, file in write_examples(examples_folder)]
@@ -210,10 +210,10 @@ def build_page(
             with gr.Column(scale=2, min_width=320):
                 image = gr.Dropdown([], label="Look at", elem_id="which-image", interactive=True)
                 slices_text = gr.Markdown(NO_SLICES, elem_id="slices-text")
-                slices_image = gr.Image(label="Slices", alt_text="The image with its slices outlined", **PICTURE)
+                slices_image = gr.Image(label="Slices", alt_text="The image with its slices outlined", **IMAGE_OPTIONS)
                 pyramid_text = gr.Markdown(NO_PYRAMID, elem_id="pyramid-text")
                 pyramid_image = gr.Image(
-                    label="Pyramid of the overview", alt_text="The pyramid's levels in false colours", **PICTURE
+                    label="Pyramid of the overview", alt_text="The pyramid's levels in false colors", **IMAGE_OPTIONS
                 )
                 word = gr.Dropdown([], label="Where did this word come from?", elem_id="which-word", interactive=True)
                 method = gr.Radio(
@@ -224,7 +224,9 @@ def build_page(
                     "Neither is proof.",
                 )
                 heat_text = gr.Markdown(NO_HEAT, elem_id="heat-text")
-                heat_image = gr.Image(label="Heat map", alt_text="The image, warm where the word came from", **PICTURE)
+                heat_image = gr.Image(
+                    label="Heat map", alt_text="The image, warm where the word came from", **IMAGE_OPTIONS
+                )
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         views = [slices_image, slices_text, pyramid_image, pyramid_text]

@@ -1,6 +1,6 @@
-"""The panel beside the chat: an image's slices and pyramid, and which windows a word of the answer came from.
+"""Panel beside the chat: slices and pyramid of an image, and the attribution of a word of the answer.
 
-Every picture comes with a sentence that says the same, for those who do not see it.
+Every figure comes with a description for users of screen readers.
 """
 
 import io
@@ -26,54 +26,54 @@ if TYPE_CHECKING:
 
 
 def rendered(figure: "Figure") -> Image.Image:
-    """A figure as a picture for the page."""
+    """Render a figure as an image."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return Image.open(file)
 
 
-def slices_picture(engine: Engine, session: Session, index: int) -> tuple[Image.Image, str]:
-    """An image of the conversation with its slices, and the sentence."""
+def slices_image(engine: Engine, session: Session, index: int) -> tuple[Image.Image, str]:
+    """Return an image of the conversation with its slices outlined, and a description."""
     from matplotlib.figure import Figure
 
-    picture = decode_image(session.images[index])
+    image = decode_image(session.images[index])
     figure = Figure(figsize=(4.5, 4), dpi=150, layout="constrained")
-    draw_slices(figure.subplots(), picture, engine.processor, session.max_slices)
-    seen = explain_image(engine.processor, picture, session.max_slices)
-    cut = (
-        f"cut into {seen['grid'][0]} x {seen['grid'][1]} slices, each seen at "
-        f"{seen['slice_size'][0]} x {seen['slice_size'][1]}, and an overview of "
-        if seen["grid"]
+    draw_slices(figure.subplots(), image, engine.processor, session.max_slices)
+    plan = explain_image(engine.processor, image, session.max_slices)
+    views = (
+        f"cut into {plan['grid'][0]} x {plan['grid'][1]} slices, each seen at "
+        f"{plan['slice_size'][0]} x {plan['slice_size'][1]}, and an overview of "
+        if plan["grid"]
         else "seen as one overview of "
     )
-    width, height = seen["overview_size"]
+    width, height = plan["overview_size"]
     planner = ImagePlanner.from_processor(engine.processor)
-    small = legibility_note(planner, *picture.size, session.max_slices, page_dpi(session.images[index]))
+    small = legibility_note(planner, *image.size, session.max_slices, page_dpi(session.images[index]))
     return rendered(figure), (
-        f"{picture.width} x {picture.height} pixels, {cut}{width} x {height}: "
-        f"**{seen['num_image_tokens']} image tokens** in {seen['num_views']} view{'s'[: seen['num_views'] != 1]}."
+        f"{image.width} x {image.height} pixels, {views}{width} x {height}: "
+        f"**{plan['num_image_tokens']} image tokens** in {plan['num_views']} view{'s'[: plan['num_views'] != 1]}."
         + (f" **Note:** {small}." if small else "")
     )
 
 
-def pyramid_picture(engine: Engine, session: Session, index: int) -> tuple[Image.Image | None, str]:
-    """The pyramid of an image's overview, and the sentence; no picture where the projector uses no pyramid."""
+def pyramid_image(engine: Engine, session: Session, index: int) -> tuple[Image.Image | None, str]:
+    """Return the pyramid of an image's overview and a description; no image if the projector has no pyramid."""
     projector = engine.model.model.multi_modal_projector
     if not isinstance(projector, HiWinProjector):
         return None, "This model's projector uses no pyramid."
-    picture = decode_image(session.images[index])
-    colours = principal_colors(engine.run(lambda: view_pyramid(engine.model, engine.processor, picture)))
-    sizes = ", ".join(f"{level}x with {map_.shape[1]} x {map_.shape[0]}" for level, map_ in colours.items())
-    return rendered(pyramid_figure(colours)), f"Levels of the overview's pyramid, in positions: {sizes}."
+    image = decode_image(session.images[index])
+    colors = principal_colors(engine.run(lambda: view_pyramid(engine.model, engine.processor, image)))
+    sizes = ", ".join(f"{level}x with {map_.shape[1]} x {map_.shape[0]}" for level, map_ in colors.items())
+    return rendered(pyramid_figure(colors)), f"Levels of the overview's pyramid, in positions: {sizes}."
 
 
 def words(engine: Engine, session: Session) -> list[Word]:
-    """The words of the last answer."""
+    """Return the words of the last answer."""
     return answer_words(engine.processor.tokenizer, session.answer_ids)
 
 
-def heat_picture(engine: Engine, session: Session, index: int, word: int, method: Method) -> tuple[Image.Image, str]:
-    """An image with the windows that a word of the last answer came from, and the sentence.
+def heat_image(engine: Engine, session: Session, index: int, word: int, method: Method) -> tuple[Image.Image, str]:
+    """Return an image under the attribution of a word of the last answer, and a description.
 
     Raises:
         ValueError: the answer has no such word.
@@ -83,19 +83,19 @@ def heat_picture(engine: Engine, session: Session, index: int, word: int, method
         raise ValueError(f"the answer has {len(all_words)} words, and none of number {word + 1}")
     chosen = all_words[word]
     prompt = engine.prompts.build(with_bytes(session.last_question), session.max_slices)
-    shapes = {name: np.concatenate([image.inputs[name] for _, image in prompt.images]) for name in SHAPE_INPUTS}
+    shapes = {name: np.concatenate([encoded.inputs[name] for _, encoded in prompt.images]) for name in SHAPE_INPUTS}
 
     def weights() -> np.ndarray:
         inputs = {"input_ids": prompt.input_ids.to(engine.model.device), "image_features": engine.encode(prompt)}
         return attribute(engine.model, inputs, session.answer_ids, chosen.tokens, method)
 
     heat = image_heats(engine.processor, shapes, engine.run(weights))[index]
-    picture = decode_image(session.images[index])
-    painted = Image.fromarray((overlay(picture, heat) * 255).astype(np.uint8))
-    combined = heat.combined(*picture.size)
+    image = decode_image(session.images[index])
+    painted = Image.fromarray((overlay(image, heat) * 255).astype(np.uint8))
+    combined = heat.combined(*image.size)
     row, column = np.unravel_index(int(combined.argmax()), combined.shape)
     share = sum(float(part.sum()) for part in (heat.slices, heat.overview) if part is not None)
     return painted, (
-        f"“{chosen.text}” weighs the windows around {column / picture.width:.0%} from the left and "
-        f"{row / picture.height:.0%} from the top most; this image has {share:.0%} of all the weight."
+        f"“{chosen.text}” weighs the windows around {column / image.width:.0%} from the left and "
+        f"{row / image.height:.0%} from the top most; this image has {share:.0%} of all the weight."
     )

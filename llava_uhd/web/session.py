@@ -1,4 +1,4 @@
-"""What one visitor's page remembers: the conversation, and the last answer for the panel to look into."""
+"""State of one browser session: the conversation, and the last answer for the panel."""
 
 import io
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ DOCUMENT_TYPES = (".pdf", ".tif", ".tiff")
 
 @dataclass
 class Session:
-    """One visitor.
+    """State of one browser session.
 
     Attributes:
-        messages: turns that were answered, images as paths of their uploads, pages of documents as PNG files.
-        answer_ids: tokens of the last answer.
-        max_slices: of the images, as the last question was asked.
+        messages: answered turns, with images as paths of their uploads and pages of documents as PNG bytes.
+        answer_ids: token ids of the last answer.
+        max_slices: maximum number of slices of the last question; None for the model's own.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -30,26 +30,26 @@ class Session:
 
     @property
     def images(self) -> list[Upload]:
-        """All images of the conversation, in order."""
+        """Images of the conversation in order."""
         parts = [part for message in self.messages for part in message["content"]]
         return [part["image"] for part in parts if part["type"] == "image"]
 
     @property
     def last_question(self) -> list[Message]:
-        """The conversation up to the last question, which is what the last answer was made from."""
+        """Conversation up to the last question, the prompt of the last answer."""
         return self.messages[:-1]
 
     def answered(
         self, files: Sequence[str | bytes], question: str, answer: str, answer_ids: list[int], max_slices: int | None
     ) -> "Session":
-        """The session with one more turn."""
+        """Return the session with one more turn."""
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         asked = question_message([Path(file) if isinstance(file, str) else file for file in files], question)
         return Session([*self.messages, asked, reply], answer_ids, max_slices)
 
 
 def with_bytes(messages: Sequence[Message]) -> list[Message]:
-    """Messages for the engine: uploads are read here, so that its errors do not name where they lie."""
+    """Read the uploads of messages for the engine, so that its errors do not reveal their paths."""
     return [
         {
             **message,
@@ -67,11 +67,11 @@ def unfold(files: Sequence[str], pages: str | None, num_pixels: int) -> list[str
 
     Args:
         files: paths of uploads.
-        pages: see `llava_uhd.pages.select_pages`.
-        num_pixels: see `llava_uhd.pages.open_pages`.
+        pages: selection of pages, see `llava_uhd.pages.select_pages`.
+        num_pixels: number of pixels per page, see `llava_uhd.pages.open_pages`.
 
     Raises:
-        ValueError: a document cannot be read, or has no such page; the message does not name where it lies.
+        ValueError: a document cannot be read, or has no such page; the message does not reveal its path.
     """
     unfolded: list[str | bytes] = []
     for file in files:

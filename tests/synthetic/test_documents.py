@@ -77,10 +77,10 @@ def test_questions_about_extremes_name_the_extreme():
 def test_characters_lie_on_the_page(documents):
     for document in [*documents, *(make_scribble(3, index) for index in range(10))]:
         width, height = document.page.size
-        places = [(x, y) for _, x, y in document.page.characters()]
-        outside = [(x, y) for x, y in places if not (0 <= x < width and 0 <= y < height)]
-        assert places
-        assert len(outside) <= 0.02 * len(places), (document.kind, document.page.size, outside)
+        positions = [(x, y) for _, x, y in document.page.characters()]
+        outside = [(x, y) for x, y in positions if not (0 <= x < width and 0 <= y < height)]
+        assert positions
+        assert len(outside) <= 0.02 * len(positions), (document.kind, document.page.size, outside)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 2.0])

@@ -177,7 +177,7 @@ class TestInBrowser:
         assert re.findall(r"\w{3,}", answer)[0] in page.locator("#chat .bot").last.inner_text()
         assert "1x with 4 x 3" in page.locator("#pyramid-text").inner_text()
         page.get_by_alt_text("The image with its slices outlined").wait_for()
-        page.get_by_alt_text("The pyramid's levels in false colours").wait_for()
+        page.get_by_alt_text("The pyramid's levels in false colors").wait_for()
         word = page.get_by_label("Where did this word come from?")
         word.focus()  # with the keyboard alone
         page.keyboard.press("ArrowDown")
@@ -270,7 +270,7 @@ class TestInBrowser:
             page.locator("#question .thumbnail-item, #question .thumbnail-image").first.wait_for()
             page.locator("#question textarea").focus()
             page.keyboard.press("Enter")
-            page.get_by_alt_text("The pyramid's levels in false colours").wait_for()
+            page.get_by_alt_text("The pyramid's levels in false colors").wait_for()
             page.get_by_label("Where did this word come from?").focus()
             page.keyboard.press("ArrowDown")
             page.keyboard.press("Enter")

@@ -1,7 +1,7 @@
 """Documents of many kinds, fonts, sizes and conditions, for training a model that reads pages of other programs.
 
-The data flow is one direction: content (names, goods, dates) -> layout (texts and boxes at exact places) -> facts ->
-questions; the page is drawn and degraded only when its pixels are asked for. Needs the extra `synthetic`.
+Data flow: content (names, goods, dates) -> layout (texts and boxes at exact places) -> facts ->
+questions; the page is rendered and degraded only when its pixels are requested. Needs the extra `synthetic`.
 """
 
 from .documents import KINDS, PICTURE, SCRIBBLE, Glyphs, VariedDocument, make_varied

@@ -33,7 +33,7 @@ def _categories(sheet: Sheet, count: int) -> list[str]:
 
 
 def _values(sheet: Sheet, count: int) -> list[int]:
-    """Different values that differ enough to be told apart by their heights."""
+    """Return distinct values whose bars have visibly different heights."""
     rng = sheet.rng
     top = rng.choice((20, 100, 100, 500, 2000))
     step = max(top // 40, 1)
@@ -41,7 +41,7 @@ def _values(sheet: Sheet, count: int) -> list[int]:
 
 
 def _ticks(highest: float) -> list[int]:
-    """Round numbers from 0 to just above the highest value."""
+    """Return round numbers from 0 to just above the highest value."""
     raw = highest / 5
     power = 10 ** math.floor(math.log10(max(raw, 1)))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
@@ -49,7 +49,7 @@ def _ticks(highest: float) -> list[int]:
 
 
 def _value_axis(sheet: Sheet, highest: float, bounds: tuple[float, float, float, float], lying: bool) -> float:
-    """Tick marks with numbers and grid lines; pixels for one unit."""
+    """Place tick marks with numbers and grid lines; return the pixels per unit."""
     left, top, right, bottom = bounds
     small, ticks = max(round(0.8 * sheet.em), 7), _ticks(highest)
     scale = ((right - left) if lying else (bottom - top)) / ticks[-1]
@@ -70,7 +70,7 @@ def _value_axis(sheet: Sheet, highest: float, bounds: tuple[float, float, float,
 
 
 def _legend(sheet: Sheet, names: Sequence[str], colors: Sequence[Color]) -> list[Run]:
-    """Colored boxes with names in a row below the title; the names that fit."""
+    """Place colored boxes with names in a row below the title; return the names that fit."""
     x, runs = sheet.left, []
     for name, color in zip(names, colors, strict=False):
         width = sheet.measure(name) + 2.2 * sheet.em
@@ -91,13 +91,13 @@ def _head(sheet: Sheet) -> None:
 
 
 def _frame(sheet: Sheet, axis: float) -> tuple[float, float, float, float]:
-    """Bounds of the plot: room for the axis' numbers at the left and names below."""
+    """Return the bounds of the plot, with room for the axis' numbers at the left and names below."""
     bottom = sheet.bottom - 1.6 * sheet.style.pitch
     return sheet.left + axis, sheet.top + 0.9 * sheet.style.pitch, sheet.right, bottom
 
 
 def lay_out_bars(sheet: Sheet) -> None:
-    """Upright bars, one series, values on top of them or on an axis."""
+    """Lay out vertical bars of one series, with values on top or on an axis."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     printed = rng.random() < 0.65
@@ -131,7 +131,7 @@ def lay_out_bars(sheet: Sheet) -> None:
 
 
 def lay_out_lying_bars(sheet: Sheet) -> None:
-    """Bars from left to right, one a line."""
+    """Lay out horizontal bars, one per line."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     names = _categories(sheet, max(min(rng.randint(3, 12), sheet.lines_left - 2), 2))
@@ -164,7 +164,7 @@ def lay_out_lying_bars(sheet: Sheet) -> None:
 
 
 def _series(sheet: Sheet, stacked: bool) -> None:
-    """Grouped or stacked bars with a legend; the values stand in or on the bars where there is room."""
+    """Lay out grouped or stacked bars with a legend, and values in or on the bars where there is room."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     colors = rng.choice(PALETTES[:3])
@@ -208,7 +208,7 @@ def lay_out_stacked_bars(sheet: Sheet) -> None:
 
 
 def lay_out_line_chart(sheet: Sheet) -> None:
-    """One line over months or years, with an axis, marks and sometimes values."""
+    """Lay out a line chart over months or years, with an axis, markers and sometimes values."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     left, top, right, bottom = bounds = _frame(sheet, 4.0 * em)
@@ -236,7 +236,7 @@ def lay_out_line_chart(sheet: Sheet) -> None:
 
 
 def lay_out_pie(sheet: Sheet) -> None:
-    """A pie or ring with a legend that gives the parts in percent."""
+    """Lay out a pie or ring with a legend of percentages."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     count = rng.randint(3, 6)
@@ -274,7 +274,7 @@ def lay_out_pie(sheet: Sheet) -> None:
 
 
 def lay_out_scatter(sheet: Sheet) -> None:
-    """Named points over two axes."""
+    """Lay out a scatter plot of named points."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     left, top, right, bottom = bounds = _frame(sheet, 4.0 * em)

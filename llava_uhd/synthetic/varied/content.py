@@ -1,7 +1,7 @@
 """Made-up content: people, firms, addresses, goods, dates and amounts, in one style per document.
 
-Names, streets and words come from Faker; goods also from lists and made-up words, so that no reader can live on a
-vocabulary. Everything is drawn from the document's own generator.
+Names, streets and words come from Faker; goods also from lists and made-up words, so that no model can
+rely on a vocabulary. All draws use the document's own random generator.
 """
 
 import datetime
@@ -42,7 +42,7 @@ def _fakers() -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """A text in the characters that every font of the catalog has; accents are dropped where they are not among them.
+    """Reduce a text to the characters that every font of the catalog has; other accents are dropped.
 
     Args:
         text: any text.
@@ -60,7 +60,7 @@ class Content:
     """Source of a document's content.
 
     Attributes:
-        rng: generator of the document.
+        rng: random generator of the document.
         date_format, currency: style of all dates and amounts of the document.
         thousands: separator of thousands, "," or none.
     """
@@ -108,7 +108,7 @@ class Content:
         return "".join(str(self.rng.randint(0, 9)) if c == "#" else c for c in pattern)
 
     def code(self) -> str:
-        """An order number or the like."""
+        """Return a random code such as an order number."""
         pattern = self.rng.choice(
             ("??-####", "#####", "######", "?####", "???-###", "####-##", "?##-####", "##-?-###")
         )
@@ -117,7 +117,7 @@ class Content:
         return "".join(draw[c]() if c in draw else c for c in pattern)
 
     def made_up(self) -> str:
-        """A word that no language has."""
+        """Return a made-up word."""
         rng = self.rng
         syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(("", "", rng.choice(CODAS))) for _ in "ab"]
         return ("".join(syllables) + rng.choice(("", "", rng.choice(CODAS)))).title()
@@ -151,11 +151,11 @@ class Content:
         return f"{self.word().title()} {self.rng.choice(DISHES)}"
 
     def distinct(self, draw: Any, count: int) -> list[str]:
-        """So many different texts of a method, none a part of another one.
+        """Return distinct texts of a method, none contained in another.
 
         Args:
             draw: a method of this object without arguments.
-            count: how many are wanted; fewer come if the method repeats itself too often.
+            count: maximum number of texts; fewer if the method repeats itself too often.
         """
         found: list[str] = []
         for _ in range(8 * count):
@@ -179,17 +179,17 @@ class Content:
         return f"{self.rng.randint(0, 23):02}:{self.rng.randint(0, 59):02}"
 
     def cents(self) -> int:
-        """An amount in hundredths, small ones most often."""
+        """Return a random amount in hundredths, small ones most often."""
         rng = self.rng
         cents = rng.randint(40, 10 ** rng.choice((3, 3, 4, 4, 5)))
         return cents if rng.random() < 0.7 else max(cents // 100 * 100 + rng.choice((0, 50, 95, 99)), 50)
 
     def amount(self, cents: int, symbol: bool = True) -> str:
-        """An amount in the document's style.
+        """Format an amount in the document's style.
 
         Args:
             cents: the amount in hundredths.
-            symbol: with the sign of the currency.
+            symbol: include the currency symbol.
         """
         text = f"{cents // 100:{self.thousands}}.{cents % 100:02}"
         return self.currency.format(text) if symbol else text

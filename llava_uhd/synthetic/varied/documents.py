@@ -1,4 +1,4 @@
-"""Which document a seed and an index give: its kind, size and fonts, its questions, and its pixels when asked for.
+"""Documents by seed and index: kind, size, fonts, questions, and pixels on request.
 
 A document is a pure function of seed, index and the fonts of the machine.
 """
@@ -54,14 +54,14 @@ PRINT = (8.5, 30.0)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of document.
+    """Kind of document.
 
     Attributes:
-        lay_out: fills a sheet.
-        widths: of the page, in units of the body text's size.
-        aspects: height over width.
-        weight: how often it is drawn.
-        screen: it is seen on screens.
+        lay_out: function that fills a sheet.
+        widths: range of the page's width, in units of the body text's size.
+        aspects: range of height over width.
+        weight: sampling weight.
+        screen: True for documents shown on screens.
     """
 
     lay_out: Callable[[Sheet], None]
@@ -106,13 +106,13 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Characters of an image.
+    """Characters of an image with their positions.
 
     Attributes:
         text: the N characters.
-        runs: (N,), number of each one's run in the sheet.
-        points: (N, 2), x and y of each one's middle in pixels of the image.
-        sizes: (N,), font sizes in pixels.
+        runs: (N,) index of each character's run in the sheet.
+        points: (N, 2) x and y of each character's center in pixels of the image.
+        sizes: (N,) font sizes in pixels.
     """
 
     text: str
@@ -123,12 +123,12 @@ class Glyphs:
 
 @dataclass(frozen=True)
 class VariedDocument:
-    """A document, or a picture that is none, with its questions.
+    """Document, or an image without text, with its questions.
 
     Attributes:
         size: (width, height) of the image in pixels.
-        sheet, wear: the page and what happens to it; None for a picture.
-        seed: of a picture's pixels.
+        sheet, wear: the page and its degradation; None for an image without text.
+        seed: seed of the pixels of an image without text.
     """
 
     kind: str
@@ -139,13 +139,13 @@ class VariedDocument:
     seed: str
 
     def render(self) -> Image.Image:
-        """The image, RGB."""
+        """Render the RGB image."""
         if self.sheet is None or self.wear is None:
             return draw_picture(random.Random(self.seed))
         return apply(draw_sheet(self.sheet), self.wear)
 
     def glyphs(self) -> Glyphs:
-        """Every visible character of the image, run after run."""
+        """Return every visible character of the image, run after run."""
         if self.sheet is None or self.wear is None:
             return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0))
         found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.characters()]
@@ -156,7 +156,7 @@ class VariedDocument:
         return Glyphs("".join(character for _, character, *_ in found), runs, points, sizes[runs])
 
     def characters(self) -> Iterator[tuple[str, float, float, float]]:
-        """Every visible character with the x and y of its middle in the image and its font size, run after run."""
+        """Yield every visible character with the x and y of its center in the image and its font size, by run."""
         glyphs = self.glyphs()
         yield from zip(glyphs.text, *glyphs.points.T.tolist(), glyphs.sizes.tolist(), strict=True)
 
@@ -174,15 +174,15 @@ def make_varied(
     print_sizes: tuple[float, float] = PRINT,
     fonts: tuple[Path, ...] | None = None,
 ) -> VariedDocument:
-    """The document of a seed and an index.
+    """Return the document of a seed and an index.
 
     Args:
-        seed: of the set of documents.
-        index: of the document in it.
-        kind: of `KINDS`; drawn by weight if not given.
-        shown: pixels that the model sees at most: text is chosen so large that it can be read at that.
-        print_sizes: range of the body text's size in pixels as the model sees it.
-        fonts: folders of fonts beside the wheel's; None for those of the system.
+        seed: seed of the set of documents.
+        index: index of the document in the set.
+        kind: one of `KINDS`; None to sample one by weight.
+        shown: maximum number of pixels that the model sees; text is large enough to be read at that resolution.
+        print_sizes: range of the body text's size in pixels after the model's resizing.
+        fonts: folders of fonts in addition to the wheel's; None for those of the system.
 
     Raises:
         ValueError: the page is too small for its print.
@@ -218,8 +218,8 @@ def _lay_out(
     if largest < least:
         width *= largest / least
         largest = least
-    seen = least * (min(largest, most) / least) ** rng.random()
-    drawn = seen * (rng.uniform(1.0, 2.2) if rng.random() < 0.4 else 1.0)
+    size_shown = least * (min(largest, most) / least) ** rng.random()
+    drawn = size_shown * (rng.uniform(1.0, 2.2) if rng.random() < 0.4 else 1.0)
     size = max(round(min(drawn, (DRAWN / (width * width * aspect)) ** 0.5)), 8)
     style = draw_style(rng, find_families(fonts), size, 0.2 if about.screen else 0.05)
     content = Content(rng)
@@ -229,7 +229,7 @@ def _lay_out(
 
 
 def _holds_its_text(sheet: Sheet) -> bool:
-    """Whether all text is on the page and in the characters that every font has, and no two runs overlap."""
+    """Return True if all text is on the page, in characters that every font has, and no two runs overlap."""
     width, height = sheet.size
     lines: dict[int, list[tuple[float, float]]] = {}
     for run in sheet.texts:

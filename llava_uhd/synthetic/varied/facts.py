@@ -1,6 +1,6 @@
-"""What a page says, kept by its layout: the questions are made from these alone.
+"""Facts of a page, recorded by its layout; questions are made from these alone.
 
-Every answer is the text of runs that were placed, or follows from the values beside them.
+Every answer is the text of placed runs, or follows from the values stored with them.
 """
 
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from .sheet import Run
 
 @dataclass(frozen=True)
 class Field:
-    """A labelled value.
+    """Labeled value.
 
     Attributes:
-        label: what a person would ask for, as "invoice number".
+        label: name that a question uses, for example "invoice number".
         value: the answer as printed.
-        ability: what reading it takes: `field`, `date`, `price`, `total`, `name` or `title`.
-        sources: the runs in which the value stands.
-        wordings: further questions that ask for just this value.
-        amount: the value as a number where questions compare it.
+        ability: ability that the question tests: `field`, `date`, `price`, `total`, `name` or `title`.
+        sources: runs that contain the value.
+        wordings: further questions about exactly this value.
+        amount: the value as a number, for comparisons.
     """
 
     label: str
@@ -34,12 +34,12 @@ class Entries:
     """Rows with a name and values in columns: a table, a list of goods, the bars of a chart.
 
     Attributes:
-        noun: the rows in singular, as "item", "bar" or "stop".
+        noun: singular noun of a row, for example "item", "bar" or "stop".
         names: run of each row's name.
         columns: run of each row's value by column; None where a cell is empty.
         values: each row's number by column, for comparisons; it need not be printed.
         key: column that a bare "price of X" asks for; None if there is none.
-        complete: nothing of the list is hidden, so that counting and the last one are right.
+        complete: True if no row is missing, so that questions about the count and the last row are valid.
     """
 
     noun: str
@@ -52,7 +52,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Line:
-    """A whole printed line that can be read out."""
+    """Whole printed line that can be transcribed."""
 
     run: Run
 

@@ -1,7 +1,7 @@
 """Catalog of the fonts on this machine, grouped by family.
 
-Fonts of the wheel are always there; a training machine adds the open fonts of its packages (`experiments/tiny` lists
-them). Families that the benchmark `webdocs` uses are left out, so that it measures unseen letters.
+The wheel's fonts are always available; a training machine adds the open fonts of its packages, which
+`experiments/tiny` lists. Families that the benchmark `webdocs` uses are left out, so that it measures unseen fonts.
 """
 
 import os
@@ -29,19 +29,19 @@ UNUSABLE = ("math", "symbol", "dingbat", "d050000l", "standard symbols", "initia
 
 @dataclass(frozen=True)
 class Face:
-    """One font file, by its path; `index` is that of the face in a collection."""
+    """Font file by its path; `index` selects the face of a collection."""
 
     path: str
     index: int = 0
 
     def load(self, size: int) -> ImageFont.FreeTypeFont:
-        """The face at a size in pixels, in basic layout: glyph after glyph with pair kerning, no ligatures."""
+        """Load a face at a size in pixels, in basic layout: pair kerning, no ligatures."""
         return _load(self, size)
 
 
 @dataclass(frozen=True)
 class Family:
-    """The faces of one family; bold and italic are the regular face where there is none."""
+    """Faces of one family; bold and italic fall back to the regular face."""
 
     name: str
     regular: Face
@@ -61,7 +61,7 @@ def _advance(face: Face, size: int, characters: str) -> float:
 
 
 def character_offsets(text: str, face: Face, size: int) -> list[float]:
-    """Left edge of each character and the right edge of the last, in pixels from the start: len(text) + 1 values."""
+    """Return the left edge of each character and the right edge of the last, in pixels: len(text) + 1 values."""
     offsets, x = [], 0.0
     for place, character in enumerate(text):
         if place:
@@ -74,16 +74,16 @@ def character_offsets(text: str, face: Face, size: int) -> list[float]:
 
 @lru_cache(maxsize=100_000)
 def text_width(text: str, face: Face, size: int) -> float:
-    """Width of a text in pixels, as drawn."""
+    """Return the width of a rendered text in pixels."""
     return character_offsets(text, face, size)[-1]
 
 
 @lru_cache(maxsize=4)
 def find_families(folders: tuple[Path, ...] | None = None) -> tuple[Family, ...]:
-    """Families of the wheel's fonts and of those below the folders, sorted by name.
+    """Return the families of the wheel's fonts and of the fonts below the folders, sorted by name.
 
     Args:
-        folders: where to search; None for the system's font folders, () for the wheel's fonts alone.
+        folders: folders to search; None for the system's font folders, () for the wheel's fonts alone.
     """
     folders = SYSTEM_FOLDERS if folders is None else folders
     styles: dict[str, dict[str, Face]] = {}
@@ -126,7 +126,7 @@ def _add_face(styles: dict[str, dict[str, Face]], path: Path) -> None:
 
 
 def _covers(font: ImageFont.FreeTypeFont) -> bool:
-    """Whether the characters that open fonts lack most often are drawn, and not as the box of a missing one."""
+    """Return True if a font has the characters that open fonts lack most often."""
     missing = font.getmask("\U000f0000").getbbox(), bytes(font.getmask("\U000f0000"))
     for character in PROBES:
         mask = font.getmask(character)

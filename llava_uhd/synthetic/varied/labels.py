@@ -1,4 +1,4 @@
-"""Labels of documents: how they are printed, how they are asked for, and how their values are drawn."""
+"""Labels of documents: printed forms, questions, and generators of values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from .content import Content
 
 @dataclass(frozen=True)
 class Label:
-    """One label.
+    """Label of a field.
 
     Attributes:
-        printed: ways in which documents print it.
-        draw: its value.
-        ability: what reading the value takes.
-        wordings: questions that ask for it beside the general ones.
+        printed: printed forms of the label.
+        draw: function that returns a random value.
+        ability: ability that a question about the value tests.
+        wordings: specific questions in addition to the general ones.
     """
 
     printed: tuple[str, ...]

@@ -10,7 +10,7 @@ from .sheet import Shape, Sheet
 
 
 def _number_column(sheet: Sheet, count: int) -> tuple[list[str], list[float]]:
-    """Numbers of one sort, as text and as value."""
+    """Return numbers of one kind, as text and as value."""
     rng, content = sheet.rng, sheet.content
     sort = rng.randrange(5)
     if sort == 0:
@@ -57,7 +57,7 @@ PERIODS = (
 
 
 def _row_names(sheet: Sheet, count: int) -> tuple[str, str, list[str]]:
-    """Title of the first column, what a row is, and the names."""
+    """Return the title of the first column, the noun of a row, and the names."""
     rng, content = sheet.rng, sheet.content
     head, noun, draw = rng.choice(
         (
@@ -81,8 +81,8 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
     periods = rng.choice(PERIODS) if rng.random() < 0.35 else None
     number = rng.choice((1, 2, 3, 4, 6))
     groups: list[tuple[str, int]] = []
-    wanted = periods[:number] if periods else rng.sample(NUMBER_HEADS, k=number)
-    for title_text in wanted:
+    num_rows = periods[:number] if periods else rng.sample(NUMBER_HEADS, k=number)
+    for title_text in num_rows:
         if periods or rng.random() < 0.65:
             texts, numbers = _number_column(sheet, len(names))
             if rng.random() < 0.1:
@@ -114,7 +114,7 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
 
 
 def lay_out_table(sheet: Sheet) -> None:
-    """A table with or without title, rules, stripes and merged heads, and text around it."""
+    """Lay out a table with or without title, rules, stripes and merged headers, and text around it."""
     rng, content = sheet.rng, sheet.content
     if rng.random() < 0.7:
         title(
@@ -142,7 +142,7 @@ def lay_out_table(sheet: Sheet) -> None:
 
 
 def lay_out_menu(sheet: Sheet) -> None:
-    """Dishes with prices under headings, dots between or not."""
+    """Lay out dishes with prices under headings, with or without dot leaders."""
     rng, content = sheet.rng, sheet.content
     title(sheet, rng.choice(("Menu", "Dinner Menu", "Lunch", "Cafe Menu", content.company())), 0.5)
     sheet.feed(0.5)
@@ -186,7 +186,7 @@ def _dots(sheet: Sheet, left: float, right: float) -> None:
 
 
 def lay_out_timetable(sheet: Sheet) -> None:
-    """Stops or courses with times, or departures with lines and platforms."""
+    """Lay out stops or courses with times, or departures with lines and platforms."""
     rng, content = sheet.rng, sheet.content
     title(sheet, rng.choice(("Timetable", "Departures", "Arrivals", "Schedule", "Course plan", "Opening hours")))
     sheet.feed(0.4)
@@ -223,9 +223,9 @@ def lay_out_timetable(sheet: Sheet) -> None:
 
 
 def lay_out_spreadsheet(sheet: Sheet) -> None:
-    """The view of a spreadsheet program: letters above, numbers at the left, a grid of thin lines."""
+    """Lay out a spreadsheet view: column letters, row numbers, a grid of thin lines."""
     rng, em = sheet.rng, sheet.em
-    grey = (120, 120, 120)
+    gray = (120, 120, 120)
     pitch, top = sheet.style.pitch, sheet.top
     sheet.left += 2.4 * em
     sheet.feed()
@@ -244,7 +244,7 @@ def lay_out_spreadsheet(sheet: Sheet) -> None:
     for row in range(rows + rng.randint(0, 4)):
         if start + (row + 1) * pitch > sheet.bottom:
             break
-        sheet.put(str(row + 1), sheet.left - 0.9 * em, 1.0, color=grey, y=start + row * pitch)
+        sheet.put(str(row + 1), sheet.left - 0.9 * em, 1.0, color=gray, y=start + row * pitch)
         points = ((0.0, start + row * pitch), (sheet.right, start + row * pitch))
         sheet.shapes.append(Shape("line", points, outline=(190, 190, 190)))
         sheet.top = start + (row + 1) * pitch
@@ -252,5 +252,5 @@ def lay_out_spreadsheet(sheet: Sheet) -> None:
         sheet.shapes.append(Shape("line", ((edge, top), (edge, sheet.top)), outline=(190, 190, 190)))
         if place + 1 < len(edges):
             middle = (edge + edges[place + 1]) / 2
-            sheet.put(string.ascii_uppercase[place], middle, 0.5, color=grey, y=top)
+            sheet.put(string.ascii_uppercase[place], middle, 0.5, color=gray, y=top)
     sheet.crop()

@@ -7,7 +7,7 @@ from ..page import MIDDLE
 from .facts import Field, Line
 from .fonts import CHARACTERS, find_families
 from .labels import LABELS
-from .parts import address, dated, fields, labelled, logo, paragraph, stamp, sums, table, title
+from .parts import address, dated, fields, labeled, logo, paragraph, stamp, sums, table, title
 from .sheet import Run, Sheet
 from .slips import stacked
 
@@ -16,7 +16,7 @@ CLOSINGS = ("Sincerely,", "Kind regards,", "Best wishes,", "Yours faithfully,", 
 
 
 def _letterhead(sheet: Sheet) -> None:
-    """The sender's name with or without a logo, and the address."""
+    """Place the sender's name with or without a logo, and the address."""
     rng = sheet.rng
     firm = sheet.content.company()
     x = sheet.left
@@ -35,7 +35,7 @@ def _letterhead(sheet: Sheet) -> None:
 
 
 def _commercial(sheet: Sheet, names: tuple[str, ...], heading: tuple[str, ...]) -> None:
-    """An invoice or order: sender, recipient, fields, goods in a table, sums."""
+    """Lay out an invoice or order: sender, recipient, fields, goods in a table, sums."""
     rng, content = sheet.rng, sheet.content
     _letterhead(sheet)
     recipient = content.person()
@@ -96,7 +96,7 @@ def lay_out_order(sheet: Sheet) -> None:
 
 
 def lay_out_statement(sheet: Sheet) -> None:
-    """An account's movements with the balance."""
+    """Lay out an account statement with the balance."""
     rng, content = sheet.rng, sheet.content
     _letterhead(sheet)
     title(sheet, rng.choice(("Account statement", "Bank Statement", "Monthly statement", "Transactions")), 0.0)
@@ -122,7 +122,7 @@ def lay_out_statement(sheet: Sheet) -> None:
 
 
 def lay_out_letter(sheet: Sheet) -> None:
-    """Sender, recipient, date, subject, text, signature."""
+    """Lay out a letter: sender, recipient, date, subject, text, signature."""
     rng, content = sheet.rng, sheet.content
     _letterhead(sheet)
     recipient = content.person()
@@ -168,7 +168,7 @@ def lay_out_letter(sheet: Sheet) -> None:
 
 
 def lay_out_form(sheet: Sheet) -> None:
-    """Fields in one or two columns: after their labels, in boxes, on lines or below."""
+    """Lay out a form in one or two columns: values after their labels, in boxes, on lines or below."""
     rng, em = sheet.rng, sheet.em
     heading = ("Application", "Registration form", "Claim form", "Patient record", "Booking", "Work order", "Request",
                "Membership", "Customs declaration", "Hotel registration", "Vehicle inspection")  # fmt: skip
@@ -190,7 +190,7 @@ def lay_out_form(sheet: Sheet) -> None:
         for place, name in enumerate(names[first : first + columns]):
             left, right = sheet.left + place * step, sheet.left + (place + 1) * step - em
             start = None if style == "plain" else left + 0.42 * step
-            if labelled(sheet, name, left, right, start) and style in ("boxes", "underlined"):
+            if labeled(sheet, name, left, right, start) and style in ("boxes", "underlined"):
                 top, low = sheet.top + 0.03 * sheet.style.pitch, sheet.top + 0.97 * sheet.style.pitch
                 begin = sheet.texts[-1].x - 0.4 * em
                 bounds = (begin, top if style == "boxes" else low, right, low)
@@ -199,7 +199,7 @@ def lay_out_form(sheet: Sheet) -> None:
 
 
 def lay_out_certificate(sheet: Sheet) -> None:
-    """A framed certificate, centered."""
+    """Lay out a framed, centered certificate."""
     rng, content = sheet.rng, sheet.content
     middle = sheet.left + 0.5 * sheet.width
     sheet.feed(1.5)
@@ -231,7 +231,7 @@ def lay_out_certificate(sheet: Sheet) -> None:
 
 
 def lay_out_plain_page(sheet: Sheet) -> None:
-    """Running text with headings, in one or two columns."""
+    """Lay out running text with headings, in one or two columns."""
     rng, content = sheet.rng, sheet.content
     title(sheet, content.sentence(rng.randint(2, 5)).rstrip("."))
     if rng.random() < 0.4:
@@ -261,7 +261,7 @@ def lay_out_plain_page(sheet: Sheet) -> None:
 
 
 def lay_out_note(sheet: Sheet) -> None:
-    """A short notice with a few fields."""
+    """Lay out a short notice with a few fields."""
     rng, content = sheet.rng, sheet.content
     title(sheet, content.sentence(rng.randint(1, 3)).rstrip("."))
     paragraph(sheet, content.sentence(rng.randint(6, 20)), sheet.left, sheet.right, 5)
@@ -277,13 +277,13 @@ def lay_out_note(sheet: Sheet) -> None:
 
 
 def lay_out_scribble(sheet: Sheet) -> None:
-    """A page covered with words, codes, amounts and random characters in changing fonts: for learning letters."""
+    """Lay out words, codes, amounts and random characters in changing fonts, for character recognition."""
     rng, content = sheet.rng, sheet.content
     families = find_families(sheet.fonts)
-    marks = string.ascii_letters + 3 * string.digits + string.punctuation + CHARACTERS[95:]
+    characters = string.ascii_letters + 3 * string.digits + string.punctuation + CHARACTERS[95:]
     draws = (content.word, content.product, content.person, content.code, content.date, content.made_up, content.phone,
              lambda: content.amount(content.cents()), lambda: content.word().upper(), content.city,
-             lambda: "".join(rng.choices(marks, k=rng.randint(1, 9))))  # fmt: skip
+             lambda: "".join(rng.choices(characters, k=rng.randint(1, 9))))  # fmt: skip
     size = sheet.em
     faces = [face for family in rng.sample(families, k=min(3, len(families)))
              for face in (family.regular, family.regular, family.bold, family.italic)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Parts that many layouts share: labelled fields, lists of goods, tables, sums, addresses, text, logos, stamps."""
+"""Parts that many layouts share: labeled fields, lists of goods, tables, sums, addresses, text, logos, stamps."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from .sheet import Run, Shape, Sheet
 
 
 def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
-    """A heading that questions know as the title."""
+    """Place a heading and record it as the title."""
     run = sheet.heading(text, align, scale)
     if run is not None:
         wordings = ("What is the title?", "What is the heading?", "What is it called?", "Title of the document?",
@@ -20,18 +20,18 @@ def title(sheet: Sheet, text: str, align: float | None = None, scale: float | No
 
 
 def field_value(sheet: Sheet, name: str, run: Run) -> None:
-    """Keep a placed run as the value of a known label."""
+    """Record a placed run as the value of a label."""
     sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELS[name].wordings))
 
 
-def labelled(sheet: Sheet, name: str, left: float, right: float, start: float | None = None) -> bool:
-    """A label and its value on the current line; nothing and False if they do not fit.
+def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | None = None) -> bool:
+    """Place a label and its value on the current line; return False, placing nothing, if they do not fit.
 
     Args:
-        sheet: page to place on.
-        name: label, in `LABELS`.
-        left, right: bounds in pixels.
-        start: left end of the value in pixels; right after the label if not given.
+        sheet: page to write on.
+        name: name of the label, in `LABELS`.
+        left, right: horizontal bounds in pixels.
+        start: left end of the value in pixels; None for right after the label.
     """
     rng = sheet.rng
     shown = rng.choice(LABELS[name].printed) + rng.choice((":", ":", ""))
@@ -47,16 +47,16 @@ def labelled(sheet: Sheet, name: str, left: float, right: float, start: float | 
 
 
 def fields(sheet: Sheet, names: Sequence[str], left: float, right: float, aligned: bool | None = None) -> None:
-    """Labelled values, one a line, their values in one column or right after the labels."""
+    """Labeled values, one a line, their values in one column or right after the labels."""
     aligned = sheet.rng.random() < 0.6 if aligned is None else aligned
     start = left + min(9.5 * sheet.em, 0.5 * (right - left)) if aligned else None
     for name in names:
-        if sheet.lines_left >= 1 and labelled(sheet, name, left, right, start):
+        if sheet.lines_left >= 1 and labeled(sheet, name, left, right, start):
             sheet.feed()
 
 
 def dated(sheet: Sheet, x: float, align: float = 0.0, label: str | None = None) -> None:
-    """The date of the document, with or without a label, and the cursor below it."""
+    """Place the date of the document, with or without a label, and move the cursor below it."""
     value = sheet.content.date()
     shown = sheet.rng.choice(("Date: ", "Date ", "")) if label is None else label
     width = sheet.measure(shown + value)
@@ -70,7 +70,7 @@ def dated(sheet: Sheet, x: float, align: float = 0.0, label: str | None = None) 
 
 
 def address(sheet: Sheet, x: float, align: float = 0.0, name: str | None = None) -> None:
-    """Name, street and city below each other; the name is known to the layout, not to questions."""
+    """Place name, street and city below each other, without questions about them."""
     content = sheet.content
     for line in (name, content.street(), f"{content.postcode()} {content.city()}"):
         if line and sheet.lines_left >= 1 and sheet.measure(line) <= sheet.width:
@@ -91,15 +91,15 @@ def table(
     style: str | None = None,
     groups: Sequence[tuple[str, int]] = (),
 ) -> Entries | None:
-    """A table from the cursor down, as many rows and columns of it as fit; None if not even two rows do.
+    """Place as many rows and columns of a table as fit below the cursor; return None if fewer than two rows fit.
 
     Args:
-        sheet: page to place on.
-        header: titles of the columns, the names' first.
+        sheet: page to write on.
+        header: titles of the columns, the names' column first.
         rows: texts of the cells, the name first; "" for an empty cell.
-        noun: what a row is.
-        key: column (as in the header) that a question need not name.
-        numeric: columns set flush right.
+        noun: singular noun of a row.
+        key: title of the column that a question may leave out.
+        numeric: titles of the right-aligned columns.
         values: each row's number by column, for comparisons.
         style: `grid`, `lines`, `stripes` or `plain`.
         groups: merged heads above the columns after the first: title and number of columns.
@@ -162,7 +162,7 @@ def table(
 
 
 def sums(sheet: Sheet, net: int, left: float, right: float) -> None:
-    """Subtotal, tax and total of an amount in hundredths, flush right, the total in bold."""
+    """Place subtotal, tax and total of an amount in hundredths, right-aligned, the total in bold."""
     rng, content = sheet.rng, sheet.content
     tax = net * rng.choice((5, 7, 8, 10, 19, 20)) // 100
     shown = rng.choice((("total",), ("subtotal", "tax", "total"), ("tax", "total")))
@@ -182,7 +182,7 @@ def sums(sheet: Sheet, net: int, left: float, right: float) -> None:
 
 
 def paragraph(sheet: Sheet, text: str, left: float, right: float, lines: int | None = None) -> None:
-    """Running text, each of its lines one that can be read out."""
+    """Place running text and record each line for transcription."""
     for line in sheet.wrap(text, right - left)[:lines]:
         if sheet.lines_left < 1:
             return
@@ -191,7 +191,7 @@ def paragraph(sheet: Sheet, text: str, left: float, right: float, lines: int | N
 
 
 def logo(sheet: Sheet, x: float, y: float, side: float) -> None:
-    """A small figure as firms have it: no text."""
+    """Place a small graphical logo without text."""
     rng, color = sheet.rng, sheet.style.accent
     kind = rng.choice(("ellipse", "box", "round", "polygon", "ring"))
     bounds = (x, y, x + side, y + side)
@@ -208,7 +208,7 @@ def logo(sheet: Sheet, x: float, y: float, side: float) -> None:
 
 
 def stamp(sheet: Sheet) -> None:
-    """A pale ring or box over some place of the page, as an unreadable stamp leaves it."""
+    """Place a pale ring or box like an unreadable stamp."""
     rng = sheet.rng
     side = rng.uniform(3, 7) * sheet.em
     x = rng.uniform(0, max(sheet.size[0] - side, 1))

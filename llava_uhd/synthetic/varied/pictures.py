@@ -1,4 +1,4 @@
-"""Pictures that are no documents: photographs that packages ship, and textures."""
+"""Images without text: photographs that packages ship, and textures."""
 
 import random
 from functools import lru_cache
@@ -42,7 +42,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def draw_picture(rng: random.Random) -> Image.Image:
-    """A part of a photograph, flipped, turned and recolored, or a texture or arrangement of shapes."""
+    """Return a crop of a photograph, flipped, rotated and recolored, or a texture or arrangement of shapes."""
     size = (rng.randint(*SIDE), rng.randint(*SIDE))
     photographs = _photographs()
     if photographs and rng.random() < 0.6:
@@ -63,7 +63,7 @@ def _part(rng: random.Random, photograph: Image.Image, size: tuple[int, int]) ->
 
 
 def _clouds(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    """Noise of several wavelengths in two colors."""
+    """Return noise of several wavelengths in two colors."""
     noise = np.random.default_rng(rng.getrandbits(32))
     field = np.zeros((size[1], size[0]), np.float32)
     for octave in range(rng.randint(2, 6)):

@@ -1,4 +1,4 @@
-"""Questions on what a page says, in many wordings and typing habits, each with its only right answer."""
+"""Questions about the facts of a page in many wordings and typing habits, each with its only correct answer."""
 
 import random
 from dataclasses import dataclass
@@ -168,12 +168,12 @@ GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "str
 
 @dataclass(frozen=True)
 class Asked:
-    """One question.
+    """Question with its answer.
 
     Attributes:
         ability: `field`, `cell`, `price`, `date`, `name`, `title`, `total`, `line`, `count`, `extreme`, `order`,
             `yes/no`, `unanswerable` or `no document`.
-        sources: the runs that hold the answer, empty where it is not printed.
+        sources: runs that contain the answer; empty if it is not printed.
     """
 
     text: str
@@ -183,11 +183,11 @@ class Asked:
 
 
 def habit(text: str, rng: random.Random) -> str:
-    """A question as people type it: politely, in small letters, without its mark, or as it is.
+    """Vary a question as people type it: politely, in lower case, without question mark, or unchanged.
 
     Args:
-        text: the question.
-        rng: generator of the document.
+        text: text of the question.
+        rng: random generator of the document.
     """
     if rng.random() < 0.06:
         text = rng.choice(POLITE) + text[0].lower() + text[1:]
@@ -204,7 +204,7 @@ def habit(text: str, rng: random.Random) -> str:
 
 
 def ask_all(sheet: Sheet) -> list[Asked]:
-    """Questions on every fact of a page and, for one in eight of them, on what the page does not say.
+    """Return questions about every fact of a page and, for one in eight, about information that is missing.
 
     Args:
         sheet: the finished page.
@@ -228,10 +228,10 @@ def ask_all(sheet: Sheet) -> list[Asked]:
 
 
 def ask_of_picture(rng: random.Random, count: int = 3) -> list[Asked]:
-    """Questions on a picture that is no document.
+    """Return questions about an image without text.
 
     Args:
-        rng: generator of the picture.
+        rng: random generator of the image.
         count: number of questions.
     """
     texts = [rng.choice(ANYTHING)]
@@ -241,7 +241,7 @@ def ask_of_picture(rng: random.Random, count: int = 3) -> list[Asked]:
 
 
 def _cases(**words: str) -> dict[str, str]:
-    """Each word also with a capital, under its name with a capital."""
+    """Add a capitalized variant of each word, under its capitalized name."""
     capitals = {name.capitalize(): word[:1].upper() + word[1:] for name, word in words.items()}
     return {**words, **capitals}
 
@@ -301,7 +301,7 @@ def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]
 
 
 def _absent_name(rng: random.Random, printed: str) -> str | None:
-    """A name of which no word is on the page."""
+    """Return a name none of whose words are on the page."""
     content = Content(rng)
     for _ in range(5):
         name = rng.choice((content.product, content.person, content.made_up))()
@@ -311,7 +311,7 @@ def _absent_name(rng: random.Random, printed: str) -> str | None:
 
 
 def _ask_lines(lines: list[Line], rng: random.Random, printed: str) -> list[Asked]:
-    """Reading out of lines whose beginning no other place of the page has."""
+    """Return transcription questions about lines with a unique beginning."""
     asked = []
     for line in rng.sample(lines, k=min(len(lines), 6)):
         words = line.run.text.split()
@@ -322,7 +322,7 @@ def _ask_lines(lines: list[Line], rng: random.Random, printed: str) -> list[Aske
 
 
 def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
-    """A question whose answer the page does not have: another label, row or column."""
+    """Return a question that the page cannot answer: about another label, row or column."""
     rng = sheet.rng
     lists = [fact for fact in sheet.facts if isinstance(fact, Entries) and fact.columns]
     if lists and rng.random() < 0.6:
@@ -332,8 +332,8 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
             return None
         templates = (PRICE if column == "price" else VALUE) if column == fact.key else CELL
         return Asked(rng.choice(templates).format(**_cases(name=name, column=column)), NOT_THERE, "unanswerable")
-    known = {fact.label for fact in sheet.facts if isinstance(fact, Field)} | sheet.unlabeled
-    absent = [name for name in LABELS if name not in known | GENERAL and _is_absent(name, printed)]
+    labels = {fact.label for fact in sheet.facts if isinstance(fact, Field)} | sheet.unlabeled
+    absent = [name for name in LABELS if name not in labels | GENERAL and _is_absent(name, printed)]
     if not absent:
         return None
     label = rng.choice(absent)
@@ -342,7 +342,7 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
 
 
 def _is_absent(label: str, printed: str) -> bool:
-    """Whether neither a printed form of a label nor its own distinctive words are on the page."""
+    """Return True if neither a printed form of a label nor its distinctive words are on the page."""
     forms = [form.lower().rstrip(".#: ") for form in LABELS[label].printed]
     words = [word for word in label.split() if word not in ("number", "date", "code", "post")]
     return not any(form in printed for form in (*forms, *words))

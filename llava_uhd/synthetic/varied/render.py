@@ -1,4 +1,4 @@
-"""Draws a sheet, clean."""
+"""Rendering of clean sheets."""
 
 from PIL import Image, ImageDraw
 
@@ -6,7 +6,7 @@ from .sheet import Shape, Sheet
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
-    """The sheet in RGB: shapes in their order, then all text."""
+    """Render a sheet in RGB: shapes in their order, then all text."""
     image = Image.new("RGB", sheet.size, sheet.style.paper)
     draw = ImageDraw.Draw(image)
     for shape in sheet.shapes:

@@ -1,4 +1,4 @@
-"""What screens show: apps on a phone, dialogs, slides."""
+"""Screens: phone apps, dialogs, slides."""
 
 from .facts import Entries, Field, Line
 from .labels import LABELS
@@ -20,7 +20,7 @@ APPS = (
 
 
 def lay_out_phone(sheet: Sheet) -> None:
-    """A phone's screen: status bar, title, and a list of entries with a second value."""
+    """Lay out a phone screen: status bar, title, and a list of entries with a second value."""
     rng, content, em = sheet.rng, sheet.content, sheet.em
     small = max(round(0.75 * em), 7)
     clock = content.time()
@@ -74,7 +74,7 @@ def lay_out_phone(sheet: Sheet) -> None:
 
 
 def lay_out_slide(sheet: Sheet) -> None:
-    """A slide: a title, points, sometimes a small table."""
+    """Lay out a slide: a title, points, sometimes a small table."""
     rng, content, em = sheet.rng, sheet.content, sheet.em
     if rng.random() < 0.4:
         width = sheet.size[0]
@@ -108,7 +108,7 @@ def lay_out_slide(sheet: Sheet) -> None:
 
 
 def lay_out_dialog(sheet: Sheet) -> None:
-    """A window with a message and buttons."""
+    """Lay out a dialog with a message and buttons."""
     rng, content, em = sheet.rng, sheet.content, sheet.em
     width = sheet.size[0]
     sheet.box((0, 0, width, 1.7 * em), fill=sheet.style.soft)

@@ -1,7 +1,7 @@
-"""A page in the making: runs of text and shapes at exact places, in one style, and what the page says.
+"""Page under construction: runs of text and shapes at exact positions in one style, and the facts of the page.
 
-Sizes and positions are pixels of the drawn page, (x, y) from the top left. The unit of every layout is the size of its
-body text, so that one layout serves a slip and a sheet of A4.
+Sizes and positions are pixels of the rendered page, (x, y) from the top left. The unit of every layout is the size of
+its body text, so that one layout serves a slip and a sheet of A4.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Characters on one baseline.
+    """Run of characters on one baseline.
 
     Attributes:
-        x: left end. `baseline`: y of the baseline. `size`: font size in pixels.
+        x: left end in pixels. `baseline`: y of the baseline. `size`: font size in pixels.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Run:
         return text_width(self.text, self.face, self.size)
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
-        """Each character with the x and y of its middle."""
+        """Yield each character with the x and y of its center."""
         offsets = character_offsets(self.text, self.face, self.size)
         y = self.baseline - MIDDLE * self.size
         for character, left, right in zip(self.text, offsets, offsets[1:], strict=False):
@@ -49,11 +49,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Shape:
-    """A figure: `box`, `round` (a box with round corners), `ellipse`, `line`, `polygon`, `slice` (of a pie).
+    """Shape: `box`, `round` (a box with round corners), `ellipse`, `line`, `polygon`, `slice` (of a pie).
 
     Attributes:
-        points: corners; of a pie's slice the box of the circle, `angles` its two ends in degrees.
-        width: of the outline or line, in pixels.
+        points: corners; for a pie's slice the bounding box of the circle, with `angles` in degrees.
+        width: width of the outline or line in pixels.
     """
 
     kind: str
@@ -70,8 +70,8 @@ class Style:
 
     Attributes:
         body, head: families of the text and of titles.
-        size: of the body text in pixels.
-        pitch: distance of the lines, in pixels.
+        size: size of the body text in pixels.
+        pitch: distance of the lines in pixels.
         paper, ink, accent, soft: colors of the ground, the text, titles and rules, and filled rows.
     """
 
@@ -86,12 +86,12 @@ class Style:
 
 
 def draw_style(rng: random.Random, families: tuple[Family, ...], size: int, dark: float = 0.08) -> Style:
-    """Draw a look.
+    """Sample a style.
 
     Args:
-        rng: generator of the document.
+        rng: random generator of the document.
         families: fonts to choose from.
-        size: of the body text in pixels.
+        size: size of the body text in pixels.
         dark: probability of light text on a dark ground.
     """
     body = rng.choice(families)
@@ -114,7 +114,7 @@ def draw_style(rng: random.Random, families: tuple[Family, ...], size: int, dark
 
 
 def _accent(rng: random.Random) -> Color:
-    """A dark color of any hue."""
+    """Return a dark color of any hue."""
     channels = [rng.randint(0, 60), rng.randint(20, 110), rng.randint(60, 150)]
     rng.shuffle(channels)
     return channels[0], channels[1], channels[2]
@@ -122,12 +122,12 @@ def _accent(rng: random.Random) -> Color:
 
 @dataclass
 class Sheet:
-    """A page that grows from top to bottom.
+    """Page that is filled from top to bottom.
 
     Attributes:
         size: (width, height) in pixels; layouts of slips shorten the height to what they used.
         fonts: folders of fonts, see `fonts.find_families`.
-        unlabeled: names in `LABELS` of values that are printed without a label, so that nobody calls them absent.
+        unlabeled: names in `LABELS` of values that are printed without a label, so that no question calls them absent.
         left, right, top, bottom: margins and cursor, in pixels; `top` is where the next line begins.
     """
 
@@ -175,11 +175,11 @@ class Sheet:
         """Place a text on the current line: its left end, middle or right end at x (align 0, 0.5 or 1).
 
         Args:
-            text: to draw.
-            x: pixels from the left edge.
-            align: part of the text's width that lies left of x.
-            face, size, color: of the body text if not given.
-            y: top of the line in pixels; the cursor's if not given.
+            text: text to place.
+            x: position in pixels from the left edge.
+            align: fraction of the text's width left of x.
+            face, size, color: look of the text; None for that of the body text.
+            y: top of the line in pixels; None for the cursor's.
         """
         face, size = face or self.style.body.regular, size or self.style.size
         top = self.top if y is None else y
@@ -189,22 +189,22 @@ class Sheet:
         return run
 
     def feed(self, lines: float = 1.0) -> None:
-        """Move the cursor down by so many lines."""
+        """Move the cursor down by a number of lines."""
         self.top += lines * self.style.pitch
 
     def rule(self, left: float | None = None, right: float | None = None, color: Color | None = None) -> None:
-        """A thin line across the page at the cursor."""
+        """Place a thin rule across the page at the cursor."""
         width = max(round(self.em * self.rng.choice((0.05, 0.08, 0.12))), 1)
         points = ((self.left if left is None else left, self.top), (self.right if right is None else right, self.top))
         self.shapes.append(Shape("line", points, outline=color or self.style.accent, width=width))
 
     def box(self, bounds: tuple[float, float, float, float], kind: str = "box", **look) -> None:
-        """A figure in a box (left, top, right, bottom); see `Shape` for the look."""
+        """Place a shape in a box (left, top, right, bottom); see `Shape` for its look."""
         left, top, right, bottom = bounds
         self.shapes.append(Shape(kind, ((left, top), (right, bottom)), **look))
 
     def heading(self, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
-        """A title in the fonts and color of titles, smaller where there is no room, or None where there is none."""
+        """Place a title, smaller if there is little room; return None if it does not fit."""
         rng = self.rng
         align = rng.choice((0.0, 0.0, 0.5)) if align is None else align
         size = round(self.em * (scale or rng.choice((1.2, 1.4, 1.7, 2.0))))
@@ -220,7 +220,7 @@ class Sheet:
         return run
 
     def wrap(self, text: str, width: float, face: Face | None = None) -> list[str]:
-        """Lines of a text that fit a width in pixels, broken at spaces."""
+        """Return the lines of a text that fit a width in pixels, broken at spaces."""
         lines: list[str] = []
         line = ""
         for word in text.split():
@@ -233,11 +233,11 @@ class Sheet:
         return [*lines, line] if line else lines
 
     def crop(self) -> None:
-        """End the page a little below what was placed."""
+        """Crop the page a little below the last placed element."""
         self.size = (self.size[0], min(self.size[1], round(self.top + self.rng.uniform(0.6, 2.5) * self.em)))
 
     def characters(self) -> Iterator[tuple[str, float, float, int]]:
-        """Every visible character with the x and y of its middle and its size, run after run."""
+        """Yield every visible character with the x and y of its center and its size, run after run."""
         for run in self.texts:
             for character, x, y in run.characters():
                 if character != " ":

@@ -3,7 +3,7 @@
 from .content import CURRENCIES
 from .facts import Entries, Field
 from .labels import LABELS
-from .parts import address, dated, field_value, fields, labelled, logo, sums, title
+from .parts import address, dated, field_value, fields, labeled, logo, sums, title
 from .sheet import Sheet
 
 SHOP = ("What is the name of the shop?", "Which shop is it?", "Where was it bought?", "Which store is this from?",
@@ -11,7 +11,7 @@ SHOP = ("What is the name of the shop?", "Which shop is it?", "Where was it boug
 
 
 def lay_out_receipt(sheet: Sheet) -> None:
-    """Up to 60 lines: shop, date, goods with prices, sums, payment."""
+    """Lay out a receipt of up to 60 lines: shop, date, goods with prices, sums, payment."""
     rng, content = sheet.rng, sheet.content
     content.currency = rng.choice(CURRENCIES)
     align = rng.choice((0.5, 0.5, 0.0))
@@ -27,7 +27,7 @@ def lay_out_receipt(sheet: Sheet) -> None:
     if rng.random() < 0.8:
         dated(sheet, x, align)
     for name in rng.sample(("cashier", "order number", "table number", "phone", "tax number"), k=rng.randint(0, 3)):
-        if labelled(sheet, name, sheet.left, sheet.right):
+        if labeled(sheet, name, sheet.left, sheet.right):
             sheet.feed()
     sheet.feed(0.4)
     if rng.random() < 0.4:
@@ -58,7 +58,7 @@ def lay_out_receipt(sheet: Sheet) -> None:
     if rng.random() < 0.6:
         sheet.rule()
     sums(sheet, total, sheet.left, sheet.right)
-    if rng.random() < 0.4 and labelled(sheet, "payment", sheet.left, sheet.right):
+    if rng.random() < 0.4 and labeled(sheet, "payment", sheet.left, sheet.right):
         sheet.feed()
     if rng.random() < 0.4 and sheet.lines_left >= 1:
         thanks = rng.choice(("Thank you!", "Thank you for your visit", "Come again", "Have a nice day"))
@@ -69,7 +69,7 @@ def lay_out_receipt(sheet: Sheet) -> None:
 
 
 def lay_out_label(sheet: Sheet) -> None:
-    """A parcel's or a product's label in a frame."""
+    """Lay out the label of a parcel or product in a frame."""
     rng, content = sheet.rng, sheet.content
     if rng.random() < 0.6:
         title(sheet, rng.choice(("FRAGILE", "PARCEL", "EXPRESS", "SAMPLE", content.product(), content.company())))
@@ -95,7 +95,7 @@ def lay_out_label(sheet: Sheet) -> None:
 
 
 def barcode(sheet: Sheet, left: float, right: float, height: float) -> None:
-    """Bars of random widths from the cursor down."""
+    """Place bars of random widths below the cursor."""
     x = left
     while x < right:
         width = sheet.rng.choice((1, 1, 2, 3)) * max(sheet.em / 10, 1)
@@ -105,7 +105,7 @@ def barcode(sheet: Sheet, left: float, right: float, height: float) -> None:
 
 
 def lay_out_ticket(sheet: Sheet) -> None:
-    """A boarding pass, train ticket or entry: fields below their labels, side by side."""
+    """Lay out a boarding pass, train ticket or admission ticket: values below their labels, side by side."""
     rng = sheet.rng
     title(sheet, rng.choice(("BOARDING PASS", "TRAIN TICKET", "Admit One", "Concert Ticket", "Museum", "Bus Ticket")))
     sheet.feed(0.3)
@@ -117,7 +117,7 @@ def lay_out_ticket(sheet: Sheet) -> None:
 
 
 def stacked(sheet: Sheet, names: list[str], columns: int) -> None:
-    """Values below their small labels, so many side by side."""
+    """Place values below their small labels, several side by side."""
     small = max(round(0.72 * sheet.em), 7)
     step = sheet.width / columns
     color = sheet.style.accent
@@ -136,7 +136,7 @@ def stacked(sheet: Sheet, names: list[str], columns: int) -> None:
 
 
 def lay_out_card(sheet: Sheet) -> None:
-    """A business card, member card or badge."""
+    """Lay out a business card, member card or badge."""
     rng, content = sheet.rng, sheet.content
     if rng.random() < 0.5:
         logo(sheet, sheet.right - 3 * sheet.em, sheet.top, 2.6 * sheet.em)

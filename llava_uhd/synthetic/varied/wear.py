@@ -1,7 +1,7 @@
-"""Wear of a page between its program and the model: screenshot, scan, photograph or fax.
+"""Degradation of a page: screenshot, scan, photograph or fax.
 
-The wear is drawn as numbers first, so that the places of all characters are known without any pixel; `apply` then
-makes the pixels.
+Parameters are sampled first, so that the positions of all characters are available without pixels; `apply` then
+computes the pixels.
 """
 
 import io
@@ -17,15 +17,15 @@ GRAIN_SIDE = 512
 
 @dataclass(frozen=True)
 class Wear:
-    """What happens to a page.
+    """Parameters of the degradation of a page.
 
     Attributes:
         size: (width, height) of the result in pixels.
         matrix: (3, 3) rows of the homography from the page's pixels to the result's.
-        ground: color beside the page.
+        ground: color of the background beside the page.
         light: brightness at the (left, right, top, bottom) edge relative to the middle.
-        contrast: 1 leaves it.
-        gray: colors are dropped.
+        contrast: factor of the contrast, 1 for none.
+        gray: True to convert to grayscale.
         blur: radius in pixels. `noise`: standard deviation in levels of 255. `jpeg`: quality, 0 for none.
     """
 
@@ -45,7 +45,7 @@ class Wear:
         return self.matrix != IDENTITY
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """Where points of the page lie in the result: (N, 2) to (N, 2)."""
+        """Map points of the page to the result: (N, 2) to (N, 2)."""
         mapped = np.column_stack([points, np.ones(len(points))]) @ np.array(self.matrix).T
         return mapped[:, :2] / mapped[:, 2:]
 
@@ -54,7 +54,7 @@ IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The matrix that takes four points to four others, (4, 2) each: (3, 3)."""
+    """Return the (3, 3) homography that maps four points to four others, (4, 2) each."""
     rows, right = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -63,13 +63,13 @@ def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def draw_wear(rng: random.Random, size: tuple[int, int], em: float, screen: bool) -> Wear:
-    """Draw the wear of a page.
+    """Sample the degradation of a page.
 
     Args:
-        rng: generator of the document.
+        rng: random generator of the document.
         size: (width, height) of the page in pixels.
-        em: size of the body text in pixels: blur is a part of it.
-        screen: documents of screens are mostly screenshots.
+        em: size of the body text in pixels; the blur radius is a fraction of it.
+        screen: True for documents of screens, which are mostly screenshots.
     """
     sort = rng.choices(("screenshot", "scan", "photo", "fax"), (8, 1, 3, 0) if screen else (6, 7, 6, 1))[0]
     seed = rng.getrandbits(32)
@@ -112,11 +112,11 @@ def draw_wear(rng: random.Random, size: tuple[int, int], em: float, screen: bool
 
 
 def apply(image: Image.Image, wear: Wear) -> Image.Image:
-    """The page as it arrives.
+    """Return the degraded page.
 
     Args:
-        image: the clean page, RGB.
-        wear: what happens to it.
+        image: clean RGB page.
+        wear: parameters of the degradation.
     """
     if wear.moves:
         inverse = np.linalg.inv(np.array(wear.matrix))
@@ -146,11 +146,11 @@ def _light_and_noise(image: Image.Image, wear: Wear) -> Image.Image:
     pixels = np.asarray(image).astype(np.float32)
     height, width = pixels.shape[:2]
     left, right, top, bottom = wear.light
-    across = np.interp(np.linspace(0, 1, width), (0, 0.5, 1), (left, 1, right)).astype(np.float32)
+    horizontal = np.interp(np.linspace(0, 1, width), (0, 0.5, 1), (left, 1, right)).astype(np.float32)
     down = np.interp(np.linspace(0, 1, height), (0, 0.5, 1), (top, 1, bottom)).astype(np.float32)
     if wear.contrast != 1.0:
         pixels = 128 + wear.contrast * (pixels - 128)
-    pixels *= down[:, None, None] * across[None, :, None]
+    pixels *= down[:, None, None] * horizontal[None, :, None]
     if wear.noise:
         grain = _grain()
         rows, columns = wear.seed % GRAIN_SIDE, wear.seed // GRAIN_SIDE % GRAIN_SIDE
