@@ -21,7 +21,7 @@ from PIL import Image
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration, LlavaUhdImageProcessor
 from llava_uhd.benchmark.compare import published_forward
 from llava_uhd.model.hiwin import HiWinProjector
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.modeling_llava_uhd import token_grid
 from llava_uhd.training.data.collation import Collator
 from llava_uhd.training.data.encoding import Encoded
@@ -63,11 +63,14 @@ def make_samples(config: LlavaUhdConfig, count: int, stage: str) -> list[Encoded
     rng = np.random.default_rng(0)
     processor = LlavaUhdImageProcessor(max_slices=1 if stage == "align" else config.max_slices)
     num_text, samples = 26 if stage == "align" else 256, []
-    separators = {Mark.SLICE_SEPARATOR: config.slice_separator_id, Mark.ROW_SEPARATOR: config.row_separator_id}
+    separators = {
+        TokenType.SLICE_SEPARATOR: config.slice_separator_id,
+        TokenType.ROW_SEPARATOR: config.row_separator_id,
+    }
     for _ in range(count):
         picture = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
         template = plan_layout(processor.plan(640, 480), token_grid(config), config.layout).template
-        image = [separators.get(mark, config.image_token_id) for mark in template]
+        image = [separators.get(token_type, config.image_token_id) for token_type in template]
         text = rng.integers(0, 29000, num_text).tolist()
         ids = torch.tensor([1, *image, *text])
         labels = ids.clone()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_varied
 
 from ..tiny_v1.samples import IGNORED
@@ -17,7 +17,11 @@ from .symbols import patch_symbols, plan_of, run_positions, sequence_symbols, to
 
 # The image's first token comes after the start of the sequence and of the user's turn.
 IMAGE_START = 2
-MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
+TOKEN_TYPE_IDS = {
+    TokenType.IMAGE: IMAGE_ID,
+    TokenType.SLICE_SEPARATOR: byte_id(","),
+    TokenType.ROW_SEPARATOR: byte_id("\n"),
+}
 READ = ("Read the text.", "Read.", "What does it say?", "Transcribe the page.")
 READ_LENGTH = 200
 
@@ -112,7 +116,7 @@ def converse(
     ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
     runs = {id(run): number for number, run in enumerate(document.sheet.texts)} if document.sheet else {}
     for turn, question in enumerate(turns):
-        image = [MARKS[mark] for mark in template] if turn == 0 else []
+        image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if turn == 0 else []
         asked = [USER_ID, *image, *encode(question.text), ASSISTANT_ID]
         answer = [*encode(question.answer), EOS_ID]
         ids += asked + answer

@@ -12,7 +12,7 @@ from itertools import count
 
 import torch
 
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.slicing import SlicePlan
 from llava_uhd.synthetic import Document, Question
 
@@ -25,7 +25,11 @@ MAX_READ = 160
 LENGTH_STEP = 40
 # The image's first token comes after the start of the sequence and of the user's turn.
 IMAGE_START = 2
-MARKS = {Mark.IMAGE: IMAGE_ID, Mark.SLICE_SEPARATOR: byte_id(","), Mark.ROW_SEPARATOR: byte_id("\n")}
+TOKEN_TYPE_IDS = {
+    TokenType.IMAGE: IMAGE_ID,
+    TokenType.SLICE_SEPARATOR: byte_id(","),
+    TokenType.ROW_SEPARATOR: byte_id("\n"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def make_sample(document: Document, rng: random.Random, max_questions: int, read
         turns = [(rng.choice(READ), text, None), *turns[: max_questions // 2]]
     ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
     for turn, (asked_text, answer_text, question) in enumerate(turns):
-        image = [MARKS[mark] for mark in template] if turn == 0 else []
+        image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if turn == 0 else []
         asked = [USER_ID, *image, *encode(asked_text), ASSISTANT_ID]
         answer = [*encode(answer_text), EOS_ID]
         ids += asked + answer

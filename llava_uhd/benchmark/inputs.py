@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from ..model.layout import Mark, plan_layout
+from ..model.layout import TokenType, plan_layout
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, token_grid
 from .reference import view_tokens
 from .sizes import Sizes
@@ -52,15 +52,16 @@ def prepare(
     inputs["pixel_values"] = inputs["pixel_values"].to(device, dtype)
     config = model.config
     ids = {
-        Mark.IMAGE: config.image_token_id,
-        Mark.SLICE_SEPARATOR: config.slice_separator_id,
-        Mark.ROW_SEPARATOR: config.row_separator_id,
+        TokenType.IMAGE: config.image_token_id,
+        TokenType.SLICE_SEPARATOR: config.slice_separator_id,
+        TokenType.ROW_SEPARATOR: config.row_separator_id,
     }
     words = np.random.default_rng(0).integers(5, config.text_config.vocab_size, PROMPT_TOKENS).tolist()
     prompt = [1, *words[: PROMPT_TOKENS // 2]]
     for size in image_sizes:
         prompt += [
-            ids[mark] for mark in plan_layout(processor.plan(*size), token_grid(config), config.layout).template
+            ids[token_type]
+            for token_type in plan_layout(processor.plan(*size), token_grid(config), config.layout).template
         ]
     prompt += words[PROMPT_TOKENS // 2 :]
     shapes = [(rows, columns) for rows, columns in inputs["view_shapes"].tolist()]

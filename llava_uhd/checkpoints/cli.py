@@ -118,7 +118,7 @@ def verify(
 
 def push(
     folder: Annotated[Path, typer.Argument(show_default=False, help="Folder written by convert or by training.")],
-    repository: Annotated[str, typer.Argument(show_default=False, help="Hub id, as in organisation/name.")],
+    repository: Annotated[str, typer.Argument(show_default=False, help="Hub id, as in organization/name.")],
     upload: Annotated[bool, typer.Option("--upload", help="Do it. Without, only say what would be done.")] = False,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     license: Annotated[
@@ -136,7 +136,7 @@ def push(
     else:
         lines = [f"{size:>16,}  {name}" for name, size in done.files.items()]
         what = f"uploaded to {done.url}" if upload else f"dry run: --upload sends this to {repository}"
-        _print([*lines, f"{what} ({'public' if public else 'private'}, licence {done.license})"])
+        _print([*lines, f"{what} ({'public' if public else 'private'}, license {done.license})"])
 
 
 # Each verb with the example that its help ends with.

@@ -71,7 +71,7 @@ def push_checkpoint(
     if lost_files := sorted(name for name in modules if not (folder / name).is_file()):
         raise ValueError(f"{folder} lacks the code that auto_map names: {', '.join(lost_files)}")
     if card is None and (license := card_metadata(folder).get("license", UNKNOWN)) == UNKNOWN:
-        raise ValueError(f"{folder / 'README.md'} names no licence: write that of the language model's weights there")
+        raise ValueError(f"{folder / 'README.md'} names no license: write that of the language model's weights there")
     files = {
         str(file.relative_to(folder)): file.stat().st_size
         for file in sorted(folder.rglob("*"))

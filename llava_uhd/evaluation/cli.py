@@ -202,7 +202,7 @@ def score(
     allow_missing: AllowMissing = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score an existing prediction file, ours or one that the published scripts wrote."""
+    """Score an existing prediction file of this package or one that the reference scripts wrote."""
     from .pipeline import score_file
 
     task = _find_task(benchmark, images, metric, suffix)
@@ -374,4 +374,4 @@ def _print_results(results: Iterable[dict[str, Any]], out: Path | None, as_json:
             from .results import show
 
             value = show(published["values"][published["headline"]])
-            typer.echo(f"{'':4}as the published scripts score: {published['headline']} {value}")
+            typer.echo(f"{'':4}as the reference scripts score: {published['headline']} {value}")

@@ -89,7 +89,7 @@ def _score_anls(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scor
 
 
 def _score_chartqa(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
-    """Relaxed accuracy, officially the mean over the human and the augmented half; the published scripts take ANLS."""
+    """Relaxed accuracy, officially the mean over the human and the augmented half; the reference scripts take ANLS."""
     if compat is not None:
         return _score_anls(samples, texts, compat)
     rows = _score_rows(samples, texts, lambda text, sample: relaxed_accuracy(text, list(sample.answers)))

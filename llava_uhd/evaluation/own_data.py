@@ -24,7 +24,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Metrics by name, with the criterion of a correct answer.
 OWN_METRICS = {
     "accuracy": "the answer, case and a final period aside",
-    "anls": "likeness to the nearest answer, 0 below one half",
+    "anls": "similarity to the nearest answer, 0 below one half",
     "letter": "the option's letter",
     "relaxed": "the answer, or a number within 5 %",
     "vqa": "soft accuracy over several annotators",

@@ -1,6 +1,6 @@
 """Task table: data, generation settings, metric and download location of each task.
 
-Beams, new tokens and image sizes are those of the published scripts (the only evidence of the paper's protocol).
+Beams, new tokens and image sizes are those of the reference scripts (the only evidence of the paper's protocol).
 """
 
 from collections.abc import Callable

@@ -63,7 +63,7 @@ class Workers:
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 f"one of {self.count} processes that answer questions ended before its time, "
-                "for want of memory perhaps; what was answered is kept: go on with fewer --workers"
+                "for want of memory perhaps; what was answered is kept: continue with fewer --workers"
             ) from error
 
 

@@ -153,8 +153,8 @@ def _tower_of(model: PreTrainedModel) -> PreTrainedModel:
     for candidate in (model, getattr(model, "vision_model", None)):
         if isinstance(candidate, tuple(TOWERS.values())):
             return candidate
-    known = " or ".join(cls.__name__ for cls in TOWERS.values())
-    raise ValueError(f"vision_tower must be a {known}, got {type(model).__name__}")
+    towers = " or ".join(cls.__name__ for cls in TOWERS.values())
+    raise ValueError(f"vision_tower must be a {towers}, got {type(model).__name__}")
 
 
 def _vision_config(tower: PreTrainedModel | str) -> Any:

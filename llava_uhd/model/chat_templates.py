@@ -1,4 +1,4 @@
-"""Chat templates: the conversations that the published models and the built-in one were trained on, as Jinja.
+"""Chat templates: the conversations that the original checkpoints and the built-in model were trained on, as Jinja.
 
 Messages are of the standard format: `content` is a string, or a list of {"type": "image"} and {"type": "text"} parts.
 As in the published data preparation, the image of a message comes first, followed by a newline, whatever its place; of

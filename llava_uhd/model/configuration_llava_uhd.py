@@ -1,7 +1,7 @@
 """Configuration of LLaVA-UHD: a vision tower, a projector of its feature pyramid, a language model.
 
 The projector's settings live in a nested config, because they travel as one: which levels of the pyramid are
-condensed, how they are up-sampled, by which projector.
+pooled, how they are upsampled, by which projector.
 """
 
 from difflib import get_close_matches
@@ -32,7 +32,7 @@ from .validation import (
 HEAD_SIZE = 128
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 LEVELS = (1, 2, 4, 8)
-# CLIP ViT-L/14-336, the tower of every released checkpoint.
+# CLIP ViT-L/14-336, the tower of every original checkpoint.
 CLIP_LARGE_336: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -61,13 +61,13 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
             see `upsampler_registry`.
         query_grid: a view gives `query_grid`² tokens, one window each (`hiwin` and `resampler`).
         num_attention_heads: None for one head per 128 channels of the language model, as published.
-        box_dtype: precision of the window corners. `bfloat16` rounds them as the published code does in bf16; the
-            released weights were trained so.
+        box_dtype: precision of the window corners. `bfloat16` rounds them as the reference implementation does in
+            bf16; the original checkpoints were trained with it.
         unshuffle_factor: side of the square of patches that `mlp` joins into one token.
         bin_embedding: add a learned vector per bin and level to the keys of `hiwin`, so that a query can tell the bins
-            of its window apart. Off in the released weights; learns to read several times faster.
-        aligned_windows: pool windows with RoI-Align's `aligned=True`. The released weights were trained without, half
-            a feature pixel off.
+            of its window apart. Off in the original checkpoints; learns to read several times faster.
+        aligned_windows: pool windows with RoI-Align's `aligned=True`. The original checkpoints were trained without,
+            half a feature pixel off.
         bin_grid: bins of a window: `selective`, by the aspect ratio of the map, as published; `fixed`, always 3 x 3;
             `pyramid`, as many per side as the level's factor.
         input_level: level of the pyramid that `resampler`, `perceiver` or `mlp` takes, made by `upsampler`; 1 for the
@@ -200,8 +200,8 @@ class LlavaUhdConfig(PreTrainedConfig):
         vision, text, projector = self.vision_config, self.text_config, self.projector
         projector.validate_values()
         if vision.model_type not in VISION_TOWERS:
-            known = " or ".join(VISION_TOWERS)
-            raise ValueError(f"vision_config.model_type must be {known}, got {vision.model_type!r}")
+            accepted = " or ".join(VISION_TOWERS)
+            raise ValueError(f"vision_config.model_type must be {accepted}, got {vision.model_type!r}")
         check_sizes("vision_config", vision)
         check_int("vision_config.patch_size", vision.patch_size, 1, vision.image_size)
         layers = vision.num_hidden_layers

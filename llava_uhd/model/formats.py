@@ -9,7 +9,7 @@ from functools import cache
 
 from PIL import Image
 
-# Names of Pillow. MPO, a JPEG of several pictures as phones and cameras write it, is opened as JPEG.
+# Names of Pillow. MPO, a JPEG of several images as phones and cameras write it, is opened as JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 MAX_SCANS = 100  # of a JPEG, as in libtiff; progressive ones have about 10
 
@@ -65,8 +65,8 @@ def check_scans(image: Image.Image, name: str) -> None:
     """Check that an opened file that is not decoded yet is no JPEG of absurdly many scans, each of which takes time.
 
     Args:
-        image: as Pillow opened it.
-        name: what an error calls the image.
+        image: image as Pillow opened it.
+        name: name of the image for error messages.
 
     Raises:
         ValueError: it has more than `MAX_SCANS`.

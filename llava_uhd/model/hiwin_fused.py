@@ -79,7 +79,8 @@ def fused_hiwin_attention(
     """
     # In training also without gradients, so that reentrant checkpointing sees the same numbers twice.
     with_gradient = (torch.is_grad_enabled() or projector.training) and (
-        any(of_group.requires_grad for of_group, _ in groups) or any(p.requires_grad for p in projector.parameters())
+        any(group_features.requires_grad for group_features, _ in groups)
+        or any(p.requires_grad for p in projector.parameters())
     )
     if with_gradient:
         heads = _heads_output_with_gradient(projector, groups)
@@ -422,17 +423,17 @@ def upsample_normalize_pool(
         eps: epsilon of the LayerNorm behind the projections.
 
     Returns:
-        for each level (G², N, L, K + 1).
+        Pooled features of every level, each (G², N, L, K + 1).
     """
     maps = {
         level: [
             part.unflatten(1, shape) + offset[:, None, None]
-            for part, offset in zip(of_level.parts, of_level.offsets[0], strict=True)
+            for part, offset in zip(level_parts.parts, level_parts.offsets[0], strict=True)
         ]
-        for level, of_level in zip(levels, pushed, strict=True)
+        for level, level_parts in zip(levels, pushed, strict=True)
     }
     geometry = dict(zip(levels, geometries, strict=True))
-    offsets = {level: of_level.offsets for level, of_level in zip(levels, pushed, strict=True)}
+    offsets = {level: level_parts.offsets for level, level_parts in zip(levels, pushed, strict=True)}
 
     def pool(level: int, *parts: torch.Tensor) -> torch.Tensor:
         return normalize_and_pool_width(parts, geometry[level].columns, hidden_size, eps)
@@ -511,9 +512,9 @@ def attend(
 
     def attend_heads(first: int, last: int, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         half, out = len(tensors) // 2, None
-        of_levels = weights[:, first * num_sets : last * num_sets].split(lengths, dim=-1)
-        for of_level, pooled_level, values in zip(of_levels, tensors[:half], tensors[half:], strict=True):
-            summed = (of_level @ pooled_level.flatten(0, 1)).to(dtype)  # G² · N, heads here · S, K + 1
+        weights_by_level = weights[:, first * num_sets : last * num_sets].split(lengths, dim=-1)
+        for level_weights, pooled_level, values in zip(weights_by_level, tensors[:half], tensors[half:], strict=True):
+            summed = (level_weights @ pooled_level.flatten(0, 1)).to(dtype)  # G² · N, heads here · S, K + 1
             summed = summed.unflatten(1, (-1, num_sets)).transpose(0, 1).flatten(1, 2)  # heads here, G² · N · S, K + 1
             values = values[first:last]
             out = summed @ values if out is None else torch.baddbmm(out, summed, values)

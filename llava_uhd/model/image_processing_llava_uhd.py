@@ -1,9 +1,9 @@
 """Image processor: from an image in any form to the packed patches of its views.
 
-Pixels follow the published code: every view is resized by PIL's bicubic filter from the original image (never from
-another view), scaled to [0, 1] and normalized by the statistics of the vision tower, CLIP's by default. There is no
-padding: the patches of all views of all images stand one after another in `pixel_values`, and the shapes beside it
-tell them apart.
+Pixels follow the reference implementation: every view is resized by PIL's bicubic filter from the original image
+(never from another view), scaled to [0, 1] and normalized by the statistics of the vision tower, CLIP's by default.
+There is no padding: `pixel_values` holds the patches of all views of all images, and `view_shapes` beside it their
+shapes.
 
 Shapes: P patches of all views, V views of all images, I images, p side of a patch.
 """
@@ -110,9 +110,9 @@ class LlavaUhdImageProcessor(PilBackend):
                 `PIL.Image.MAX_IMAGE_PIXELS` as well.
             kwargs: see `LlavaUhdImageKwargs`.
         """
-        known = [*LlavaUhdImageKwargs.__annotations__, *ImagesKwargs.__annotations__, "max_pixels"]
+        accepted = [*LlavaUhdImageKwargs.__annotations__, *ImagesKwargs.__annotations__, "max_pixels"]
         for key in kwargs:
-            if key not in known and (near := get_close_matches(key, known, n=1, cutoff=0.85)):
+            if key not in accepted and (near := get_close_matches(key, accepted, n=1, cutoff=0.85)):
                 raise ValueError(f"the image processor has no option {key!r}: did you mean {near[0]}?")
         super().__init__(**kwargs)
         self.max_pixels = max_pixels

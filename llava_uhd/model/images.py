@@ -36,7 +36,7 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses: twice its MAX_IMAGE_PIX
 MAX_DOWNLOAD = 2**28  # bytes
 DOWNLOAD_TIMEOUT = 30  # seconds
 LONGEST_PATH = 4096  # a longer string is an image in base64
-CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
+CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGB and alpha
 DATA_URL = re.compile(r"data:([^,]{0,300}),", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 
@@ -62,8 +62,8 @@ def decode_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXE
             integers, booleans, or floats in 0..1); a path or `file:` URL; encoded bytes or a binary file; base64, with
             or without `data:` before it; an http(s) URL; or a dict with `bytes` or `path`, as Hugging Face datasets
             have it.
-        name: what an error calls an image that has no path.
-        max_pixels: most pixels that are decoded.
+        name: name for error messages, for an image without a path.
+        max_pixels: maximum number of decoded pixels.
 
     Raises:
         ValueError: naming the image, if it is missing, empty, damaged, not an image, of no area or of too many pixels.
@@ -85,8 +85,8 @@ def open_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS
 
     Args:
         source: see `decode_image`; no array.
-        name: what an error calls an image that has no path.
-        max_pixels: most pixels.
+        name: name for error messages, for an image without a path.
+        max_pixels: maximum number of pixels.
 
     Raises:
         ValueError, TypeError: see `decode_image`.
@@ -146,7 +146,7 @@ def decode_base64(text: str, name: str = "image") -> bytes:
 
 
 def _file(source: Any, name: str) -> tuple[str | BytesIO, str]:
-    """What Pillow can open, and what to call it."""
+    """Return a source that Pillow can open, and its name for error messages."""
     if isinstance(source, dict) and (source.get("bytes") is not None or source.get("path") is not None):
         name = str(source.get("path") or name)
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
@@ -224,7 +224,7 @@ def _existing(path: str) -> tuple[str, str]:
 
 
 def _is_image(content: bytes) -> bool:
-    """Whether bytes begin like a file of one of the formats."""
+    """Return True if bytes begin like a file of one of the formats."""
     try:
         Image.open(BytesIO(content), formats=readable_formats()).close()
     except UnidentifiedImageError:
@@ -265,7 +265,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert any colour mode to RGB, transparency laid on white, deep grey scaled to 8 bits."""
+    """Convert any color mode to RGB, transparency laid on white, deep gray scaled to 8 bits."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray(_from_16_bits(np.asarray(image), name))
     elif image.mode == "F":
@@ -278,7 +278,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{name} has the colour mode {image.mode}, which cannot be converted to RGB") from error
+        raise ValueError(f"{name} has the color mode {image.mode}, which cannot be converted to RGB") from error
 
 
 def _from_array(array: "np.ndarray | torch.Tensor", name: str, max_pixels: int) -> Image.Image:

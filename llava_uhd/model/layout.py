@@ -11,6 +11,7 @@ last of its row, then the overview. `unseparated` is the same without separators
 Shapes of token grids are (rows, columns), grids of slices (columns, rows).
 """
 
+import warnings
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -23,7 +24,7 @@ LAYOUTS: tuple[LayoutName, ...] = ("stitched", "sequential", "unseparated")
 Shape = tuple[int, int]
 
 
-class Mark(IntEnum):
+class TokenType(IntEnum):
     """Token type of a position: a feature of the image, or an ordinary separator token."""
 
     IMAGE = 0
@@ -68,12 +69,12 @@ class ImageLayout:
     """One image in the sequence.
 
     Attributes:
-        template: a mark for each position.
-        order: for each image mark in turn, the index of its feature among the image's features in view order (slices
+        template: token type of every position.
+        order: index of the feature of every image token in turn, among the image's features in view order (slices
             row by row, then the overview; the tokens of a view row by row). A permutation.
     """
 
-    template: tuple[Mark, ...]
+    template: tuple[TokenType, ...]
     order: tuple[int, ...]
 
     @property
@@ -116,14 +117,14 @@ def layout_views(
     num_slice_tokens = rows * columns * token_rows * token_columns
     num_tokens = num_slice_tokens + overview_rows * overview_columns
 
-    template: list[Mark] = []
+    template: list[TokenType] = []
     order = list(range(num_tokens))
     if columns == 0:
         pass
     elif layout == "stitched":
-        template += ([Mark.IMAGE] * (columns * token_columns) + [Mark.ROW_SEPARATOR]) * (rows * token_rows)
+        template += ([TokenType.IMAGE] * (columns * token_columns) + [TokenType.ROW_SEPARATOR]) * (rows * token_rows)
         # Published so: the separator of the first slice ends the raster, and in a single column that is a row's.
-        template += [Mark.SLICE_SEPARATOR if columns > 1 else Mark.ROW_SEPARATOR]
+        template += [TokenType.SLICE_SEPARATOR if columns > 1 else TokenType.ROW_SEPARATOR]
         order[:num_slice_tokens] = [
             ((row * columns + column) * token_rows + token_row) * token_columns + token_column
             for row in range(rows)
@@ -132,10 +133,17 @@ def layout_views(
             for token_column in range(token_columns)
         ]
     elif layout == "unseparated":
-        template += [Mark.IMAGE] * num_slice_tokens
+        template += [TokenType.IMAGE] * num_slice_tokens
     else:
-        one_slice = [Mark.IMAGE] * (token_rows * token_columns)
-        one_row = [*one_slice, Mark.SLICE_SEPARATOR] * (columns - 1) + [*one_slice, Mark.ROW_SEPARATOR]
+        one_slice = [TokenType.IMAGE] * (token_rows * token_columns)
+        one_row = [*one_slice, TokenType.SLICE_SEPARATOR] * (columns - 1) + [*one_slice, TokenType.ROW_SEPARATOR]
         template += one_row * rows
-    template += [Mark.IMAGE] * (num_tokens - num_slice_tokens)
+    template += [TokenType.IMAGE] * (num_tokens - num_slice_tokens)
     return ImageLayout(tuple(template), tuple(order))
+
+
+def __getattr__(name: str) -> type[TokenType]:
+    if name == "Mark":  # former name
+        warnings.warn(f"{__name__}.Mark is now {__name__}.TokenType", DeprecationWarning, stacklevel=2)
+        return TokenType
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -102,10 +102,15 @@ def _split(content: str, image_token: str) -> Iterator[Message]:
 def _fill(messages: list[Message], images: list[Any]) -> None:
     """Put the images into the image parts, in order."""
     parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    places = [part for part in parts if _is_image(part)]
-    if len(places) != len(images):
-        raise ValueError(f"the messages have {len(places)} image placeholders, but {len(images)} images were given")
-    filled = {id(place): {"type": "image", "image": image} for place, image in zip(places, images, strict=True)}
+    placeholders = [part for part in parts if _is_image(part)]
+    if len(placeholders) != len(images):
+        raise ValueError(
+            f"the messages have {len(placeholders)} image placeholders, but {len(images)} images were given"
+        )
+    filled = {
+        id(placeholder): {"type": "image", "image": image}
+        for placeholder, image in zip(placeholders, images, strict=True)
+    }
     for message in messages:
         if isinstance(message.get("content"), list):
             message["content"] = [filled.get(id(part), part) for part in message["content"]]

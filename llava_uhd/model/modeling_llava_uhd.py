@@ -220,8 +220,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         Args:
             input_ids: (B, length), `image_token_id` wherever an image token belongs.
             inputs_embeds: (B, length, E) in place of `input_ids`, image tokens already in it.
-            pixel_values: with `view_shapes`, `num_views` and `grids` as in `get_image_features`, images in the order
-                of their tokens over the whole batch.
+            pixel_values: patches of all views, with `view_shapes`, `num_views` and `grids` as in `get_image_features`;
+                images in the order of their tokens over the whole batch.
             image_features: (T, E) image tokens in place of pixels, as returned by `get_image_features` before.
             cache: name of `past_key_values` since transformers 5.24; either works with every version.
 

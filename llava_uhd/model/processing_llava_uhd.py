@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates import CHAT_TEMPLATES
 from .image_processing_llava_uhd import LlavaUhdImageProcessor, normalization_of
-from .layout import LAYOUTS, ImageLayout, LayoutName, Mark, TokenGrid, layout_views, plan_layout
+from .layout import LAYOUTS, ImageLayout, LayoutName, TokenGrid, TokenType, layout_views, plan_layout
 from .messages import escape, prepare_messages, remove_escapes
 from .validation import QUERY_GRID, TOKEN_ID, UNSHUFFLE_FACTOR, check_int
 
@@ -54,7 +54,7 @@ class LlavaUhdProcessor(ProcessorMixin):
 
         Args:
             image_processor: see `LlavaUhdImageProcessor`.
-            tokenizer: of the language model; the image token and the reserved separators are added to it.
+            tokenizer: tokenizer of the language model; the image token and the reserved separators are added to it.
             chat_template: Jinja; see `chat_templates`.
             layout: `stitched`, `sequential` or `unseparated`, see `layout`.
             query_grid: a view has query_grid² tokens; None for the MLP projector.
@@ -86,13 +86,13 @@ class LlavaUhdProcessor(ProcessorMixin):
         self.slice_separator_id = slice_separator_id
         self.row_separator_id = row_separator_id
         self.image_token = image_token
-        self._mark_texts = {
-            Mark.IMAGE: image_token,
-            Mark.SLICE_SEPARATOR: SLICE_SEPARATOR,
-            Mark.ROW_SEPARATOR: ROW_SEPARATOR,
+        self._token_type_texts = {
+            TokenType.IMAGE: image_token,
+            TokenType.SLICE_SEPARATOR: SLICE_SEPARATOR,
+            TokenType.ROW_SEPARATOR: ROW_SEPARATOR,
         }
         tokenizer.add_tokens(
-            [AddedToken(text, special=True) for text in self._mark_texts.values()], special_tokens=True
+            [AddedToken(text, special=True) for text in self._token_type_texts.values()], special_tokens=True
         )
         self._can_escape = remove_escapes(tokenizer)
         # A plain tokenizer returns token types as well, and no model behind this processor takes them.
@@ -244,7 +244,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         Raises:
             ValueError: it holds one of them, and the tokenizer is a slow one, which cannot take it as text.
         """
-        held = [token for token in self._mark_texts.values() if token in text]
+        held = [token for token in self._token_type_texts.values() if token in text]
         if held and not self._can_escape:
             raise ValueError(
                 f"a text holds {held[0]}, which this tokenizer ({type(self.tokenizer).__name__}) reserves"
@@ -259,7 +259,7 @@ class LlavaUhdProcessor(ProcessorMixin):
                 for part in content if isinstance(content, list | tuple) else ():
                     if isinstance(part, dict) and isinstance(part.get("text"), str):
                         self.escape(part["text"])
-        return list(self._mark_texts.values())
+        return list(self._token_type_texts.values())
 
     def _answer_spans(
         self, conversations: list[Any], chat_template: str | None, kwargs: dict[str, Any]
@@ -292,10 +292,10 @@ class LlavaUhdProcessor(ProcessorMixin):
             if isinstance(images, list) and any(isinstance(item, list) for item in images):
                 if len(images) != len(text):
                     raise ValueError(f"there are {len(text)} prompts, but {len(images)} lists of images")
-                for index, (wanted, item) in enumerate(zip(placeholders, images, strict=True), start=1):
-                    if wanted != _count_images(item):
+                for index, (expected, item) in enumerate(zip(placeholders, images, strict=True), start=1):
+                    if expected != _count_images(item):
                         raise ValueError(
-                            f"prompt {index} has {wanted} {self.image_token} placeholders, "
+                            f"prompt {index} has {expected} {self.image_token} placeholders, "
                             f"but {_count_images(item)} images were given for it"
                         )
             elif sum(placeholders) != _count_images(images):
@@ -307,7 +307,9 @@ class LlavaUhdProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         """Return the text that replaces the placeholder of one image."""
-        return "".join(self._mark_texts[mark] for mark in self._layout_of(image_inputs, image_idx).template)
+        return "".join(
+            self._token_type_texts[token_type] for token_type in self._layout_of(image_inputs, image_idx).template
+        )
 
     def ids_of_image(self, image_inputs: Any, image_idx: int) -> list[int]:
         """Return the token ids of one image in a prompt: image tokens, and separators by their ordinary ids.
@@ -317,11 +319,11 @@ class LlavaUhdProcessor(ProcessorMixin):
             image_idx: index of the image among them.
         """
         ids = {
-            Mark.IMAGE: self.image_token_id,
-            Mark.SLICE_SEPARATOR: self.slice_separator_id,
-            Mark.ROW_SEPARATOR: self.row_separator_id,
+            TokenType.IMAGE: self.image_token_id,
+            TokenType.SLICE_SEPARATOR: self.slice_separator_id,
+            TokenType.ROW_SEPARATOR: self.row_separator_id,
         }
-        return [ids[mark] for mark in self._layout_of(image_inputs, image_idx).template]
+        return [ids[token_type] for token_type in self._layout_of(image_inputs, image_idx).template]
 
     def _layout_of(self, image_inputs: Any, image_idx: int) -> ImageLayout:
         num_views = image_inputs["num_views"].tolist()
@@ -335,8 +337,8 @@ class LlavaUhdProcessor(ProcessorMixin):
     def get_text_with_replacements(self, text: list[str], *args: Any, **kwargs: Any) -> Any:
         """Expand the placeholders, and let the text after an image be tokenized as if it began a text.
 
-        The published code tokenizes the pieces between images one by one. A tokenizer that begins a text with a space,
-        but not a piece of it, is given that space.
+        The reference implementation tokenizes the pieces between images one by one. SentencePiece prepends a space to
+        the first piece only; insert it after each image so that the following text tokenizes identically.
         """
         texts, offsets = super().get_text_with_replacements(text, *args, **kwargs)
         for index, replacements in enumerate(offsets):
@@ -372,10 +374,10 @@ class LlavaUhdProcessor(ProcessorMixin):
             text_inputs["input_ids"] = [[self._ordinary_ids.get(token, token) for token in ids] for ids in input_ids]
 
     def encode_prompt(self, text: str, image_inputs: Any) -> list[int]:
-        """Token ids of a prompt whose images were processed before, one by one: a server keeps what it made of them.
+        """Return the token ids of a prompt whose images were processed before, one by one.
 
         Args:
-            text: with a placeholder for each image.
+            text: prompt with a placeholder for each image.
             image_inputs: `num_views`, `view_shapes` and `grids` of all its images, or nothing without images.
 
         Raises:
@@ -459,7 +461,7 @@ def _answer_mask(
 
 
 def _text_after(image_token: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What to put between an image and text, for the text to be tokenized as if it began there."""
+    """Return the separator after an image with which the following text tokenizes as if it began there."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     after = tokenizer(image_token + "a", add_special_tokens=False)["input_ids"][1:]
     return "" if after == alone else " "

@@ -7,7 +7,7 @@ neither direction: the matrices are built from the kernels by two contractions w
 matrix, one per side, which depend on the shape alone.
 
 Shapes: N views, h w source map, H W = 2h 2w, P = 49 taps in row-major order, C channels, which come last here;
-Ty Tx tiles down and across.
+Ty Tx tiles vertically and horizontally.
 """
 
 from functools import lru_cache
@@ -80,12 +80,12 @@ def tile_matrices(kernels: torch.Tensor) -> torch.Tensor:
     n, _, height, width = kernels.shape
     mode = border_mode((height, width))
     # 8·Ty, 7, 10 and 8·Tx, 7, 10
-    down, across = constant_sliding_matrices((height // 2, width // 2), mode, kernels.device, kernels.dtype)
-    rows, columns = len(down), len(across)
+    vertical, horizontal = constant_sliding_matrices((height // 2, width // 2), mode, kernels.device, kernels.dtype)
+    rows, columns = len(vertical), len(horizontal)
     taps = F.pad(kernels, (0, columns - width, 0, rows - height)).view(n, SPAN, SPAN, rows, columns)
-    taps = taps.permute(4, 0, 3, 1, 2).reshape(columns, -1, SPAN) @ across  # 8·Tx, N·8·Ty·7, 10
+    taps = taps.permute(4, 0, 3, 1, 2).reshape(columns, -1, SPAN) @ horizontal  # 8·Tx, N·8·Ty·7, 10
     taps = taps.view(columns, n, rows, SPAN, REACH).permute(2, 3, 1, 0, 4).reshape(rows, SPAN, -1)
-    taps = down.transpose(1, 2) @ taps  # 8·Ty, 10, N·8·Tx·10
+    taps = vertical.transpose(1, 2) @ taps  # 8·Ty, 10, N·8·Tx·10
     taps = taps.view(rows // TILE, TILE, REACH, n, columns // TILE, TILE, REACH).permute(3, 0, 4, 1, 5, 2, 6)
     return taps.reshape(n, rows // TILE, columns // TILE, TILE**2, REACH**2)
 

@@ -55,12 +55,12 @@ def check_upsampler(name: str) -> None:
     """
     if name in BUILT_IN_UPSAMPLERS or name in _REGISTERED:
         return
-    known = upsampler_names()
-    if name not in known:
-        near = get_close_matches(name, known, n=2)
+    names = upsampler_names()
+    if name not in names:
+        near = get_close_matches(name, names, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"upsampler {name!r} is not registered: {hint}there are {', '.join(known)}. One of your own is registered "
+            f"upsampler {name!r} is not registered: {hint}there are {', '.join(names)}. One of your own is registered "
             f"with register_upsampler of {__name__} before the model is built or loaded, or by an installed package's "
             f"entry point in {ENTRY_POINTS}"
         )

@@ -80,15 +80,15 @@ def check_keys(config: PreTrainedConfig, unknown: Collection[str]) -> None:
     Raises:
         ValueError: naming the nearest key that exists.
     """
-    known = [field.name for field in fields(config)]
-    accepted = {*known, *TRANSFORMERS_KEYS, *GenerationConfig().to_dict()}
+    names = [field.name for field in fields(config)]
+    accepted = {*names, *TRANSFORMERS_KEYS, *GenerationConfig().to_dict()}
     for key in unknown:
         if key in accepted or key.startswith("_"):
             continue
-        near = get_close_matches(key, known, n=1)
+        near = get_close_matches(key, names, n=1)
         if near or not _is_newer(config.transformers_version):
             base = {field.name for field in fields(PreTrainedConfig)}
-            own = [name for name in known if name not in base]
+            own = [name for name in names if name not in base]
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(own)}"
             raise ValueError(f"{config.model_type} config has no key {key!r}: {hint}")
 
@@ -102,17 +102,17 @@ def _is_newer(version: Any) -> bool:
 
 def check_misspelled(name: str, config_class: type[PreTrainedConfig], values: dict[str, Any]) -> None:
     """Refuse keys of another model's config that look like a misspelled one; others are its own business."""
-    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
-    for key in sorted(map(str, values.keys() - known - TRANSFORMERS_KEYS)):
-        near = get_close_matches(key, known, n=1, cutoff=MISSPELLED)
+    names = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    for key in sorted(map(str, values.keys() - names - TRANSFORMERS_KEYS)):
+        near = get_close_matches(key, names, n=1, cutoff=MISSPELLED)
         if near and not key.startswith("_"):
             raise ValueError(f"{name} has no key {key!r}: did you mean {near[0]}?")
 
 
 def check_dtype(name: str, dtype: Any) -> None:
     """Check the name of a floating type."""
-    known = str(dtype).removeprefix("torch.")
-    if dtype is not None and known not in DTYPES:
+    dtype_name = str(dtype).removeprefix("torch.")
+    if dtype is not None and dtype_name not in DTYPES:
         raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
@@ -126,8 +126,8 @@ def check_sizes(name: str, config: PreTrainedConfig) -> None:
     """Check the sizes of a tower or a language model, each by itself and those that divide one another.
 
     Args:
-        name: what an error calls the config.
-        config: its values.
+        name: name of the config for error messages.
+        config: config to check.
     """
     for key, largest in LARGEST.items():
         value = getattr(config, key, None)

@@ -68,7 +68,7 @@ class PushedThrough:
     Attributes:
         parts: each (N, P, channels): the last gives sigma, the first is pooled. They are the same one unless gradients
             are needed.
-        offsets: for 0, 1, ... 2x steps, the constant added after them to each part: (N or 1, channels).
+        offsets: (N or 1, channels) constants added to each part after 0, 1, ... 2x steps.
     """
 
     parts: list[torch.Tensor]
@@ -185,7 +185,7 @@ class FoldedWeights:
         key_bias: (G², h · S, 1), each query's score against the key bias. It changes nothing, and is there so that
             the bias takes part in a training step.
         value_bias: (h, 1, d).
-        push_through: without gradient, for each level the matrices and constants that `push_through` would apply.
+        push_through: matrices and constants that `push_through` would apply, for each level, without gradient.
     """
 
     levels: list[FoldedLevel]

@@ -75,7 +75,7 @@ def pooling_matrix(
     """RoI-Align along one side: (query_grid · bins, side), float32.
 
     A bin averages ceil(width / bins) bilinear samples (adaptive sampling); all arithmetic is float32. Legacy RoI-Align
-    (`aligned=False`, the published models) reads half a feature pixel off, counts a window as at least one pixel
+    (`aligned=False`, the original checkpoints) reads half a feature pixel off, counts a window as at least one pixel
     wide, and takes a sample beyond the map as zero, so that rows may sum to less than 1 on maps with a side of about
     8 or less.
 

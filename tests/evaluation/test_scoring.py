@@ -69,7 +69,7 @@ SCORES = {  # (official, as published)
 
 
 def published_rows(name: str, data, answers=None) -> list[dict]:
-    """A prediction file as the published scripts write it."""
+    """A prediction file as the reference scripts write it."""
     samples = TASKS[name].load(data)
     return [
         {"question_id": sample.question_id, "prompt": sample.prompt, "text": text, "answer_id": "x", "model_id": "m"}

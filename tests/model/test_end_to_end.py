@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from tests.conftest import golden_image
 from tests.golden import load, relative_error
 
@@ -13,14 +13,14 @@ def expand(ids: torch.Tensor, labels: torch.Tensor, model, plan) -> tuple[torch.
     """Puts an image's tokens where the published code has its placeholder -200."""
     config = model.config
     template = plan_layout(plan, model.model.token_grid, config.layout).template
-    marks = {
-        Mark.IMAGE: config.image_token_id,
-        Mark.SLICE_SEPARATOR: config.slice_separator_id,
-        Mark.ROW_SEPARATOR: config.row_separator_id,
+    token_types = {
+        TokenType.IMAGE: config.image_token_id,
+        TokenType.SLICE_SEPARATOR: config.slice_separator_id,
+        TokenType.ROW_SEPARATOR: config.row_separator_id,
     }
     new_ids, new_labels = [], []
     for token, label in zip(ids[0].tolist(), labels[0].tolist(), strict=True):
-        new_ids += [marks[mark] for mark in template] if token == -200 else [token]
+        new_ids += [token_types[token_type] for token_type in template] if token == -200 else [token]
         new_labels += [-100] * len(template) if token == -200 else [label]
     return torch.tensor([new_ids]), torch.tensor([new_labels])
 

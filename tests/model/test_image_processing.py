@@ -228,11 +228,11 @@ def test_palettes_with_and_without_transparency():
     assert [transparent.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (255, 255, 255)]
 
 
-def test_files_of_deep_grey_and_of_print_colours():
+def test_files_of_deep_gray_and_of_print_colors():
     deep = Image.fromarray(np.array([[0, 0x4D4D, 65535]], np.uint16))
     assert [decode_image(encoded(deep)).getpixel((x, 0))[0] for x in range(3)] == [0, 77, 255]
-    print_colours = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
-    red, green, blue = decode_image(print_colours).getpixel((8, 8))
+    print_colors = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    red, green, blue = decode_image(print_colors).getpixel((8, 8))
     assert red > 250 and green < 5 and blue < 5
 
 

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_uhd.model.layout import LAYOUTS, ImageLayout, Mark, TokenGrid, layout_views, plan_layout
+from llava_uhd.model import layout as layout_module
+from llava_uhd.model.layout import LAYOUTS, ImageLayout, TokenGrid, TokenType, layout_views, plan_layout
 from llava_uhd.model.slicing import plan_slices
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FILES = {"stitched": "layout_dec24", "sequential": "layout_apr25"}
 PLACEHOLDER = -200
-SEPARATOR_IDS = {Mark.SLICE_SEPARATOR: 29892, Mark.ROW_SEPARATOR: 13}
+SEPARATOR_IDS = {TokenType.SLICE_SEPARATOR: 29892, TokenType.ROW_SEPARATOR: 13}
 HIWIN = TokenGrid(query_grid=12)
 CASES = [
     (layout, case["case"], case["grids"])
@@ -30,7 +31,10 @@ def symbolic_image(layout: ImageLayout, index: int) -> list[float]:
         -float(100_000 * index + 1000 * (feature // tokens_per_view) + feature % tokens_per_view + 1)
         for feature in layout.order
     )
-    return [next(features) if mark is Mark.IMAGE else float(SEPARATOR_IDS[mark]) for mark in layout.template]
+    return [
+        next(features) if token_type is TokenType.IMAGE else float(SEPARATOR_IDS[token_type])
+        for token_type in layout.template
+    ]
 
 
 def symbolic_sequence(input_ids: list[int], layouts: list[ImageLayout | None], first: int) -> list[float]:
@@ -76,14 +80,14 @@ def test_numbers_of_the_specification():
     sequential = layout_views((3, 2), (24, 24), (24, 24), HIWIN, "sequential")
     assert sequential.length == 6 * 145 + 144
     for layout in LAYOUTS:
-        assert layout_views(None, (24, 24), (24, 24), HIWIN, layout).template == (Mark.IMAGE,) * 144
+        assert layout_views(None, (24, 24), (24, 24), HIWIN, layout).template == (TokenType.IMAGE,) * 144
         assert layout_views((0, 0), (1, 1), (9, 5), HIWIN, layout).length == 144
 
 
 def test_one_column_ends_its_raster_with_a_row_separator():
     template = layout_views((1, 2), (24, 24), (24, 24), HIWIN, "stitched").template
-    assert Mark.SLICE_SEPARATOR not in template
-    assert template[24 * 13 : 24 * 13 + 1] == (Mark.ROW_SEPARATOR,)
+    assert TokenType.SLICE_SEPARATOR not in template
+    assert template[24 * 13 : 24 * 13 + 1] == (TokenType.ROW_SEPARATOR,)
 
 
 def test_stitched_raster_is_the_image_s_own_order():
@@ -116,11 +120,11 @@ def test_every_feature_has_one_place(width, height, max_slices, token_grid, layo
     image = plan_layout(plan, token_grid, layout)
     features = sum(rows * columns for rows, columns in map(token_grid.shape, plan.view_shapes))
     assert sorted(image.order) == list(range(features))
-    assert image.template.count(Mark.IMAGE) == image.num_image_tokens == features
+    assert image.template.count(TokenType.IMAGE) == image.num_image_tokens == features
     assert image.length == len(image.template)
     # An image's run begins and ends with an image token, so a cut of it is never a cut of separators alone.
-    assert image.template[0] is Mark.IMAGE
-    assert image.template[-1] is Mark.IMAGE
+    assert image.template[0] is TokenType.IMAGE
+    assert image.template[-1] is TokenType.IMAGE
 
 
 def test_a_projector_s_token_grid():
@@ -135,3 +139,10 @@ def test_a_projector_s_token_grid():
 def test_unknown_layouts_are_refused():
     with pytest.raises(ValueError, match="'spiral'"):
         layout_views(None, (1, 1), (1, 1), HIWIN, "spiral")  # type: ignore[arg-type]
+
+
+def test_former_name_of_token_types_warns():
+    with pytest.warns(DeprecationWarning, match="layout.Mark is now llava_uhd.model.layout.TokenType"):
+        assert layout_module.Mark is TokenType  # former name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        layout_module.nothing  # noqa: B018

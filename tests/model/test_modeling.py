@@ -9,7 +9,7 @@ import torch
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.modeling_llava_uhd import CACHE_NAME, token_grid
 from llava_uhd.model.vision_tower import encode_views
 from tests.conftest import build_model, picture, small_config
@@ -27,16 +27,16 @@ VARIANTS = {
 
 def sample(config: LlavaUhdConfig, sizes: list[tuple[int, int]], text=(5, 6, 7), seed: int = 0) -> dict:
     """One sample with images of these sizes, text around each."""
-    marks = {
-        Mark.IMAGE: config.image_token_id,
-        Mark.SLICE_SEPARATOR: config.slice_separator_id,
-        Mark.ROW_SEPARATOR: config.row_separator_id,
+    token_types = {
+        TokenType.IMAGE: config.image_token_id,
+        TokenType.SLICE_SEPARATOR: config.slice_separator_id,
+        TokenType.ROW_SEPARATOR: config.row_separator_id,
     }
     processor = LlavaUhdImageProcessor(view_size=56, max_slices=config.max_slices)
     ids = [1]
     for size in sizes:
         template = plan_layout(processor.plan(*size), token_grid(config), config.layout).template
-        ids += [*text, *(marks[mark] for mark in template)]
+        ids += [*text, *(token_types[token_type] for token_type in template)]
     ids += [*text, 9]
     images = {}
     if sizes:

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdProcessor
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from llava_uhd.model.layout import LAYOUTS, Mark
+from llava_uhd.model.layout import LAYOUTS, TokenType
 from tests.conversations import llama_tokenizer, qwen_tokenizer
 
 SMALL, WIDE = Image.new("RGB", (120, 80), "red"), Image.new("RGB", (500, 260), "blue")
@@ -27,8 +27,12 @@ def make_processor(tokenizer=None, max_slices: int = 7, view_size: int = 336, **
 
 def expanded(processor: LlavaUhdProcessor, image: Image.Image) -> list[int]:
     """The ids that stand for an image, by the layout alone."""
-    ids = {Mark.IMAGE: processor.image_token_id, Mark.SLICE_SEPARATOR: SLICE_ID, Mark.ROW_SEPARATOR: ROW_ID}
-    return [ids[mark] for mark in processor.image_layout(*image.size).template]
+    ids = {
+        TokenType.IMAGE: processor.image_token_id,
+        TokenType.SLICE_SEPARATOR: SLICE_ID,
+        TokenType.ROW_SEPARATOR: ROW_ID,
+    }
+    return [ids[token_type] for token_type in processor.image_layout(*image.size).template]
 
 
 # Expansion

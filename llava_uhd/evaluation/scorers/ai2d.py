@@ -10,7 +10,7 @@ _LEADING_LETTER = re.compile(r"\s*([A-Za-z])\.")
 def ai2d_match(prediction: str, answers: str | list[str], compat: Compat = None) -> float:
     """Score 1.0 if the stripped text, in any case, equals a reference.
 
-    The official reading takes "D." and "D. carbon" for the letter D; the published script does not.
+    The official reading takes "D." and "D. carbon" for the letter D; the reference script does not.
     """
     text = prediction
     letter = _LEADING_LETTER.match(prediction)

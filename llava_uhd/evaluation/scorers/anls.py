@@ -33,11 +33,11 @@ def anls(prediction: str, answers: str | list[str], compat: Compat = None) -> fl
     """Score one prediction by its most similar reference.
 
     Official (DocVQA challenge): lower case, runs of white space count as one space, the distance is divided by the
-    longer of the two raw texts in upper case. Published scripts (m4c_evaluator.py): lower case, stripped, white
+    longer of the two raw texts in upper case. Reference scripts (m4c_evaluator.py): lower case, stripped, white
     space inside counts, divided by the longer of the two compared texts.
 
     Args:
-        answers: all references; the published scripts were only ever given one.
+        answers: all references; the reference scripts were only ever given one.
 
     Returns:
         A similarity of at least 0.5, or 0. An empty prediction to an empty reference scores 1 (the published

@@ -40,7 +40,7 @@ class MmeCategory:
 
     @property
     def score(self) -> float:
-        """Between 0 and 200."""
+        """Return a score between 0 and 200."""
         return self.accuracy + self.accuracy_plus
 
 

@@ -29,12 +29,12 @@ def ocrbench_match(prediction: str, answers: list[str], category: str) -> float:
     Case and newlines do not matter; in handwritten expressions case matters and spaces do not.
     """
 
-    def normalise(text: str) -> str:
+    def normalize(text: str) -> str:
         text = text.strip().replace("\n", " ")
         return text.replace(" ", "") if category == _EXPRESSIONS else text.lower()
 
-    text = normalise(prediction)
-    return float(any(normalise(answer) in text for answer in answers))
+    text = normalize(prediction)
+    return float(any(normalize(answer) in text for answer in answers))
 
 
 def ocrbench_scores(answers: Iterable[OcrbenchAnswer]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def pope_scores(texts: Sequence[str], labels: Sequence[str], compat: Compat = No
     """Aggregate one category's answers; a label other than "no" counts as "yes".
 
     Raises:
-        ValueError: there is no answer; or there is not one label per answer (the published script pairs what it
+        ValueError: there is no answer; or there is not one label per answer (the reference script pairs what it
             can and takes the yes ratio over all answers).
     """
     if not texts:

@@ -13,7 +13,7 @@ from .compat import Compat, is_published
 
 Box = tuple[float, float, float, float]
 _OVERLAP = 0.5
-# The published script scales boxes before it takes areas, in single precision; both matter at the border.
+# The reference script scales boxes before it takes areas, in single precision; both matter at the border.
 _SCALE = 1000
 
 
@@ -69,7 +69,7 @@ def _overlap(prediction: str, label: str) -> float:
 def refcoco_scores(pairs: Iterable[tuple[str, str]], compat: Compat = None) -> RefcocoScores:
     """Aggregate (prediction, label) pairs of one split.
 
-    A prediction without a box is wrong; the published script drops it from numerator and denominator alike.
+    A prediction without a box is wrong; the reference script drops it from numerator and denominator alike.
     """
     rows = list(pairs)
     unparsable = sum(parse_box(prediction) is None for prediction, _ in rows)

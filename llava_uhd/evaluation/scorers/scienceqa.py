@@ -9,7 +9,7 @@ from .compat import Compat, is_published
 
 _LETTERS = "ABCDE"
 FAILED = "FAILED"
-# The period is unescaped in the published script: any character but a newline will do, but one there must be.
+# The period is unescaped in the reference script: any character but a newline will do, but one there must be.
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
@@ -59,7 +59,7 @@ def scienceqa_match(prediction: str | None, num_choices: int, answer_index: int)
 def scienceqa_scores(answers: Iterable[ScienceQaAnswer], compat: Compat = None) -> ScienceQaScores:
     """Aggregate all problems of a split.
 
-    The published script learns from the recorded prompt whether there was an image, so a missing prediction leaves
+    The reference script learns from the recorded prompt whether there was an image, so a missing prediction leaves
     its image accuracy altogether; officially all problems with an image count.
     """
     rows = list(answers)
