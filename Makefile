@@ -44,9 +44,13 @@ test-wheel: $(VENV)/bin/python
 	.venv-wheel/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	$(VENV)/bin/python tests/wheel.py .venv-wheel/bin/llava-uhd
 
+PROSE := llava_uhd experiments benchmarks tests docs examples README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell $(PROSE)
+	$(VENV)/bin/typos --force-exclude $(PROSE)
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.dev

@@ -83,7 +83,7 @@ print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_prompts_have_as_many_image_tokens_as_features(qwen_tokenizer, data):
-    """Any sizes, prompts and batches, either padding: the model takes them, and a sample ignores its neighbours."""
+    """Any sizes, prompts and batches, either padding: the model takes them, and a sample ignores its neighbors."""
     projector = data.draw(st.sampled_from(PROJECTORS))
     config = small_config(layout=data.draw(st.sampled_from(["stitched", "sequential"])), **projector)
     model, processor = build_model(config), LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen")

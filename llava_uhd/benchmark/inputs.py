@@ -17,7 +17,7 @@ PROMPT_TOKENS = 48
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Random blocks of colour: no two views of it look alike."""
+    """Random blocks of color: no two views of it look alike."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width])
 

@@ -67,7 +67,7 @@ def upsample(up: JointBilateralUpsampler, source: torch.Tensor, pixels: torch.Te
 
 
 def fix_up(fixup: nn.Sequential, map_: torch.Tensor) -> torch.Tensor:
-    """x + 0.1 · (1 x 1 convolution of x)."""
+    """Return x + 0.1 · (1 x 1 convolution of x)."""
     return map_ + 0.1 * fixup(map_)
 
 

@@ -99,7 +99,7 @@ def build(
 ) -> LlavaUhdForConditionalGeneration:
     """A model with random weights, in evaluation mode.
 
-    Matrices are uniform with a standard deviation of 0.02, as at initialisation; biases and all other vectors are
+    Matrices are uniform with a standard deviation of 0.02, as at initialization; biases and all other vectors are
     disturbed a little, so that none of them is without effect.
     """
     default = torch.get_default_dtype()

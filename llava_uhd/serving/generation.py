@@ -74,8 +74,10 @@ class Cancelled(Exception):
 
 @dataclass
 class Timings:
-    """Where the time of a request went, in seconds: preparing, waiting for a place, encoding images, reading the
-    prompt, writing the answer. `first_token` and `total` count from the request's arrival."""
+    """Times of a request in seconds: preprocessing, queueing, encoding, prefill, decoding.
+
+    `first_token` and `total` count from the arrival of the request.
+    """
 
     prepare: float = 0.0
     wait: float = 0.0

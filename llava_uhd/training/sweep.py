@@ -1,4 +1,4 @@
-"""Sweeps: a grid of overrides x seeds over recipes, run locally or as a SLURM job array, with one table at the end.
+r"""Sweeps: a grid of overrides x seeds over recipes, run locally or as a SLURM job array, with one table at the end.
 
     llava-uhd train sweep tiny-align --grid 'optimization.learning_rates.projector=[1e-3, 3e-3]' --seeds 0,1,2 \\
         --out runs/sweep

@@ -128,10 +128,10 @@ def test_the_model_card(folder):
     assert "| layout | stitched |" in card and "| levels | [1, 2, 4] |" in card
 
 
-def test_push_wants_a_licence_and_the_code(folder):
+def test_push_needs_a_license_and_the_code(folder):
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card.replace("license: llama2", "license: other"))
-    with pytest.raises(ValueError, match="names no licence"):
+    with pytest.raises(ValueError, match="names no license"):
         push_checkpoint(folder, "someone/x")
     (folder / "README.md").write_text(card)
     (folder / "modeling_llava_uhd.py").unlink()

@@ -1,4 +1,4 @@
-"""The image processor: published pixels, every form and colour mode of an image, and clear refusals."""
+"""The image processor: published pixels, every form and color mode of an image, and clear refusals."""
 
 import base64
 import io

@@ -314,8 +314,8 @@ def test_the_images_are_normalized_as_the_tower_expects():
     for model_type, mean in (("siglip_vision_model", 0.5), ("clip_vision_model", 0.48145466)):
         images = LlavaUhdProcessor.from_config(siglip_config(model_type), qwen_tokenizer()).image_processor
         assert images.image_mean[0] == mean
-        grey = images(Image.new("RGB", (56, 56), (255, 255, 255)), return_tensors="pt").pixel_values
-        assert grey.max() == pytest.approx((1 - images.image_mean[2]) / images.image_std[2])
+        gray = images(Image.new("RGB", (56, 56), (255, 255, 255)), return_tensors="pt").pixel_values
+        assert gray.max() == pytest.approx((1 - images.image_mean[2]) / images.image_std[2])
     images = LlavaUhdProcessor.from_config(
         siglip_config("clip_vision_model"), qwen_tokenizer(), image_mean=[0.1, 0.2, 0.3], image_std=[1, 1, 1]
     ).image_processor

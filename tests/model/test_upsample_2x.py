@@ -1,4 +1,4 @@
-"""Tile-by-tile 2x upsampling against its definition: a bicubic map, then a sum over 49 neighbours."""
+"""Tile-by-tile 2x upsampling against its definition: a bicubic map, then a sum over 49 neighbors."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ def by_definition(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     shape = kernels.shape[-2:]
     doubled = F.interpolate(source, size=tuple(shape), mode="bicubic", align_corners=False)
     padded = F.pad(doubled, (3,) * 4, mode="reflect" if min(shape) > 3 else "replicate")
-    neighbours = F.unfold(padded, 7).view(*source.shape[:2], 49, *shape)
-    return (neighbours * kernels[:, None]).sum(dim=2)
+    neighbors = F.unfold(padded, 7).view(*source.shape[:2], 49, *shape)
+    return (neighbors * kernels[:, None]).sum(dim=2)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (4, 4), (5, 9), (13, 2), (8, 8)])

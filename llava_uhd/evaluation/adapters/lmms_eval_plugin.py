@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> "ModelManifest":
-    """`python -m lmms_eval --model llava_uhd --model_args pretrained=tiny --tasks ...`"""
+    """Return the manifest for `python -m lmms_eval --model llava_uhd --model_args pretrained=tiny --tasks ...`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

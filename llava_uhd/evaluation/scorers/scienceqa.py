@@ -14,8 +14,11 @@ _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
 class ScienceQaAnswer(NamedTuple):
-    """One problem: the model's text (None if missing), its number of choices, the right index, whether it has an
-    image."""
+    """Answer to one problem.
+
+    Fields are the model's text (None if missing), the number of choices, the correct index, and True for a problem
+    with an image.
+    """
 
     text: str | None
     num_choices: int

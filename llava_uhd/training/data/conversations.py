@@ -1,4 +1,4 @@
-"""Validation of a sample: messages and images.
+r"""Validation of a sample: messages and images.
 
     {"id": "7", "image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nTotal?"},
                                                        {"from": "gpt", "value": "12.40"}]}

@@ -1,6 +1,6 @@
-"""The verb `upsampler` of the command line: measure up-sampled maps against the closer look.
+r"""The verb `upsampler` of the command line: measure up-sampled maps against the closer look.
 
-    llava-uhd upsampler quality --images photos --tower openai/clip-vit-large-patch14-336 \\
+llava-uhd upsampler quality --images photos --tower openai/clip-vit-large-patch14-336 \\
         --upsampler jbu=runs/clip-l-upsampler --upsampler mine=my_upsamplers:build
 """
 

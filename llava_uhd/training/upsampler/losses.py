@@ -6,9 +6,9 @@ Shapes: N pictures, C channels, h w of the tower's map, P pixels drawn, D random
 import torch
 from torch.nn import functional as F
 
-# Of the kernels of the conditional random field: position with colour, and position alone.
-COLOUR_WEIGHT, SMOOTH_WEIGHT = 10.0, 3.0
-POSITION_SPREAD, COLOUR_SPREAD, SMOOTH_SPREAD = 0.1, 0.15, 0.005
+# Of the kernels of the conditional random field: position with color, and position alone.
+COLOR_WEIGHT, SMOOTH_WEIGHT = 10.0, 3.0
+POSITION_SPREAD, COLOR_SPREAD, SMOOTH_SPREAD = 0.1, 0.15, 0.005
 
 
 def draw_projection(pictures: int, channels: int, directions: int, device: torch.device) -> torch.Tensor:
@@ -47,14 +47,14 @@ def crf_loss(guidance: torch.Tensor, features: torch.Tensor, places: torch.Tenso
     rows, columns = places
     height, width = guidance.shape[2:]
     position = torch.stack([rows / height, columns / width])  # 2, P
-    colour, feature = guidance[:, :, rows, columns], features[:, :, rows, columns]  # N, ., P
+    color, feature = guidance[:, :, rows, columns], features[:, :, rows, columns]  # N, ., P
 
     def distance(x: torch.Tensor) -> torch.Tensor:
         return (x[..., :, None] - x[..., None, :]).square().sum(dim=-3)  # ..., P, P
 
     near = distance(position)
-    alike = torch.exp(-near / (2 * POSITION_SPREAD) - distance(colour) / (2 * COLOUR_SPREAD))
-    kernel = COLOUR_WEIGHT * alike + SMOOTH_WEIGHT * torch.exp(-near / (2 * SMOOTH_SPREAD))
+    alike = torch.exp(-near / (2 * POSITION_SPREAD) - distance(color) / (2 * COLOR_SPREAD))
+    kernel = COLOR_WEIGHT * alike + SMOOTH_WEIGHT * torch.exp(-near / (2 * SMOOTH_SPREAD))
     # |a - b|² = |a|² + |b|² - 2ab: features have many channels, and a difference for each pair would be large.
     length = feature.square().sum(dim=1)
     apart = length[:, :, None] + length[:, None, :] - 2 * feature.transpose(1, 2) @ feature
@@ -67,7 +67,7 @@ def draw_places(size: tuple[int, int], count: int, device: torch.device) -> torc
 
 
 def total_variation(x: torch.Tensor) -> torch.Tensor:
-    """Squared differences of neighbours, per number of the map: (N, C, H, W) to a number."""
+    """Squared differences of neighbors, per number of the map: (N, C, H, W) to a number."""
     vertical = (x[:, :, 1:] - x[:, :, :-1]).square().sum()
     horizontal = (x[..., 1:] - x[..., :-1]).square().sum()
     return (vertical + horizontal) / x.numel()

@@ -37,7 +37,7 @@ def find_pictures(folder: str, held_out: int) -> tuple[list[Path], list[Path]]:
 
 
 class Pictures(Dataset):
-    """Normalised pictures (3, H, W).
+    """Normalized pictures (3, H, W).
 
     Args:
         files: of the pictures.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ...deprecation import former_names
 from .features import Features
 from .pictures import Pictures
 
@@ -205,15 +206,18 @@ def _measure_one(
 
 
 @torch.no_grad()
-def false_colours(maps: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+def false_colors(maps: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """Maps (C, h, w) side by side as a picture (3, H, maps · W): the first three principal components of all."""
     pixels = torch.cat([map_.flatten(1).T for map_ in maps])  # all positions, C
-    centre = pixels.mean(dim=0)
-    _, _, directions = torch.linalg.svd(pixels - centre, full_matrices=False)
+    center = pixels.mean(dim=0)
+    _, _, directions = torch.linalg.svd(pixels - center, full_matrices=False)
     shown = []
     for map_ in maps:
-        colours = (directions[:3] @ (map_.flatten(1) - centre[:, None])).unflatten(1, map_.shape[1:])
-        low, high = (colours.flatten(1).quantile(share, dim=1)[:, None, None] for share in (0.02, 0.98))
-        colours = ((colours - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        shown.append(F.interpolate(colours[None], size=size, mode="nearest")[0])
+        colors = (directions[:3] @ (map_.flatten(1) - center[:, None])).unflatten(1, map_.shape[1:])
+        low, high = (colors.flatten(1).quantile(share, dim=1)[:, None, None] for share in (0.02, 0.98))
+        colors = ((colors - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        shown.append(F.interpolate(colors[None], size=size, mode="nearest")[0])
     return torch.cat(shown, dim=2)
+
+
+__getattr__ = former_names(__name__, {"false_colours": "false_colors"})  # former name

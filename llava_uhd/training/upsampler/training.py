@@ -32,7 +32,7 @@ from .features import Features, load_tower
 from .jitter import Move, draw_move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
 from .pictures import Pictures, batches, find_pictures
-from .quality import Quality, false_colours, measure, pyramid_upsample
+from .quality import Quality, false_colors, measure, pyramid_upsample
 from .reconstruction import AttentionDownsampler, ScaleNet
 
 STATE_FILE = "state.pt"
@@ -379,12 +379,12 @@ def _resume(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> t
 def _picture(
     module: CloserLook | Reconstruction, features: Features, held_out: Pictures, device: torch.device
 ) -> torch.Tensor:
-    """The first held-out picture and its pyramid, in false colours."""
+    """The first held-out picture and its pyramid, in false colors."""
     module.eval()
     pixels = held_out[0][None].to(device)
     with torch.no_grad():
         maps = [map_[0] for map_ in module.pyramid(features(pixels), pixels)]
-    shown = false_colours(maps, (pixels.shape[2], pixels.shape[3]))
+    shown = false_colors(maps, (pixels.shape[2], pixels.shape[3]))
     return torch.cat([held_out.denormalize(pixels[0]), shown], dim=2).cpu()
 
 

@@ -13,7 +13,7 @@ from llava_uhd.training.upsampler import training
 from llava_uhd.training.upsampler.features import Features
 from llava_uhd.training.upsampler.jitter import Move
 from llava_uhd.training.upsampler.pictures import Pictures, batches, find_pictures
-from llava_uhd.training.upsampler.quality import false_colours
+from llava_uhd.training.upsampler.quality import false_colors
 from llava_uhd.training.upsampler.training import train_upsampler
 from llava_uhd.training.watch import RunStopped
 from tests.conftest import picture
@@ -216,5 +216,5 @@ def test_features_of_tiles_are_those_of_the_parts(folders):
     tiles = features.of_tiles(pixels, 2)
     assert tiles.shape == (1, 16, 8, 8)
     torch.testing.assert_close(tiles[..., 4:, :4], features(pixels[..., 56:, :56]))
-    picture = false_colours([tiles[0], features(pixels[..., :56, :56])[0]], (20, 30))
+    picture = false_colors([tiles[0], features(pixels[..., :56, :56])[0]], (20, 30))
     assert picture.shape == (3, 20, 60) and 0 <= picture.min() and picture.max() <= 1
