@@ -488,7 +488,7 @@ def attend(
     """Attend from each window's queries to its pooled coordinates.
 
     Args:
-        pooled: for each level (G², N, L, K + 1).
+        pooled: pooled coordinates of each level, (G², N, L, K + 1).
         folded: folded weights.
         geometries: constants of each level, from `level_geometries`.
         dtype: dtype of the product with the value matrices; the scores, like all before them, are float32.

@@ -141,7 +141,7 @@ def measure(
         with_baselines: also measure `nearest`, `bilinear`, `bicubic` and `constant`.
 
     Returns:
-        for each level such as `2x`, for each up-sampler, the measures; `ridge_r2` only of two pictures or more.
+        the measures by level, such as `2x`, and up-sampler; `ridge_r2` only of two pictures or more.
     """
     candidates = {**BASELINES, **upsamplers} if with_baselines else dict(upsamplers)
     found: Quality = {}
@@ -159,7 +159,7 @@ def measure(
 def _closer_looks(
     features: Features, pictures: Pictures, level: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each picture its map, (1, C, h, w), its pixels, and the closer look, (P, C)."""
+    """Return each picture's map, (1, C, h, w), its pixels, and its closer look, (P, C)."""
     looks = []
     for index in range(len(pictures)):
         pixels = pictures[index][None].to(device)
