@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.benchmark.compare import published_forward
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
 from llava_uhd.model import hiwin
 from llava_uhd.model.hiwin import HiWinProjector

@@ -12,8 +12,9 @@ import random
 
 from PIL import Image
 
-from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.evaluation.synthdoc import choose_question
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.inspection.legibility import seen_size
 from llava_uhd.loading import load
 from llava_uhd.planning import ImagePlanner

@@ -35,7 +35,8 @@ import httpx
 import openai
 import torch
 
-from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
 from llava_uhd.model.image_processing_llava_uhd import decode_image
 from llava_uhd.synthetic.documents import make_document

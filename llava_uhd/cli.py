@@ -82,34 +82,39 @@ def ask(
     # again and make nothing faster. PyTorch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with status(f"loading {model}"):
-        from transformers import TextStreamer
-
-        from .answering import answer_with_confidence, prepare, question_message
+        from .generation.generator import Generator
+        from .generation.prompt import build_prompt, question_message
+        from .generation.sampling import Sampling
         from .loading import load, load_calibration
 
         loaded, processor = load(model, device, dtype, quantization)
         calibration = load_calibration(model)
     ready = time.perf_counter()
-    sizes = {} if max_slices is None else {"max_slices": max_slices}
-    message = question_message([page.image for page in opened], question)
-    inputs = prepare(loaded, processor, [message], max_new_tokens, **sizes)
-    streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    answer = answer_with_confidence(loaded, processor, inputs, max_new_tokens, streamer, calibration)
-    if answer.confidence.note is not None:
-        note(answer.confidence.note)
+    prompt = build_prompt(processor, [question_message([page.image for page in opened], question)], max_slices)
+    grids = [image.inputs["grids"][0].tolist() for image in prompt.images]
+    for event in Generator(loaded, processor).generate(prompt, Sampling(max_new_tokens)):
+        if not isinstance(event, str):
+            answer = event
+        elif not as_json:
+            print(event, end="", flush=True)
+    if not as_json:
+        print()
+    confidence = answer.confidence(calibration)
+    if confidence.note is not None:
+        note(confidence.note)
     if as_json:
         _print_json(
             {
                 "answer": answer.text,
-                **answer.confidence.as_json(),
+                **confidence.as_json(),
                 "question": question,
                 "images": images,
                 "pages": [page.name for page in opened],
                 "model": model,
-                "num_views": inputs["num_views"].tolist(),
-                "grids": [grid if grid[0] else None for grid in inputs["grids"].tolist()],
-                "num_image_tokens": int((inputs["input_ids"] == processor.image_token_id).sum()),
-                "num_prompt_tokens": inputs["input_ids"].shape[1],
+                "num_views": [int(image.inputs["num_views"]) for image in prompt.images],
+                "grids": [grid if grid[0] else None for grid in grids],
+                "num_image_tokens": prompt.num_image_tokens,
+                "num_prompt_tokens": prompt.input_ids.shape[1],
                 "load_seconds": round(ready - started, 3),
                 "answer_seconds": round(time.perf_counter() - ready, 3),
             }

@@ -218,7 +218,7 @@ def test_quiet_leaves_stderr_to_errors(folder):
 
 
 def test_a_bug_is_not_shown_as_a_mistake_of_the_user(run, folder, monkeypatch):
-    monkeypatch.setattr("llava_uhd.answering.prepare", lambda *_, **__: {}["inputs"])
+    monkeypatch.setattr("llava_uhd.generation.prompt.build_prompt", lambda *_, **__: {}["inputs"])
     code, out, err = run("ask", folder / "image.png", "q", "--model", folder)
     assert (code, out) == (1, "") and "unexpected error: KeyError: 'inputs'" in err and "--debug" in err
 

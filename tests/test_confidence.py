@@ -1,5 +1,6 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava_uhd.answering import answer, answer_with_confidence, prepare, question_message
 from llava_uhd.cli import app
 from llava_uhd.confidence import (
     Calibration,
@@ -18,6 +18,12 @@ from llava_uhd.confidence import (
     read_calibration,
     write_calibration,
 )
+from llava_uhd.evaluation.generation import BatchGenerator, GenerationOptions
+from llava_uhd.evaluation.samples import Sample
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.generator import Generator
+from llava_uhd.generation.prompt import build_prompt, prepare, question_message
+from llava_uhd.generation.result import Result
 from llava_uhd.loading import load, load_calibration
 from llava_uhd.serving.engine import Engine
 from llava_uhd.serving.generation import Sampling
@@ -112,10 +118,17 @@ def receipt() -> Image.Image:
     return Image.open("examples/receipt.png").convert("RGB")
 
 
+def answer_alone(tiny, question: str, image: Image.Image) -> Result:
+    model, processor = tiny
+    prompt = build_prompt(processor, [question_message([image], question)])
+    *_, result = Generator(model, processor).generate(prompt, Sampling(16))
+    return result
+
+
 def test_token_probabilities_are_those_of_a_forward_pass(tiny, receipt):
     model, processor = tiny
     inputs = prepare(model, processor, [question_message([receipt], "What is the total?")], 16)
-    result = answer_with_confidence(model, processor, inputs, 16)
+    result = answer_alone(tiny, "What is the total?", receipt)
     assert result.text == answer(model, processor, inputs, 16)
     length = inputs["input_ids"].shape[1]
     sequence = model.generate(**inputs, max_new_tokens=16)
@@ -123,7 +136,7 @@ def test_token_probabilities_are_those_of_a_forward_pass(tiny, receipt):
         whole = {**inputs, "input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
         logits = model(**whole).logits[0, length - 1 : -1].float()
     expected = logits.softmax(-1).gather(1, sequence[0, length:, None]).mean()
-    assert result.confidence.token_probability == pytest.approx(float(expected), abs=1e-4)
+    assert result.confidence(None).token_probability == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_engine_and_generate_agree_on_confidence(tiny, receipt):
@@ -131,23 +144,24 @@ def test_engine_and_generate_agree_on_confidence(tiny, receipt):
     calibration = load_calibration("tiny")
     assert calibration is not None
     message = question_message([receipt], "What is the total?")
-    inputs = prepare(model, processor, [message], 16)
-    expected = answer_with_confidence(model, processor, inputs, 16, calibration=calibration).confidence
+    batches = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 16, 1))
+    sample = Sample(0, "What is the total?", image_source=receipt.copy)
+    with ThreadPoolExecutor(1) as pool:
+        batch = batches.batches.build([sample], [0], pool)
+    expected = batches.generate(batch).probabilities[0]
     with Engine(model, processor, calibration=calibration) as engine:
         result = engine.submit([message], Sampling(16)).result()
     assert len(result.token_probabilities) == len(result.token_ids)
     found = result.confidence(calibration)
-    assert found.token_probability == pytest.approx(expected.token_probability, abs=1e-4)
-    assert found.is_guess is expected.is_guess is False
+    assert found.token_probability == pytest.approx(expected, abs=1e-4)
+    assert found.is_guess is False
 
 
 def test_answer_about_a_texture_is_marked_as_a_guess(tiny):
-    model, processor = tiny
     noise = np.random.default_rng(0).integers(0, 255, size=(300, 400, 3), dtype=np.uint8)
-    message = question_message([Image.fromarray(noise)], "What is the price of the bread?")
-    inputs = prepare(model, processor, [message], 16)
-    result = answer_with_confidence(model, processor, inputs, 16, calibration=load_calibration("tiny"))
-    assert result.confidence.is_guess and "a guess" in result.confidence.note
+    result = answer_alone(tiny, "What is the price of the bread?", Image.fromarray(noise))
+    confidence = result.confidence(load_calibration("tiny"))
+    assert confidence.is_guess and "a guess" in confidence.note
 
 
 def test_a_model_without_calibration_marks_nothing():

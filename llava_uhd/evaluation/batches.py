@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ..answering import question_message
+from ..generation.prompt import prefix_length, question_message, render
 from .images import image_size, load_image
 from .samples import ImageSource, Sample
 
@@ -109,7 +109,7 @@ class BatchBuilder:
         images = [sample.image_source] if sample.image_source is not None else []
         question = sample.prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         message = question_message(images, question)
-        return self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        return render(self.processor, [message])
 
     def build(self, samples: Sequence[Sample], positions: Sequence[int], pool: ThreadPoolExecutor) -> Batch:
         """Build the batch of the questions at these positions. The pool loads each image once.
@@ -161,12 +161,10 @@ class BatchBuilder:
         """
         num_images = len(set(image_of_question))
         if self.share and len(image_of_question) == len(ids) and num_images < len(ids) * self.num_beams:
-            image_token = self.processor.image_token_id
-            lengths = [len(prompt) - prompt[::-1].index(image_token) for prompt in ids]
-            beginnings = [prompt[:length] for prompt, length in zip(ids, lengths, strict=True)]
-            different = {(image, *begun) for image, begun in zip(image_of_question, beginnings, strict=True)}
-            goes_on = all(length < len(prompt) for prompt, length in zip(ids, lengths, strict=True))
-            if len(different) == num_images and goes_on:
+            lengths = [prefix_length(prompt, self.processor.image_token_id) for prompt in ids]
+            prefixes = [prompt[:length] for prompt, length in zip(ids, lengths, strict=True)]
+            different = {(image, *prefix) for image, prefix in zip(image_of_question, prefixes, strict=True)}
+            if len(different) == num_images and all(lengths):
                 return lengths
         return [0] * len(ids)
 

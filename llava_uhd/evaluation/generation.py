@@ -1,22 +1,15 @@
-"""Batched generation: the next batch is prepared while the device generates.
-
-The images of a batch are encoded once. The language model, too, reads what several prompts begin with once, and goes
-on from there with each question and each beam.
-"""
+"""Batched generation for evaluation: the next batch is prepared while the device generates."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from transformers import DynamicCache
-
-from ..kv_cache import can_fork
-from ..model.modeling_llava_uhd import CACHE_NAME
-from ..token_probabilities import TokenProbabilities, end_token_ids
+from ..generation.batch import generate_batch
+from ..generation.decoding import Decoder
+from ..generation.kv_cache import can_fork, new_cache
 from .batches import IMAGE_THREADS, Batch, BatchBuilder
 from .samples import Sample
 
@@ -91,9 +84,8 @@ class BatchGenerator:
         self.model = model
         self.processor = processor
         self.options = options
-        self.context = model.config.text_config.max_position_embeddings
-        # Plain keys and values can be shared by several answers.
-        share = can_fork(self._new_cache())
+        self.decoder = Decoder(model)
+        share = can_fork(new_cache(model.config.text_config))
         self.batches = BatchBuilder(processor, options.max_side, options.max_slices, options.num_beams, share)
 
     def generate_all(self, samples: Sequence[Sample], batches: Iterable[Sequence[int]]) -> Iterator[Answers]:
@@ -106,7 +98,6 @@ class BatchGenerator:
             for batch in run_ahead(preparing, lambda p: build(samples, p, decoding), batches, _LOOK_AHEAD):
                 yield self.generate(batch)
 
-    @torch.inference_mode()
     def generate(self, batch: Batch) -> Answers:
         """Return the answers of a batch.
 
@@ -115,59 +106,18 @@ class BatchGenerator:
         """
         if batch.text is None:
             return Answers({}, batch.errors, {})
-        length = batch.text["input_ids"].shape[1]
-        room = self.context - length
-        if room < 1:
-            raise ValueError(
-                f"a prompt has {length} tokens and the model's context is {self.context}: lower --max-slices"
-            )
-        recorder = TokenProbabilities() if self.options.num_beams == 1 else None
-        generated = self.model.generate(
-            **batch.text.to(self.model.device),
-            **self.read_images(batch),
-            do_sample=False,
+        token_ids, probabilities = generate_batch(
+            self.decoder,
+            batch.text,
+            batch.images,
+            batch.image_of_question,
+            batch.num_shared,
             num_beams=self.options.num_beams,
-            max_new_tokens=min(self.options.max_new_tokens, room),
-            logits_processor=[] if recorder is None else [recorder],
+            max_new_tokens=self.options.max_new_tokens,
         )
-        new_tokens = generated[:, length:]
-        texts = self.processor.batch_decode(new_tokens, skip_special_tokens=True)
-        probabilities = recorder.finish(new_tokens, end_token_ids(self.model)) if recorder is not None else []
+        texts = self.processor.batch_decode(token_ids, skip_special_tokens=True)
         return Answers(
             {position: text.strip() for position, text in zip(batch.readable, texts, strict=True)},
             batch.errors,
             {position: fmean(tokens) for position, tokens in zip(batch.readable, probabilities, strict=False)},
         )
-
-    @torch.inference_mode()
-    def encode(self, batch: Batch) -> list[torch.Tensor]:
-        """Return the (tokens, E) features of each image of a batch."""
-        if batch.images is None:
-            return []
-        return self.model.get_image_features(**batch.images.to(self.model.device, self.model.dtype)).pooler_output
-
-    def read_images(self, batch: Batch) -> dict[str, Any]:
-        """Return inputs of `generate`: image features per question, or the KV cache after the shared prefix."""
-        features = self.encode(batch)
-        if not features:
-            return {}
-        if not batch.num_shared:
-            return {"image_features": torch.cat([features[image] for image in batch.image_of_question])}
-        assert batch.text is not None
-        first = [batch.image_of_question.index(image) for image in range(len(features))]
-        shared = {name: rows[first, : batch.num_shared].to(self.model.device) for name, rows in batch.text.items()}
-        cache = self._new_cache()
-        self.model(
-            **shared,
-            position_ids=(shared["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
-            image_features=torch.cat(features),
-            **{CACHE_NAME: cache},
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        of_beam = torch.tensor(batch.image_of_question).repeat_interleave(self.options.num_beams)
-        cache.batch_select_indices(of_beam.to(self.model.device))
-        return {CACHE_NAME: cache}
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config.text_config)

@@ -106,7 +106,7 @@ def attribute(
 
     Args:
         model: loaded model.
-        inputs: model inputs of one conversation, see `answering.prepare`; `image_features` may replace the pixels.
+        inputs: inputs of one conversation, see `generation.prompt.prepare`; `image_features` may replace pixels.
         answer_ids: token ids of the answer.
         tokens: indices into `answer_ids`.
         method: one of `METHODS`.

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..answering import prepare, question_message
+from ..generation.prompt import prepare, question_message
 from ..model.images import decode_image
 from .attribution import answer_words, attribute, attribution_figure, image_heats
 from .figure import explanation_figure, principal_colors, pyramid_figure, view_pyramid

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
-from ..answering import Message
 from ..confidence import Calibration
+from ..model.messages import Message
 from .body import load_json, parse_json
 from .documents import has_pages, read_pages
 from .errors import ApiError, shorten

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
-from ..answering import Message
+from ..model.messages import Message
 from ..pages import MAX_PAGES, Page, open_all
 from ..planning import ImagePlanner
 from .engine import Engine

@@ -1,8 +1,9 @@
-"""The engine: one loaded model, many requests.
+"""Serving engine: continuous batching of many requests on one loaded model.
 
-A request is prepared on a small pool of threads (images decoded and cut, text tokenized), waits, and then runs on the
-one thread that owns the model. That thread reads one waiting prompt, takes a step with all rows, reads the next: new
-answers begin without making the running ones wait for long, and a row that ends makes room at once.
+A request is prepared on a small pool of threads (images decoded and sliced, text tokenized), queued, and then run on
+the one thread that owns the model. That thread alternates between reading one queued prompt and one decoding step of
+all running requests, so that new answers start without delaying running ones for long, and a finished request makes
+room at once.
 
     with Engine(*load("tiny")) as engine:
         for piece in engine.submit([question_message([Path("receipt.png")], "What is the total?")]).stream():
@@ -20,26 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import DynamicCache
 
-from ..answering import Message
 from ..confidence import Calibration
-from ..kv_cache import can_fork, fork
-from .decoding import Decoder
-from .features import feature_cache
-from .generation import (
-    DeadlineExceeded,
-    EngineBusy,
-    EngineClosed,
-    Event,
-    Generation,
-    Result,
-    Sampling,
-    Timings,
-)
-from .prefixes import prefix_cache, prefix_key
-from .prompts import Prompt, PromptBuilder
-from .row import Row
+from ..generation.generator import Generator
+from ..generation.prompt import Message, Prompt, image_parts, room_for_answer
+from ..generation.request import RequestState
+from ..generation.result import Result, Timings
+from ..generation.sampling import Sampling
+from .generation import DeadlineExceeded, EngineBusy, EngineClosed, Event, Generation
+from .prompts import PromptBuilder
 
 if TYPE_CHECKING:
     from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
@@ -51,19 +41,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Bounds of the engine.
+    """Options and limits of the engine.
 
     Attributes:
-        batch_size: answers written at a time; every step has this many rows, used or not.
-        max_waiting: requests that may wait, being prepared or prepared; one more is refused.
-        deadline: seconds from arrival to the last token.
-        max_new_tokens: longest answer where a request names no length.
-        cache_bytes: image features kept.
-        prefix_bytes: keys and values kept of how conversations began, up to their last image.
-        max_pixels: of an image; None as the processor says.
-        max_total_pixels: of all images of a request; at least `max_pixels` are allowed.
-        image_seconds: seconds that decoding and cutting the images of a request may take.
-        preparers: threads that prepare requests.
+        batch_size: number of requests decoded together; every step has this many rows, used or not.
+        max_waiting: maximum number of queued requests, prepared or not; further ones are rejected.
+        deadline: maximum seconds from arrival to the last token.
+        max_new_tokens: maximum number of new tokens of a request that sets none.
+        cache_bytes: maximum size of the image feature cache.
+        prefix_bytes: maximum size of the prefix KV cache.
+        max_pixels: maximum number of pixels of an image; None takes the processor's limit.
+        max_total_pixels: maximum number of pixels of all images of a request; at least `max_pixels` are allowed.
+        image_seconds: maximum seconds for decoding and slicing the images of a request.
+        preparers: number of preprocessing threads.
     """
 
     batch_size: int = 8
@@ -91,7 +81,7 @@ class EngineOptions:
 
 @dataclass
 class Stats:
-    """What the engine is doing, and how requests have ended since it began."""
+    """Counters of the engine: queue, caches, and finished requests by outcome."""
 
     waiting: int
     running: int
@@ -113,7 +103,7 @@ class Stats:
 
 @dataclass
 class _Request:
-    """A request that is not prepared: what was sent, which is smaller than what it becomes."""
+    """A request before preprocessing, which makes it larger."""
 
     generation: Generation
     messages: Sequence[Message]
@@ -121,13 +111,12 @@ class _Request:
 
     @property
     def has_images(self) -> bool:
-        contents = [message["content"] for message in self.messages]
-        return any(part["type"] == "image" for content in contents if not isinstance(content, str) for part in content)
+        return bool(image_parts(self.messages))
 
 
 @dataclass
 class _Waiting:
-    """A prepared request that waits for a row."""
+    """A prepared request that waits for a free row."""
 
     generation: Generation
     prompt: Prompt
@@ -136,7 +125,14 @@ class _Waiting:
 
 
 class Engine:
-    """Answers requests with one model. `submit` may be called from any thread."""
+    """Answer requests with one model by continuous batching. `submit` may be called from any thread.
+
+    Args:
+        model: loaded model.
+        processor: processor of the model.
+        options: options and limits.
+        calibration: calibration of the confidence in answers; None if the model has none.
+    """
 
     def __init__(
         self,
@@ -149,14 +145,14 @@ class Engine:
         self.processor = processor
         self.options = options or EngineOptions()
         self.calibration = calibration
-        self.features = feature_cache(self.options.cache_bytes)
-        self.prefixes = prefix_cache(self.options.prefix_bytes)
-        self.decoder = Decoder(model, self.options.batch_size)
-        self.context: int = model.config.text_config.max_position_embeddings
+        self.generator = Generator(
+            model, processor, self.options.batch_size, self.options.cache_bytes, self.options.prefix_bytes
+        )
+        self.context = self.generator.decoder.context
         max_pixels, max_total = self.options.max_pixels, self.options.max_total_pixels
         self.prompts = PromptBuilder(
             processor,
-            self.features,
+            self.generator.features,
             max_pixels,
             max_total_pixels=max(max_total, max_pixels or 0),
             context=self.context,
@@ -166,10 +162,10 @@ class Engine:
         self._requests: deque[_Request] = deque()
         self._ready: deque[_Waiting] = deque()
         self._tasks: deque[tuple[Future, Callable[[], Any]]] = deque()
-        self._rows: list[Row] = []
+        self._running: dict[Generation, RequestState] = {}
         self._preparing = 0
         self._closing = False
-        self._mean_seconds = 1.0  # that a request takes once it runs
+        self._mean_seconds = 1.0  # of a request once it runs
         self._counts = dict.fromkeys(("finished", "failed", "cancelled", "late", "refused", "generated_tokens"), 0)
         # Prepared requests are large, so few wait. One thread takes requests of text alone: images never hold them up.
         self._max_ready = 2 * self.options.preparers
@@ -197,17 +193,17 @@ class Engine:
         deadline: float | None = None,
         emit: Callable[[Event], None] | None = None,
     ) -> Generation:
-        """Ask for an answer; returns at once.
+        """Queue a request and return at once.
 
         Args:
-            messages: see `PromptBuilder.build`.
-            sampling: how to draw; greedy by default.
-            max_slices: most slices per image; None as the model was trained.
-            deadline: seconds from now; None for the engine's own.
-            emit: called with each event on the engine's threads, instead of `Generation.events`; must not block.
+            messages: conversation, see `PromptBuilder.build`.
+            sampling: sampling parameters; greedy by default.
+            max_slices: maximum number of slices per image; None takes the model's default.
+            deadline: deadline in seconds from now; None takes the engine's.
+            emit: callback for each event on the engine's threads, instead of `Generation.events`; must not block.
 
         Raises:
-            EngineBusy: too many requests wait.
+            EngineBusy: the queue is full.
             EngineClosed: the engine is shutting down.
         """
         seconds = self.options.deadline if deadline is None else deadline
@@ -219,10 +215,11 @@ class Engine:
         return generation
 
     def check_room(self) -> None:
-        """Whether a request would be taken now.
+        """Check that a request would be accepted now.
 
         Raises:
-            EngineBusy, EngineClosed: it would not.
+            EngineBusy: the queue is full.
+            EngineClosed: the engine is shutting down.
         """
         with self._changed:
             if self._closing:
@@ -230,7 +227,7 @@ class Engine:
             waiting = self._num_waiting()
             if waiting >= self.options.max_waiting:
                 self._counts["refused"] += 1
-                raise EngineBusy(waiting, math.ceil(waiting * self._mean_seconds / self.decoder.batch_size))
+                raise EngineBusy(waiting, math.ceil(waiting * self._mean_seconds / self.generator.decoder.batch_size))
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function that uses the model, on the engine's thread, between two steps.
@@ -250,23 +247,25 @@ class Engine:
         return len(self._requests) + self._preparing + len(self._ready)
 
     def stats(self) -> Stats:
+        """Return the counters."""
+        features, prefixes = self.generator.features, self.generator.prefixes
         with self._changed:
             return Stats(
                 waiting=self._num_waiting(),
-                running=len(self._rows),
-                cached_images=len(self.features),
-                cache_bytes=self.features.num_bytes,
-                cache_hits=self.features.hits,
-                cache_misses=self.features.misses,
-                cached_prefixes=len(self.prefixes),
-                prefix_bytes=self.prefixes.num_bytes,
-                prefix_hits=self.prefixes.hits,
-                prefix_misses=self.prefixes.misses,
+                running=len(self._running),
+                cached_images=len(features),
+                cache_bytes=features.num_bytes,
+                cache_hits=features.hits,
+                cache_misses=features.misses,
+                cached_prefixes=len(prefixes),
+                prefix_bytes=prefixes.num_bytes,
+                prefix_hits=prefixes.hits,
+                prefix_misses=prefixes.misses,
                 **self._counts,
             )
 
     def close(self) -> None:
-        """Take no more requests, finish those that were taken, and end the threads."""
+        """Reject further requests, finish the accepted ones, and end the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -280,7 +279,7 @@ class Engine:
             del request  # not kept while the next one is waited for
 
     def _next_request(self, only_text: bool) -> _Request | None:
-        """Wait for a request and for room among the prepared ones; None once the engine closes and all are taken."""
+        """Return the next request once there is room for it; None once the engine closes and none is left."""
         with self._changed:
             while True:
                 if len(self._ready) < self._max_ready:
@@ -299,16 +298,11 @@ class Engine:
             error = generation.overdue()
             if error is None:
                 prompt = self.prompts.build(messages, max_slices, generation.deadline)
-                length, wanted = prompt.input_ids.shape[1], generation.sampling.max_new_tokens
-                room = self.context - length
-                if room < (wanted or 1):
-                    raise ValueError(
-                        f"the prompt has {length} tokens and the answer may have {wanted or 1}, more than the model's "
-                        f"context of {self.context}: take fewer slices or images, or a shorter question or answer"
-                    )
+                requested = generation.sampling.max_new_tokens
+                room = room_for_answer(prompt.input_ids.shape[1], self.context, requested or 1)
                 timings = Timings(prepare=time.monotonic() - started)
-                max_new_tokens = min(wanted or self.options.max_new_tokens, room)
-        except Exception as exception:  # told to whoever waits for the answer
+                max_new_tokens = min(requested or self.options.max_new_tokens, room)
+        except Exception as exception:  # raised where the answer is read
             error = exception
         with self._changed:
             self._preparing -= 1
@@ -319,7 +313,7 @@ class Engine:
             self._end(generation, error)
 
     def _end(self, generation: Generation, event: Event) -> None:
-        """Count how a request ended, and tell it."""
+        """Count a finished request by its outcome and emit its last event."""
         if isinstance(event, Result):
             kind = "finished"
         elif generation.cancelled:
@@ -335,15 +329,15 @@ class Engine:
         assert generation.emit is not None
         try:
             generation.emit(event)
-        except Exception:  # a listener that went away must not end the others' answers
-            log.exception("a listener failed")
+        except Exception:  # a failing callback must not end other requests
+            log.exception("the callback of a request failed")
             generation.cancel()
 
     @torch.inference_mode()
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._ready or self._tasks or self._rows):
+                while not (self._ready or self._tasks or self._running):
                     if self._closing and not self._preparing and not self._requests:
                         return
                     self._changed.wait()
@@ -351,11 +345,11 @@ class Engine:
             for future, function in tasks:
                 try:
                     future.set_result(function())
-                except BaseException as error:  # raised again where `run` was called
+                except BaseException as error:  # raised again in `run`
                     future.set_exception(error)
             self._drop_overdue()
             self._admit_one()
-            if self._rows:
+            if self._running:
                 self._step()
 
     def _drop_overdue(self) -> None:
@@ -367,112 +361,66 @@ class Engine:
                 self._requests = deque(item for item in self._requests if id(item.generation) not in gone)
                 self._ready = deque(item for item in self._ready if id(item.generation) not in gone)
                 self._changed.notify_all()
-        for row in list(self._rows):
-            if error := row.generation.overdue():
-                self._rows.remove(row)
-                dropped.append((row.generation, error))
+        for generation in list(self._running):
+            if error := generation.overdue():
+                del self._running[generation]
+                dropped.append((generation, error))
         for generation, error in dropped:
             self._end(generation, error)
 
     def _admit_one(self) -> None:
         """Read the prompt of the request that has waited longest, if a row is free."""
         with self._changed:
-            if not self._ready or len(self._rows) >= self.decoder.batch_size:
+            if not self._ready or len(self._running) >= self.generator.decoder.batch_size:
                 return
             item = self._ready.popleft()
             self._changed.notify_all()  # there is room for a prepared one
-        generation, prompt, timings = item.generation, item.prompt, item.timings
-        started = time.monotonic()
-        timings.wait = started - generation.arrived - timings.prepare
+        generation, timings = item.generation, item.timings
+        timings.wait = time.monotonic() - generation.arrived - timings.prepare
         try:
-            logits, cache = self._read(prompt, timings)
-            tokenizer = self.processor.tokenizer
-            row = Row(generation, prompt, cache, item.max_new_tokens, tokenizer, self.decoder.end_ids, timings)
-            if self._take(row, logits):
-                self._rows.append(row)
-        except Exception as error:  # this request alone is lost
+            state = self.generator.new_state(
+                item.prompt, generation.sampling, item.max_new_tokens, generation.arrived, timings
+            )
+            logits = self.generator.prefill(state)
+        except Exception as error:  # fails this request alone
             log.exception("a prompt failed")
             self._end(generation, error)
-
-    def _read(self, prompt: Prompt, timings: Timings) -> tuple[torch.Tensor, DynamicCache]:
-        """The (vocabulary,) logits after a prompt, and its keys and values, which become the row's cache."""
-        started = time.monotonic()
-        if prompt.num_prefix_tokens:
-            cache = self._read_prefix(prompt, timings)
-            logits, cache = self.decoder.read(prompt.input_ids[:, prompt.num_prefix_tokens :], cache=cache)
-        else:
-            logits, cache = self.decoder.read(prompt.input_ids, self._encode(prompt, timings))
-        timings.prefill = time.monotonic() - started - timings.encode
-        return logits, cache
-
-    def _read_prefix(self, prompt: Prompt, timings: Timings) -> DynamicCache:
-        """Keys and values of a prompt up to its last image: those that are kept, if there are any."""
-        key = prefix_key(prompt)
-        known = self.prefixes.get(key)
-        self.prefixes.count(hits=known is not None, misses=known is None)
-        if known is not None:
-            prompt.num_cached_images = len(prompt.images)
-            self.features.count(hits=len(prompt.images))
-            return fork(known)
-        prefix = prompt.input_ids[:, : prompt.num_prefix_tokens]
-        _, cache = self.decoder.read(prefix, self._encode(prompt, timings))
-        if can_fork(cache):
-            self.prefixes.put(key, fork(cache))
-        return cache
-
-    def _encode(self, prompt: Prompt, timings: Timings) -> torch.Tensor | None:
-        started = time.monotonic()
-        features = self.encode(prompt)
-        timings.encode = time.monotonic() - started
-        return features
-
-    def encode(self, prompt: Prompt) -> torch.Tensor | None:
-        """The (T, E) features of a prompt's images, from the cache where they are known; on the engine's thread."""
-        features = []
-        for key, image in prompt.images:
-            known = image if image.features is not None else self.features.get(key)
-            self.features.count(hits=known is not None, misses=known is None)
-            if known is None:
-                image.features = self.decoder.encode(image.inputs)
-                del image.inputs["pixel_values"]
-                self.features.put(key, image)
-                known = image
-            else:
-                prompt.num_cached_images += 1
-            assert known.features is not None
-            features.append(known.features)
-        return torch.cat(features) if features else None
+            return
+        self._running[generation] = state
+        self._advance(generation, state, logits)
 
     def _step(self) -> None:
-        rows = self._rows
+        """Decode one token of all running requests."""
+        running = list(self._running.items())
         try:
-            logits = self.decoder.step(
-                [row.last_token for row in rows], [row.position for row in rows], [row.cache for row in rows]
-            )
-        except Exception as error:  # their caches may be spoilt: all rows of this step are lost, later ones are not
+            logits = self.generator.step([state for _, state in running])
+        except Exception as error:  # their caches may be spoilt: fails all requests of this step
             log.exception("a step failed")
-            self._rows = []
-            for row in rows:
-                self._end(row.generation, error)
+            self._running = {}
+            for generation, _ in running:
+                self._end(generation, error)
             return
-        self._rows = [row for row, next_logits in zip(rows, logits, strict=True) if self._take(row, next_logits)]
+        for (generation, state), next_logits in zip(running, logits, strict=True):
+            self._advance(generation, state, next_logits)
 
-    def _take(self, row: Row, logits: torch.Tensor) -> bool:
-        """Let a row draw its token and tell what there is to tell; whether its answer goes on."""
+    def _advance(self, generation: Generation, state: RequestState, logits: torch.Tensor) -> None:
+        """Draw the next token of a running request, emit its events, and remove the request once it is finished."""
+        last: Event | None = None
         try:
-            *pieces, last = row.take(logits) or [""]
-        except Exception as error:  # logits that are no numbers, for one: this request alone is lost
-            log.exception("a row failed")
-            self._end(row.generation, error)
-            return False
-        for piece in [*pieces, last]:
-            if isinstance(piece, str) and piece:
-                self._emit(row.generation, piece)
-        with self._changed:
-            self._counts["generated_tokens"] += 1
-        if not isinstance(last, Result):
-            return True
-        seconds = last.timings.encode + last.timings.prefill + last.timings.decode
-        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
-        self._end(row.generation, last)
-        return False
+            for event in state.step(logits):
+                if isinstance(event, Result):
+                    last = event
+                else:
+                    self._emit(generation, event)
+            with self._changed:
+                self._counts["generated_tokens"] += 1
+        except Exception as error:  # logits that are not finite, for example: fails this request alone
+            log.exception("a request failed")
+            last = error
+        if last is None:
+            return
+        del self._running[generation]
+        if isinstance(last, Result):
+            seconds = last.timings.encode + last.timings.prefill + last.timings.decode
+            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+        self._end(generation, last)

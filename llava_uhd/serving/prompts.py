@@ -1,4 +1,4 @@
-"""From messages to what the engine works on: token ids, and images that may have been encoded before."""
+"""Prompts of requests: images are opened within limits of size and time, and looked up in the feature cache."""
 
 import math
 import threading
@@ -8,40 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jinja2 import TemplateError
 from PIL import Image
 
-from ..answering import Message
-from ..model.messages import as_parts
-from .bounded import BoundedCache
-from .features import EncodedImage, Key, content_hash
+from ..generation.bounded import BoundedCache
+from ..generation.prompt import (
+    EncodedImage,
+    ImageKey,
+    Message,
+    Prompt,
+    content_hash,
+    encode_image,
+    encode_prompt,
+    image_parts,
+)
 from .generation import DeadlineExceeded
 from .images import decode, open_image
 
 if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
-
-SHAPE_INPUTS = ("view_shapes", "num_views", "grids")
-
-
-@dataclass
-class Prompt:
-    """A conversation ready for the model.
-
-    Attributes:
-        input_ids: (1, length), an image token wherever a feature will stand.
-        images: in the order of their tokens, with the key of each.
-        num_image_tokens: image tokens in `input_ids`.
-        num_prefix_tokens: tokens up to the last image's last one; 0 without images, or if nothing comes after.
-        num_cached_images: how many of the images were known when the model came to them.
-    """
-
-    input_ids: torch.Tensor
-    images: list[tuple[Key, EncodedImage]]
-    num_image_tokens: int
-    num_prefix_tokens: int
-    num_cached_images: int = 0
 
 
 @dataclass
@@ -49,36 +33,34 @@ class _Opened:
     """An image of a request before it is decoded.
 
     Attributes:
-        name: what an error calls it.
-        key: of the features' cache.
-        max_slices: most slices; None as the model was trained.
-        image: opened or decoded; None if the cache has it.
-        encoded: from the cache, or cut into views.
+        name: name of the image in error messages.
+        key: key in the feature cache.
+        image: opened or decoded image; None if it is cached.
+        encoded: cached image, or None.
     """
 
     name: str
-    key: Key
-    max_slices: int | None
+    key: ImageKey
     image: Image.Image | None
     encoded: EncodedImage | None = None
 
 
 class PromptBuilder:
-    """Builds prompts, on any thread; tokenizers allow one at a time.
+    """Build prompts on any thread; one tokenizes at a time.
 
     Args:
-        processor: of the model.
+        processor: processor of the model.
         features: cache of encoded images.
-        max_pixels: most pixels of an image; None as the processor says.
-        max_total_pixels: most pixels of all images of a prompt; None for no limit.
-        context: tokens that a prompt may have; None for no limit.
-        image_seconds: seconds that decoding and cutting the images of a prompt may take; None for no limit.
+        max_pixels: maximum number of pixels of an image; None takes the processor's limit.
+        max_total_pixels: maximum number of pixels of all images of a prompt; None for no limit.
+        context: maximum number of tokens of a prompt; None for no limit.
+        image_seconds: maximum seconds for decoding and slicing the images of a prompt; None for no limit.
     """
 
     def __init__(
         self,
         processor: "LlavaUhdProcessor",
-        features: BoundedCache[Key, EncodedImage],
+        features: BoundedCache[ImageKey, EncodedImage],
         max_pixels: int | None,
         max_total_pixels: int | None = None,
         context: int | None = None,
@@ -98,38 +80,23 @@ class PromptBuilder:
         Sizes are read first: nothing is decoded before all images together are known to fit context and limits.
 
         Args:
-            messages: turns with `role` and `content`, a string or parts of type `text` and `image`; an image is a PIL
-                image, encoded bytes, or the path of a file as `Path`. Strings are no images here: they may come from
-                anywhere. A part of type `image` may name its own `max_slices`.
-            max_slices: most slices per image; None as the model was trained.
-            deadline: on the clock of `time.monotonic`.
+            messages: conversation with `role` and `content` per message, a string or parts of type `text` and
+                `image`; an image is a PIL image, encoded bytes, or the path of a file as `Path`. Strings are not
+                accepted as images, as they may come from anywhere. A part of type `image` may have its own
+                `max_slices`.
+            max_slices: maximum number of slices per image; None takes the model's default.
+            deadline: deadline on the clock of `time.monotonic`.
 
         Raises:
             ValueError: an image cannot be read, or they are too many or too large, or take too long to decode.
             DeadlineExceeded: the deadline is over.
         """
-        contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-        parts = [part for content in contents for part in content if part["type"] == "image"]
-        images = self._images(parts, max_slices, deadline)
-        shapes = {
-            name: torch.cat([image.inputs[name] for _, image in images]) for name in (SHAPE_INPUTS if images else ())
-        }
+        images = self._images(image_parts(messages), max_slices, deadline)
         with self._tokenizing:
-            try:
-                text = self.processor.apply_chat_template(
-                    as_parts(messages), add_generation_prompt=True, tokenize=False
-                )
-            except TemplateError as error:
-                raise ValueError(f"the model's chat template refuses the messages: {error}") from error
-            ids = self.processor.encode_prompt(text, shapes)
-        places = [place for place, token in enumerate(ids) if token == self.processor.image_token_id]
-        num_prefix_tokens = places[-1] + 1 if places and places[-1] + 1 < len(ids) else 0
-        return Prompt(torch.tensor([ids]), images, len(places), num_prefix_tokens)
+            return encode_prompt(self.processor, messages, images)
 
-    def _images(
-        self, parts: Sequence[Message], max_slices: int | None, deadline: float
-    ) -> list[tuple[Key, EncodedImage]]:
-        """Return the images of a prompt with their keys, cut into views unless they are cached."""
+    def _images(self, parts: Sequence[Message], max_slices: int | None, deadline: float) -> list[EncodedImage]:
+        """Return the images of a prompt, cut into views unless they are cached."""
         end = deadline if self.image_seconds is None else min(deadline, time.monotonic() + self.image_seconds)
         try:
             opened: list[_Opened] = []
@@ -140,8 +107,8 @@ class PromptBuilder:
                 if image.image is not None:
                     num_pixels += math.prod(image.image.size)
                 num_tokens += self._num_tokens(image)
-                self._check_sums(num_tokens, num_pixels, len(parts))
-            return [(image.key, self._encoded(image, end)) for image in opened]
+                self._check_sums(num_tokens, num_pixels)
+            return [self._encoded(image, end) for image in opened]
         except DeadlineExceeded as error:
             if end == deadline:
                 raise
@@ -159,21 +126,22 @@ class PromptBuilder:
             raise TypeError(f"{name} must be a PIL image, bytes or a Path, got {type(source).__name__}")
         key = (content_hash(source), max_slices)
         if (cached := self.features.get(key)) is not None:
-            return _Opened(name, key, max_slices, None, cached)
+            return _Opened(name, key, None, cached)
         image = source if isinstance(source, Image.Image) else open_image(source, name, self.max_pixels, end)
-        return _Opened(name, key, max_slices, image)
+        return _Opened(name, key, image)
 
     def _num_tokens(self, opened: _Opened) -> int:
-        """Return the tokens of an image, at least: before it is decoded, a PNG does not tell whether it is turned."""
+        """Return the least number of tokens of an image: a PNG's orientation is unknown until it is decoded."""
         if opened.image is None:
             assert opened.encoded is not None and opened.encoded.features is not None
             return len(opened.encoded.features)
-        options = {} if opened.max_slices is None else {"max_slices": opened.max_slices}
+        _, max_slices = opened.key
+        options = {} if max_slices is None else {"max_slices": max_slices}
         width, height = opened.image.size
         sizes = ((width, height), (height, width))
         return min(self.processor.image_layout(*size, **options).num_image_tokens for size in sizes)
 
-    def _check_sums(self, num_tokens: int, num_pixels: int, num_images: int) -> None:
+    def _check_sums(self, num_tokens: int, num_pixels: int) -> None:
         if self.max_total_pixels is not None and num_pixels > self.max_total_pixels:
             raise ValueError(
                 f"the images together have more than the {self.max_total_pixels} pixels allowed: send fewer or smaller"
@@ -185,12 +153,11 @@ class PromptBuilder:
             )
 
     def _encoded(self, opened: _Opened, end: float) -> EncodedImage:
-        """Return an image cut into views; afterwards nothing holds its pixels but the views."""
+        """Return an image cut into views; its pixels are then kept in the views alone."""
         if opened.encoded is not None:
             return opened.encoded
         assert opened.image is not None
         image, opened.image = decode(opened.image, opened.name, self.max_pixels, end), None
         if time.monotonic() > end:
             raise DeadlineExceeded("the images took too long to decode")
-        options = {} if opened.max_slices is None else {"max_slices": opened.max_slices}
-        return EncodedImage(dict(self.processor.image_processor(image, return_tensors="pt", **options)))
+        return encode_image(self.processor, image, opened.key[1], opened.key)

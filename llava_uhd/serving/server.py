@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..answering import Message
+from ..model.messages import Message
 from ..planning import ImagePlanner
 from .api import Completion, PartReader, check_model, parse_request
 from .body import BodyReader, parse_json

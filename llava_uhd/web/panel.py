@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ..generation.prompt import SHAPE_INPUTS
 from ..inspection.attribution import Method, Word, answer_words, attribute, image_heats, overlay
 from ..inspection.explanation import explain_image
 from ..inspection.figure import principal_colors, pyramid_figure, view_pyramid
@@ -18,7 +19,6 @@ from ..model.hiwin import HiWinProjector
 from ..model.images import decode_image
 from ..planning import ImagePlanner
 from ..serving.engine import Engine
-from ..serving.prompts import SHAPE_INPUTS
 from .session import Session, page_dpi, with_bytes
 
 if TYPE_CHECKING:
@@ -83,10 +83,13 @@ def heat_image(engine: Engine, session: Session, index: int, word: int, method: 
         raise ValueError(f"the answer has {len(all_words)} words, and none of number {word + 1}")
     chosen = all_words[word]
     prompt = engine.prompts.build(with_bytes(session.last_question), session.max_slices)
-    shapes = {name: np.concatenate([encoded.inputs[name] for _, encoded in prompt.images]) for name in SHAPE_INPUTS}
+    shapes = {name: np.concatenate([encoded.inputs[name] for encoded in prompt.images]) for name in SHAPE_INPUTS}
 
     def weights() -> np.ndarray:
-        inputs = {"input_ids": prompt.input_ids.to(engine.model.device), "image_features": engine.encode(prompt)}
+        inputs = {
+            "input_ids": prompt.input_ids.to(engine.model.device),
+            "image_features": engine.generator.encode(prompt.images)[0],
+        }
         return attribute(engine.model, inputs, session.answer_ids, chosen.tokens, method)
 
     heat = image_heats(engine.processor, shapes, engine.run(weights))[index]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..answering import Message, question_message
+from ..generation.prompt import Message, question_message
 from ..pages import count_pages, open_pages
 
 Upload = Path | bytes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import ExifTags, Image
 
-from llava_uhd.answering import prepare, question_message
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
 from llava_uhd.synthetic.documents import make_document
 from llava_uhd.synthetic.render import render

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from llava_uhd.answering import answer, prepare
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare
 from llava_uhd.loading import load
 from llava_uhd.synthetic import make_document, render
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import openai
 
-from llava_uhd.answering import answer, prepare, question_message
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
 
 from .documents import Question, one_image

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_uhd.answering import answer, prepare, question_message
 from llava_uhd.evaluation.readers import LETTER_ANSWER
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
 from tests.conftest import picture
 

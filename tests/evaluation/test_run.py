@@ -220,10 +220,10 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         first = generator.batches.build(samples, [0], pool)
     length = first.text["input_ids"].shape[1]
-    generator.context = length + 1
+    generator.decoder.context = length + 1
     assert len(processor.tokenizer(generator.generate(first)[0])["input_ids"]) <= 1
-    generator.context = length
-    with pytest.raises(ValueError, match=f"has {length} tokens and the model's context is {length}"):
+    generator.decoder.context = length
+    with pytest.raises(ValueError, match=f"has {length} tokens .* model's context of {length}"):
         generator.generate(first)
 
 
@@ -240,10 +240,10 @@ def test_an_error_in_a_process_is_raised(loaded, tmp_path):
     model, processor = loaded
     samples = TASKS["gqa"].load(minidata.build(tmp_path, "gqa"))
     generator = BatchGenerator(model, processor, GenerationOptions(None, None, 1, 10, 1))
-    generator.context = 1
+    generator.decoder.context = 1
     with Workers(generator, samples, 2) as side_by_side:
         answers = side_by_side.generate_all([[0], [1], [2]])
-        with pytest.raises(ValueError, match="the model's context is 1"):
+        with pytest.raises(ValueError, match="the model's context of 1:"):
             next(answers)
 
 

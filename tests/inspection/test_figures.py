@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from llava_uhd import LlavaUhdProcessor
-from llava_uhd.answering import prepare, question_message
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.inspection.attention_record import recording
 from llava_uhd.inspection.attribution import (
     answer_words,

@@ -34,7 +34,7 @@ def test_the_lines_with_openai_run_as_they_stand(loaded):
     with Running(loaded, EngineOptions(batch_size=1, max_new_tokens=6)) as running, redirect_stdout(StringIO()) as out:
         code = code.replace('"tiny"', '"small"').replace("http://127.0.0.1:8000", running.url)
         exec(code.replace("examples/", f"{ROOT}/examples/"), {})
-    from llava_uhd.answering import question_message
+    from llava_uhd.generation.prompt import question_message
     from llava_uhd.serving.engine import Engine
 
     with Engine(*loaded, EngineOptions(batch_size=1)) as engine:

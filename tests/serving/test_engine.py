@@ -3,15 +3,15 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CONFIG_MAPPING
 
-from llava_uhd.answering import answer, prepare, question_message
-from llava_uhd.kv_cache import has_experts, has_full_attention
+from llava_uhd.generation.batch import answer
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.model.image_processing_llava_uhd import decode_image
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import (
@@ -21,10 +21,7 @@ from llava_uhd.serving.generation import (
     EngineClosed,
     Result,
     Sampling,
-    Timings,
 )
-from llava_uhd.serving.prompts import Prompt
-from llava_uhd.serving.row import visible_text
 from tests.conftest import build_model, picture, small_config
 from tests.serving.conftest import png
 
@@ -95,7 +92,7 @@ def test_answers_together_are_those_given_alone(engine, loaded):
 
 def test_logits_of_a_row_are_the_same_to_the_last_bit_whoever_is_beside_it(engine):
     prompts = [engine.prompts.build(messages, None).input_ids for messages in CONVERSATIONS[1:2] * 4]
-    decoder = engine.decoder
+    decoder = engine.generator.decoder
 
     @torch.inference_mode()
     def step(ids: list[torch.Tensor]) -> torch.Tensor:
@@ -115,7 +112,7 @@ def test_other_language_models(text, loaded):
     sampling = Sampling(max_new_tokens=6)
     processor = type(loaded[1]).from_config(config, loaded[1].tokenizer, "qwen")
     with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
-        assert engine.decoder.batch_size == 4
+        assert engine.generator.decoder.batch_size == 4
         generations = [engine.submit(messages, sampling) for messages in CONVERSATIONS[:3]]
         texts = [generation.result().text for generation in generations]
     for messages, text in zip(CONVERSATIONS[:3], texts, strict=True):
@@ -129,7 +126,7 @@ def test_a_language_model_with_an_attention_of_its_own_is_served_row_after_row(l
     model.set_attn_implementation("eager")
     try:
         with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
-            assert engine.decoder.batch_size == 1
+            assert engine.generator.decoder.batch_size == 1
             generations = [engine.submit(messages, Sampling(max_new_tokens=4)) for messages in CONVERSATIONS[:2]]
             assert all(generation.result().num_prompt_tokens for generation in generations)
     finally:
@@ -163,14 +160,14 @@ def test_a_known_beginning_is_not_read_again_and_changes_no_bit(loaded):
     logits = []
     for bound in (0, 2**20):
         with Engine(*loaded, EngineOptions(batch_size=2, prefix_bytes=bound)) as engine:
-            read, seen = engine.decoder.read, []
+            read, seen = engine.generator.decoder.read, []
 
             def noted(ids, *args, read=read, seen=seen, **kwargs):
                 result = read(ids, *args, **kwargs)
                 seen.append((ids.shape[1], result[0]))
                 return result
 
-            engine.decoder.read = noted
+            engine.generator.decoder.read = noted
             results = [engine.submit(messages, Sampling(max_new_tokens=4)).result() for messages in both]
             stats = engine.stats()
             assert [result.num_cached_images for result in results] == [0, 1, 0, 1]
@@ -190,8 +187,9 @@ def test_a_prompt_that_ends_in_an_image_is_read_in_one_part(engine):
 
     @torch.inference_mode()
     def read() -> tuple[torch.Tensor, torch.Tensor]:
-        whole = engine._read(Prompt(ids, prompt.images, prompt.num_image_tokens, 0), Timings())
-        return whole[0], engine.decoder.read(ids, engine.encode(prompt))[0]
+        generator = engine.generator
+        state = generator.new_state(replace(prompt, input_ids=ids, num_prefix_tokens=0), Sampling(), 1)
+        return generator.prefill(state), generator.decoder.read(ids, generator.encode(prompt.images)[0])[0][0]
 
     before = engine.stats()
     logits, expected = engine.run(read)
@@ -204,7 +202,7 @@ def test_what_a_prefix_keeps_is_bounded_and_never_written_to(loaded):
     with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
         first = engine.submit(CONVERSATIONS[3], Sampling(max_new_tokens=6)).result()
         size = engine.stats().prefix_bytes
-        (prefix,) = engine.prefixes._values.values()
+        (prefix,) = engine.generator.prefixes._values.values()
         before = [layer.keys.clone() for layer in prefix.layers]
         assert engine.submit(CONVERSATIONS[3], Sampling(max_new_tokens=6)).result().token_ids == first.token_ids
         assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, before, strict=True))
@@ -350,7 +348,7 @@ def test_the_end_token_ends_the_answer(loaded):
     model, processor = loaded
     with Engine(model, processor, EngineOptions(batch_size=2)) as engine:
         whole = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6)).result()
-        engine.decoder.end_ids = frozenset([whole.token_ids[3]])
+        engine.generator.decoder.end_ids = frozenset([whole.token_ids[3]])
         result = engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=6)).result()
         first = whole.token_ids.index(whole.token_ids[3])
         assert result.finish_reason == "stop" and result.token_ids == whole.token_ids[: first + 1]
@@ -366,15 +364,6 @@ def test_closing_finishes_what_was_taken(loaded):
     with pytest.raises(EngineClosed):
         engine.run(lambda: None)
     engine.close()
-
-
-def test_visible_text_holds_back_what_may_change():
-    assert visible_text("It is ", (), False) == ("It is", False)
-    assert visible_text("caf\ufffd", (), False) == ("caf", False)
-    assert visible_text("caf\ufffd", (), True) == ("caf\ufffd", False)
-    assert visible_text("one\n#", ("\n##",), False) == ("one", False)
-    assert visible_text("one\n#", ("\n##",), True) == ("one\n#", False)
-    assert visible_text("one\n## two END", ("END", "\n##"), False) == ("one", True)
 
 
 @pytest.mark.parametrize(
@@ -422,31 +411,11 @@ def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
     ]
     with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
         prompts = [engine.prompts.build([question_message([each], "?")]) for each in pictures]
-        assert len({prompt.images[0][0] for prompt in prompts}) == len(pictures) - 1  # the second and third are white
+        assert len({prompt.images[0].key for prompt in prompts}) == len(pictures) - 1  # the second and third are white
         again = engine.prompts.build([question_message([painted(*black, *white)], "?")])
-        assert again.images[0][0] == prompts[0].images[0][0]
+        assert again.images[0].key == prompts[0].images[0].key
         seen = [engine.prompts.build([question_message([decode_image(each)], "?")]) for each in pictures]
-        assert [prompt.images[0][0] for prompt in seen] == [prompt.images[0][0] for prompt in prompts]
-
-
-@pytest.mark.parametrize(
-    "name, values, is_exact",
-    [
-        ("llama", {}, True),
-        ("qwen3", {}, True),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, False),
-        ("mistral", {"sliding_window": 8}, False),
-        ("lfm2", {"full_attn_idxs": [1]}, False),
-        ("llama4_text", {}, False),
-        ("mixtral", {}, False),
-        ("qwen3_moe", {}, False),
-        ("qwen3_next", {}, False),
-        ("gemma3_text", {}, False),
-    ],
-)
-def test_language_models_that_can_be_batched_exactly(name, values, is_exact):
-    config = CONFIG_MAPPING[name](num_hidden_layers=4, **values)
-    assert (has_full_attention(config) and not has_experts(config)) == is_exact
+        assert [prompt.images[0].key for prompt in seen] == [prompt.images[0].key for prompt in prompts]
 
 
 def test_a_sliding_window_is_served_one_at_a_time_and_answers_as_generate(loaded):
@@ -457,7 +426,7 @@ def test_a_sliding_window_is_served_one_at_a_time_and_answers_as_generate(loaded
     model = build_model(config)
     processor = type(loaded[1]).from_config(config, loaded[1].tokenizer, "qwen")
     with Engine(model, processor, EngineOptions(batch_size=4)) as engine:
-        assert engine.decoder.batch_size == 1
+        assert engine.generator.decoder.batch_size == 1
         generations = [engine.submit(messages, Sampling(max_new_tokens=6)) for messages in CONVERSATIONS[:2] * 2]
         results = [generation.result() for generation in generations]
         assert engine.stats().cached_prefixes == 0

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from llava_uhd.answering import question_message
+from llava_uhd.generation.prompt import question_message
 from llava_uhd.model.formats import MAX_SCANS, count_scans
 from llava_uhd.model.image_processing_llava_uhd import decode_image
 from llava_uhd.serving.api import parse_request

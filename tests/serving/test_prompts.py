@@ -3,7 +3,7 @@
 import pytest
 
 from llava_uhd import LlavaUhdProcessor, built_in
-from llava_uhd.serving.bounded import BoundedCache
+from llava_uhd.generation.bounded import BoundedCache
 from llava_uhd.serving.prompts import PromptBuilder
 from tests.conftest import picture
 

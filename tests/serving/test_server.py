@@ -5,6 +5,8 @@ import http.client
 import io
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -203,6 +205,12 @@ def test_transformers_chat(running):
 def file_part(content: bytes, name: str | None = "report.pdf") -> dict:
     data = "data:application/pdf;base64," + base64.b64encode(content).decode()
     return {"type": "file", "file": {"file_data": data, **({} if name is None else {"filename": name})}}
+
+
+def test_the_process_that_renders_documents_imports_no_torch():
+    script = "import sys, llava_uhd.serving.documents; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_pages_of_a_document_are_images(running, tmp_path):

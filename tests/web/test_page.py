@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_uhd import LlavaUhdProcessor
-from llava_uhd.answering import question_message
+from llava_uhd.generation.prompt import question_message
 from llava_uhd.loading import abilities, load
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import Sampling

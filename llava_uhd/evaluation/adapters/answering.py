@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...answering import answer, prepare
+from ...generation.batch import answer
+from ...generation.prompt import prepare
 from ...loading import load
 from ..generation import BatchGenerator, GenerationOptions
 from ..images import load_image
@@ -71,7 +72,7 @@ def _answer_about_images(generator: BatchGenerator, question: Question) -> str:
         max_new_tokens=1,
         **generator.batches.slices,
     )
-    room = generator.context - inputs["input_ids"].shape[1]
+    room = generator.decoder.context - inputs["input_ids"].shape[1]
     return answer(
         generator.model,
         generator.processor,

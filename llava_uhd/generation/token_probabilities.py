@@ -22,7 +22,7 @@ class TokenProbabilities(LogitsProcessor):
         self._log_probabilities = scores.float().log_softmax(dim=-1)
         return scores
 
-    def finish(self, new_tokens: torch.Tensor, end_ids: "set[int] | frozenset[int]") -> list[list[float]]:
+    def finish(self, new_tokens: torch.Tensor, end_ids: frozenset[int]) -> list[list[float]]:
         """Return the probabilities of each row's tokens up to its end token.
 
         Args:
@@ -40,12 +40,6 @@ class TokenProbabilities(LogitsProcessor):
         self._steps.append(self._log_probabilities.gather(1, tokens[:, None])[:, 0])
 
 
-def answer_length(tokens: list[int], end_ids: "set[int] | frozenset[int]") -> int:
+def answer_length(tokens: list[int], end_ids: frozenset[int]) -> int:
     """Return the number of tokens up to the first end token, which counts."""
     return next((place + 1 for place, token in enumerate(tokens) if token in end_ids), len(tokens))
-
-
-def end_token_ids(model: "torch.nn.Module") -> frozenset[int]:
-    """Return the ids that end an answer, by the model's generation config."""
-    ids = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    return frozenset([] if ids is None else ids if isinstance(ids, list) else [ids])

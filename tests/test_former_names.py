@@ -1,0 +1,29 @@
+"""Modules under their former names: they warn and name the new ones."""
+
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("former", "name", "module", "new"),
+    [
+        ("evaluation.benchmarks", "BENCHMARKS", "evaluation.tasks", "TASKS"),
+        ("evaluation.benchmarks", "find_benchmark", "evaluation.tasks", "find_task"),
+        ("evaluation.benchmarks", "Benchmark", "evaluation.tasks", "Task"),
+        ("evaluation.benchmarks", "SUITES", "evaluation.tasks", "SUITES"),
+        ("evaluation.run", "run_benchmark", "evaluation.pipeline", "evaluate_task"),
+        ("evaluation.run", "RunOptions", "evaluation.pipeline", "RunOptions"),
+        ("answering", "prepare", "generation.prompt", "prepare"),
+        ("answering", "question_message", "generation.prompt", "question_message"),
+        ("answering", "answer", "generation.batch", "answer"),
+        ("serving.decoding", "Decoder", "generation.decoding", "Decoder"),
+    ],
+)
+def test_former_names_work_and_warn(former, name, module, new):
+    former_module = importlib.import_module(f"llava_uhd.{former}")
+    with pytest.warns(DeprecationWarning, match=rf"llava_uhd\.{former}\.{name} is now llava_uhd\.{module}\.{new}$"):
+        value = getattr(former_module, name)
+    assert value is getattr(importlib.import_module(f"llava_uhd.{module}"), new)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        former_module.nothing  # noqa: B018
