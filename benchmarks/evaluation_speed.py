@@ -36,7 +36,7 @@ def one_at_a_time(generator: BatchGenerator, samples: list[Sample]) -> dict[int,
     answers: dict[int, str] = {}
     with ThreadPoolExecutor(1) as pool:
         for position in range(len(samples)):
-            answers |= generator.generate(generator.batches.build(samples, [position], pool))
+            answers |= generator.generate(generator.batches.build(samples, [position], pool)).texts
     return answers
 
 

@@ -221,7 +221,7 @@ def test_long_answers_are_shortened_to_the_context(loaded, tmp_path):
         first = generator.batches.build(samples, [0], pool)
     length = first.text["input_ids"].shape[1]
     generator.decoder.context = length + 1
-    assert len(processor.tokenizer(generator.generate(first)[0])["input_ids"]) <= 1
+    assert len(processor.tokenizer(generator.generate(first).texts[0])["input_ids"]) <= 1
     generator.decoder.context = length
     with pytest.raises(ValueError, match=f"has {length} tokens .* model's context of {length}"):
         generator.generate(first)
