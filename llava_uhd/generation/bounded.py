@@ -1,4 +1,4 @@
-"""A cache with a bound in bytes, the least recently used dropped first; safe to use from several threads."""
+"""LRU cache with a maximum size in bytes; safe to use from several threads."""
 
 import threading
 from collections import OrderedDict
@@ -10,19 +10,19 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """Values by key.
+    """LRU cache of values by key.
+
+    Args:
+        max_bytes: maximum size of all values; 0 caches none.
+        size: size of a value in bytes, which must not change while the value is cached.
 
     Attributes:
-        num_bytes: of the values kept.
-        hits, misses: as noted by `count`.
+        num_bytes: size of all cached values.
+        hits: number of hits counted.
+        misses: number of misses counted.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[V], int]):
-        """Keep values of at most `max_bytes` altogether; 0 keeps none.
-
-        Args:
-            size: bytes of a value, the same as long as it is kept.
-        """
         self.max_bytes = max_bytes
         self.size = size
         self.num_bytes = 0
@@ -35,6 +35,7 @@ class BoundedCache(Generic[K, V]):
         return len(self._values)
 
     def get(self, key: K) -> V | None:
+        """Return the cached value, which becomes the most recently used; None if there is none."""
         with self._lock:
             value = self._values.get(key)
             if value is not None:
@@ -42,13 +43,13 @@ class BoundedCache(Generic[K, V]):
             return value
 
     def count(self, hits: int, misses: int = 0) -> None:
-        """Note how often a request found what it needed, and how often not."""
+        """Count hits and misses."""
         with self._lock:
             self.hits += hits
             self.misses += misses
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, if it fits at all."""
+        """Cache a value unless it is larger than the maximum size; drop the least recently used ones."""
         size = self.size(value)
         if size > self.max_bytes:
             return

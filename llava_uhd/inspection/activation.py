@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..answering import prepare, question_message
+from ..generation.prompt import prepare, question_message
 from ..model.hiwin import HiWinProjector
 from ..model.images import decode_image
 from .attribution import IMAGE_INPUTS, answer_words

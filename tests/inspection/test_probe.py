@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from llava_uhd import LlavaUhdProcessor, cli
-from llava_uhd.answering import prepare, question_message
+from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.inspection import linear_probe, probe_data
 from llava_uhd.inspection.activation import Activation, LevelActivation, activation_figure, level_activation
 from llava_uhd.inspection.figure import view_pyramid
