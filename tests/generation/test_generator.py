@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from llava_uhd import LlavaUhdProcessor
 from llava_uhd.generation import generator as module
@@ -20,10 +22,15 @@ from llava_uhd.generation.prompt import (
 )
 from llava_uhd.generation.result import Result
 from llava_uhd.generation.sampling import Sampling
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, small_config
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ["What is this?", "And the total of all of these?"]
+
+
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 9 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(blocks.repeat(9, axis=0).repeat(7, axis=1)[:height, :width])
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def result_of(generator: Generator, prompt, sampling: Sampling) -> Result:
 @pytest.mark.parametrize("sizes", [[], [(150, 120)], [(30, 40), (300, 200)]])
 def test_one_request_answers_as_transformers_generate(loaded, sizes):
     model, processor = loaded
-    message = question_message([picture(*size) for size in sizes], QUESTIONS[0])
+    message = question_message([make_image(*size) for size in sizes], QUESTIONS[0])
     result = result_of(Generator(model, processor), build_prompt(processor, [message], 4), Sampling(max_new_tokens=8))
     inputs = prepare(model, processor, [message], 8, max_slices=4)
     assert result.text == answer(model, processor, inputs, 8)
@@ -50,7 +57,7 @@ def test_one_request_answers_as_transformers_generate(loaded, sizes):
 
 def test_a_second_question_about_an_image_reads_its_text_alone(loaded):
     model, processor = loaded
-    image = picture(150, 120)
+    image = make_image(150, 120)
     generator = Generator(model, processor, max_feature_bytes=2**20, max_prefix_bytes=2**20)
     lengths = []
     generator.decoder.read = lambda ids, *args, read=generator.decoder.read, **kwargs: (
@@ -74,7 +81,7 @@ def test_images_without_a_key_are_not_cached(loaded):
     model, processor = loaded
     generator = Generator(model, processor, max_feature_bytes=2**20, max_prefix_bytes=2**20)
     for seed in (0, 1):  # two images with the same prompt
-        prompt = build_prompt(processor, [question_message([picture(150, 120, seed)], "?")])
+        prompt = build_prompt(processor, [question_message([make_image(150, 120, seed)], "?")])
         result_of(generator, prompt, Sampling(max_new_tokens=2))
     assert len(generator.features) == len(generator.prefixes) == generator.prefixes.hits == 0
 
@@ -92,7 +99,7 @@ def test_a_decoding_step_copies_no_prefix(loaded):
     """Keys and values of earlier tokens are copied when a buffer is full, not for every token."""
     model, processor = loaded
     generator = Generator(model, processor)
-    prompt = build_prompt(processor, [question_message([picture(150, 120)], QUESTIONS[0])])
+    prompt = build_prompt(processor, [question_message([make_image(150, 120)], QUESTIONS[0])])
     state = generator.new_state(prompt, Sampling(), 20)
     state.step(generator.prefill(state))
     assert all(type(layer) is GrowingLayer for layer in state.cache.layers)
