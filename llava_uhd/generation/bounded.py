@@ -54,8 +54,8 @@ class BoundedCache(Generic[K, V]):
         if size > self.max_bytes:
             return
         with self._lock:
-            if (known := self._values.pop(key, None)) is not None:
-                self.num_bytes -= self.size(known)
+            if (replaced := self._values.pop(key, None)) is not None:
+                self.num_bytes -= self.size(replaced)
             self._values[key] = value
             self.num_bytes += size
             while self.num_bytes > self.max_bytes:
