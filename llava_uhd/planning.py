@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
-from .model.slicing import SlicePlan, enlarged_size, plan_slices
+from .model.slicing import SlicePlan, enlarged_size, plan_views
 
 if TYPE_CHECKING:
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 CONFIG_FILE = "processor_config.json"
-IMAGE_OPTIONS = ("max_slices", "view_size", "patch_size", "max_side", "slice_grid", "pad_to_square")
+IMAGE_OPTIONS = (
+    "max_slices",
+    "view_size",
+    "patch_size",
+    "max_side",
+    "slice_grid",
+    "pad_to_square",
+    "max_view_patches",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class ImagePlanner:
         max_side: long side that a smaller image is enlarged to, or None.
         slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
         pad_to_square: pad images to squares before slicing.
+        max_view_patches: most patches of a view; None for the default of `slicing.max_view_patches`.
     """
 
     token_grid: TokenGrid
@@ -43,6 +52,7 @@ class ImagePlanner:
     max_side: int | None = None
     slice_grid: Sequence[int] | None = None
     pad_to_square: bool = False
+    max_view_patches: int | None = None
 
     @classmethod
     def from_processor(cls, processor: "LlavaUhdProcessor") -> Self:
@@ -57,6 +67,7 @@ class ImagePlanner:
             images.max_side,
             images.slice_grid,
             images.pad_to_square,
+            images.max_view_patches,
         )
 
     @classmethod
@@ -96,10 +107,14 @@ class ImagePlanner:
         return (max_slices or self.max_slices) * self.num_view_pixels
 
     def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
-        """Return the views of an image of this size in pixels."""
+        """Return the views of an image of this size in pixels.
+
+        Raises:
+            ValueError: it is so narrow that a view has more than `max_view_patches`.
+        """
         if self.max_side is not None:
             width, height = enlarged_size(width, height, self.max_side)
-        return plan_slices(
+        return plan_views(
             width,
             height,
             max_slices=self.max_slices if max_slices is None else max_slices,
@@ -107,6 +122,7 @@ class ImagePlanner:
             patch_size=self.patch_size,
             slice_grid=self.slice_grid,
             pad_to_square=self.pad_to_square,
+            limit=self.max_view_patches,
         )
 
     def image_layout(self, width: int, height: int, max_slices: int | None = None) -> ImageLayout:

@@ -91,7 +91,10 @@ class BatchBuilder:
             size = image_size(samples[positions[0]], self.max_side)
             if size is None:
                 return 0, (0, 0), -longest, positions[0]
-            plan = self.processor.image_processor.plan(*size, **self.slices)
+            try:
+                plan = self.processor.image_processor.plan(*size, **self.slices)
+            except ValueError:  # too narrow, which `_load` says
+                return 0, (0, 0), -longest, positions[0]
             return -plan.num_views, plan.view_shapes[0], -longest, positions[0]
 
         with ThreadPoolExecutor(IMAGE_THREADS) as pool:
@@ -146,12 +149,12 @@ class BatchBuilder:
         )
 
     def _load(self, sample: Sample) -> "BatchFeature | str":
-        """Return the processed image, or the error message if the image cannot be read."""
+        """Return the processed image, or the error message if the image cannot be read or is too narrow."""
         try:
             image = load_image(sample, self.max_side)
+            return self.processor.image_processor(image, return_tensors="pt", **self.slices)
         except ValueError as error:
             return str(error)
-        return self.processor.image_processor(image, return_tensors="pt", **self.slices)
 
     def _shared_lengths(self, ids: list[list[int]], image_of_question: list[int]) -> list[int]:
         """Return the number of tokens of each prompt up to its last image token.

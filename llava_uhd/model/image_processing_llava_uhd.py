@@ -28,7 +28,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
-from .slicing import SlicePlan, enlarged_size, plan_slices
+from .slicing import SlicePlan, enlarged_size, plan_views
 from .validation import LARGEST, MAX_SLICES, check_int, check_slice_grid, is_number
 
 # Mean and deviation of each channel that the towers of a kind were trained with.
@@ -62,6 +62,8 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
         max_side: enlarge smaller images to this long side before slicing, as some evaluation protocols do.
         slice_grid: [columns, rows] that every image is cut into; None to choose them by the image, as published.
         pad_to_square: pad images to squares with the mean color before slicing.
+        max_view_patches: most patches of a view; images so narrow that one has more are refused. None for twice those
+            of a square view, 1,152 at least.
     """
 
     max_slices: int | None
@@ -70,6 +72,7 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     max_side: int | None
     slice_grid: list[int] | None
     pad_to_square: bool | None
+    max_view_patches: int | None
 
 
 class LlavaUhdImageProcessor(PilBackend):
@@ -100,6 +103,7 @@ class LlavaUhdImageProcessor(PilBackend):
     max_side: int | None = None
     slice_grid: list[int] | None = None
     pad_to_square = False
+    max_view_patches: int | None = None
 
     def __init__(self, max_pixels: int = MAX_PIXELS, **kwargs: Any):
         """Set the defaults of the options.
@@ -133,6 +137,8 @@ class LlavaUhdImageProcessor(PilBackend):
         self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
         if not isinstance(self.pad_to_square, bool):
             raise ValueError(f"pad_to_square must be true or false, got {self.pad_to_square!r}")
+        if self.max_view_patches is not None:
+            check_int("max_view_patches", self.max_view_patches, (self.view_size // self.patch_size) ** 2, 2**20)
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             numbers = isinstance(values, list | tuple) and len(values) == 3 and all(map(is_number, values))
@@ -155,14 +161,18 @@ class LlavaUhdImageProcessor(PilBackend):
         return decode_image(images, name=f"image {next(indices)}", max_pixels=self.max_pixels)
 
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
-        """Plan the views of an image of this size, by the processor's options or those given instead."""
+        """Plan the views of an image of this size, by the processor's options or those given instead.
+
+        Raises:
+            ValueError: it is so narrow that a view has more than `max_view_patches`.
+        """
 
         def option(name: str) -> Any:
             return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
 
         if (max_side := option("max_side")) is not None:
             width, height = enlarged_size(width, height, max_side)
-        return plan_slices(
+        return plan_views(
             width,
             height,
             max_slices=option("max_slices"),
@@ -170,6 +180,7 @@ class LlavaUhdImageProcessor(PilBackend):
             patch_size=option("patch_size"),
             slice_grid=option("slice_grid"),
             pad_to_square=option("pad_to_square"),
+            limit=option("max_view_patches"),
         )
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:

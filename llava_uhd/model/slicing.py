@@ -15,6 +15,10 @@ from dataclasses import dataclass
 
 Size = tuple[int, int]
 
+LARGEST_VIEW = 2  # square views; most views have the patches of one at most
+LEAST_LIMIT = 1152  # patches
+MAX_PADDED = 2**28  # pixels of an image padded to a square
+
 
 @dataclass(frozen=True)
 class SlicePlan:
@@ -132,6 +136,72 @@ def plan_slices(
         return SlicePlan(None, overview_size, None, patch_size, padded_size)
     slice_size = _fit(_snap(width, columns) // columns, _snap(height, rows) // rows, view_size, patch_size)
     return SlicePlan(grid, overview_size, slice_size, patch_size, padded_size)
+
+
+def max_view_patches(view_size: int, patch_size: int) -> int:
+    """Return the default limit on the patches of a view: those of two square views, 1,152 at least."""
+    return max(LARGEST_VIEW * (view_size // patch_size) ** 2, LEAST_LIMIT)
+
+
+def plan_views(
+    width: int,
+    height: int,
+    *,
+    max_slices: int = 7,
+    view_size: int = 336,
+    patch_size: int = 14,
+    slice_grid: Sequence[int] | None = None,
+    pad_to_square: bool = False,
+    limit: int | None = None,
+) -> SlicePlan:
+    """Plan the views of an image as `plan_slices` does, and refuse one so narrow that a view has too many patches.
+
+    A side shorter than a patch becomes a patch, and the other side then grows with the aspect ratio: with views of
+    336 x 336 pixels an image beyond about 2,300 to 1 is refused, turned by 90 degrees or not.
+
+    Args:
+        width: image width in pixels.
+        height: image height in pixels.
+        max_slices: maximum number of slices.
+        view_size: side of the square whose area a view has, in pixels.
+        patch_size: side of a patch in pixels.
+        slice_grid: fixed (columns, rows) of the slices, see `plan_slices`.
+        pad_to_square: pad the image to a square first; a square of more than `MAX_PADDED` pixels is refused.
+        limit: maximum number of patches of a view; None for `max_view_patches`.
+
+    Raises:
+        ValueError: a view has more patches than the limit, or a size is out of range; the message has the numbers.
+    """
+    if pad_to_square and max(width, height) ** 2 > MAX_PADDED:
+        side = max(width, height)
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too narrow: padded to a square it would have {side} x {side} "
+            f"pixels; at most {MAX_PADDED} are allowed: crop it, or cut it into several images"
+        )
+
+    def plan_size(columns: int, rows: int, grid: Sequence[int] | None) -> SlicePlan:
+        return plan_slices(
+            columns,
+            rows,
+            max_slices=max_slices,
+            view_size=view_size,
+            patch_size=patch_size,
+            slice_grid=grid,
+            pad_to_square=pad_to_square,
+        )
+
+    plan = plan_size(width, height, slice_grid)
+    plans = [plan]
+    if any(1 in shape for shape in plan.view_shapes):
+        plans.append(plan_size(height, width, None if slice_grid is None else slice_grid[::-1]))
+    limit = max_view_patches(view_size, patch_size) if limit is None else limit
+    patches = max(rows * columns for each in plans for rows, columns in each.view_shapes)
+    if patches > limit:
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too narrow: one of its views would have {patches} patches; at "
+            f"most {limit} are allowed (max_view_patches): crop it, or cut it into several images"
+        )
+    return plan
 
 
 def enlarged_size(width: int, height: int, max_side: int) -> Size:

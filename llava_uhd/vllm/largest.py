@@ -14,14 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from ..model.layout import LayoutName, TokenGrid, plan_layout
-from ..model.slicing import Size, SlicePlan, plan_slices
-
-LARGEST_VIEW = 2  # in patches, relative to a square view
-
-
-def max_view_patches(view_size: int, patch_size: int) -> int:
-    """Return the most patches of a view that the server takes."""
-    return LARGEST_VIEW * (view_size // patch_size) ** 2
+from ..model.slicing import Size, SlicePlan, max_view_patches, plan_slices
 
 
 def check_views(plan: SlicePlan, view_size: int, name: str) -> None:

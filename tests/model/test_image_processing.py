@@ -327,8 +327,21 @@ def test_other_objects_are_refused():
         decode_image("data:image/png;base64,!!")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (100_000, 1), (1, 100_000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (2304, 1), (1, 2304)])
 def test_extreme_shapes_are_resized_all_the_same(size):
     outputs = LlavaUhdImageProcessor()(Image.new("L", size, 128))
-    assert outputs.pixel_values.shape[0] == np.prod(outputs.view_shapes, 1).sum() <= 7_700
+    assert outputs.pixel_values.shape[0] == np.prod(outputs.view_shapes, 1).sum() <= 1152
     assert np.ptp(outputs.pixel_values.reshape(-1, 3, 196), axis=(0, 2)).max() == 0
+
+
+def test_images_too_narrow_are_refused_with_their_patches_and_the_limit(tmp_path):
+    with pytest.raises(ValueError, match="1 x 13360 pixels is too narrow.* 2774 patches; at most 1152 "):
+        LlavaUhdImageProcessor()(Image.new("L", (1, 13_360)))
+    processor = LlavaUhdImageProcessor(max_view_patches=2774)
+    processor.save_pretrained(tmp_path)
+    for loaded in (processor, LlavaUhdImageProcessor.from_pretrained(tmp_path)):
+        assert loaded(Image.new("L", (1, 13_360))).pixel_values.shape[0] == 2774
+    with pytest.raises(ValueError, match="at most 600 "):
+        LlavaUhdImageProcessor()(Image.new("L", (1, 2000)), max_view_patches=600)
+    with pytest.raises(ValueError, match="max_view_patches must be a whole number from 576"):
+        LlavaUhdImageProcessor(max_view_patches=575)

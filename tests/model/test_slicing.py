@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_uhd.model.slicing import enlarged_size, plan_slices
+from llava_uhd.model.slicing import enlarged_size, max_view_patches, plan_slices, plan_views
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "slicing.json").read_text())
 
@@ -101,3 +101,29 @@ def test_no_side_below_one_pixel():
 def test_single_rows_of_patches_begin_beyond_an_aspect_ratio_of_144():
     assert plan_slices(1440, 10).overview_size[1] == 28
     assert plan_slices(1450, 10).overview_size[1] == 14
+
+
+def test_no_view_has_more_patches_than_the_limit():
+    assert max_view_patches(336, 14) == 1152
+    for size in ((1, 2304), (2304, 1), (8, 8 * 2304), (1000, 700)):
+        assert plan_views(*size) == plan_slices(*size)
+    for size in ((1, 13_360), (13_360, 1), (1, 2400), (2400, 1), (100, 240_000)):
+        with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels is too narrow.* at most 1152"):
+            plan_views(*size)
+    with pytest.raises(ValueError, match="2774 patches; at most 2000"):
+        plan_views(1, 13_360, limit=2000)
+    assert plan_views(1, 13_360, limit=2774).num_patches == 2774
+    assert plan_views(1, 13_360, pad_to_square=True).view_shapes == plan_slices(13_360, 13_360).view_shapes
+    with pytest.raises(ValueError, match="20000 x 20000 pixels; at most 268435456"):
+        plan_views(1, 20_000, pad_to_square=True)
+
+
+@given(width=sides, height=sides, max_slices=max_slices)
+def test_an_image_is_refused_whichever_way_it_is_turned(width, height, max_slices):
+    def is_taken(*size):
+        try:
+            return max(math.prod(shape) for shape in plan_views(*size, max_slices=max_slices).view_shapes) <= 1152
+        except ValueError:
+            return None
+
+    assert is_taken(width, height) is is_taken(height, width) is not False

@@ -106,6 +106,8 @@ def _check_sample(
         try:
             image = decode_image(file)
             content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+            if processor is not None:
+                num_tokens += processor.image_layout(*image.size, max_slices=max_slices).length
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
         images.append(
@@ -115,8 +117,6 @@ def _check_sample(
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
         )
-        if processor is not None:
-            num_tokens += processor.image_layout(*image.size, max_slices=max_slices).length
     if processor is not None:
         text = conversation.text.replace(IMAGE, "")
         num_tokens += len(processor.tokenizer(text, verbose=False)["input_ids"])

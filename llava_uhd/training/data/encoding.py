@@ -82,14 +82,16 @@ class Encoder:
             BadSample: an image is broken, no target tokens remain, or the images exceed the maximum length.
         """
         rng = random.Random(seed)
+        options: dict[str, Any] = {"max_slices": self.data.max_slices} if self.data.max_slices else {}
         try:
             pictures = [decode_image(image) for image in images]
+            for picture in pictures:
+                self.processor.image_processor.plan(*picture.size, **options)  # refuses one that is too narrow
         except ValueError as error:
             raise BadSample(str(error)) from error
         if self.data.vary_images:
             named = zip(pictures, conversation.images, strict=True)
             pictures = [self._vary(picture, name, rng) for picture, name in named]
-        options: dict[str, Any] = {"max_slices": self.data.max_slices} if self.data.max_slices else {}
         outputs = self.processor.apply_chat_template(
             conversation.messages,
             chat_template=self.template,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments.tiny_v1.tokenizer import CHAT_TEMPLATE
 from llava_uhd import built_in
@@ -352,7 +353,9 @@ def test_samples_that_stop_nothing(tmp_path, processor):
         (json.dumps({"conversations": [["human", "x"]]}), "turn 0 has no text"),
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}), "neither text nor an image"),
         (json.dumps({"question": 3, "answer": "x"}), "must be text"),
+        (json.dumps(image_record(0, image="narrow.png")), "too narrow"),
     ]
+    Image.new("L", (1, 200_000)).save(tmp_path / "narrow.png")
     (tmp_path / "odd.jsonl").write_text("\n".join(line for line, _ in samples) + "\n" + json.dumps(text_record(1)))
     source = Source(str(tmp_path / "odd.jsonl"), str(tmp_path))
     report = check_source(source, processor, manifest=tmp_path / "manifest.jsonl")
