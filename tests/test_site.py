@@ -30,6 +30,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     ]:
         assert f'id="{name}"' in (tmp_path / "api" / page / "index.html").read_text()
     assert (tmp_path / "notebooks" / "looking.ipynb").is_file()
+    assert "--max-slices" in (tmp_path / "api" / "cli" / "index.html").read_text()
+    recipes = {path.stem for path in (ROOT / "llava_uhd" / "training" / "recipes").glob("*.yaml")}
+    assert set(re.findall(r'<h2 id="([^"]+)"', (tmp_path / "api" / "recipes" / "index.html").read_text())) == recipes
 
 
 def test_make_pictures_draws_every_picture_by_the_command_shown_beside_it():
