@@ -18,7 +18,10 @@ POINTS_PER_INCH = 72
 def seen_size(planner: ImagePlanner, width: int, height: int, max_slices: int | None = None) -> tuple[int, int]:
     """Return the (width, height) in pixels at which all slices together, or the overview alone, show an image."""
     plan = planner.plan(width, height, max_slices)
-    return plan.resized_size or plan.overview_size
+    shown = plan.resized_size or plan.overview_size
+    if plan.padded_size is None:
+        return shown
+    return shown[0] * width // plan.padded_size[0], shown[1] * height // plan.padded_size[1]
 
 
 def legibility_note(

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 
 def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_slices: int | None = None) -> np.ndarray:
-    """Return (slices, 4) left, top, right, bottom of every slice in image pixels, row by row; (0, 4) without."""
-    columns, rows = processor.image_processor.plan(width, height, max_slices=max_slices).grid or (0, 0)
-    return np.array(
-        [
-            (x * width / columns, y * height / rows, (x + 1) * width / columns, (y + 1) * height / rows)
-            for y in range(rows)
-            for x in range(columns)
-        ]
-    ).reshape(-1, 4)
+    """Return (slices, 4) left, top, right, bottom of every slice in image pixels, row by row; (0, 4) without.
+
+    Slices of a padded image reach beyond its borders.
+    """
+    plan = processor.image_processor.plan(width, height, max_slices=max_slices)
+    columns, rows = plan.grid or (0, 0)
+    whole_width, whole_height = plan.padded_size or (width, height)
+    left, top = (width - whole_width) // 2, (height - whole_height) // 2
+    slice_width, slice_height = whole_width / max(columns, 1), whole_height / max(rows, 1)
+    corners = [(left + x * slice_width, top + y * slice_height) for y in range(rows) for x in range(columns)]
+    return np.array([(x, y, x + slice_width, y + slice_height) for x, y in corners]).reshape(-1, 4)
 
 
 def draw_slices(
@@ -49,13 +51,15 @@ def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | N
     """
     from matplotlib.figure import Figure
 
+    from ..model.image_processing_llava_uhd import cut_views
+
     decoded = decode_image(image)
     plan = processor.image_processor.plan(*decoded.size, max_slices=max_slices)
     layout = processor.image_layout(*decoded.size, max_slices=max_slices)
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_slices(left, decoded, processor, max_slices)
-    right.imshow(decoded.resize(plan.overview_size))
+    right.imshow(cut_views(decoded, plan)[-1])
     right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
     right.set_axis_off()
     sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from llava_uhd.inspection.slices import slice_boxes, slice_figure
 from llava_uhd.inspection.view import encode_view
 from llava_uhd.inspection.window_attention import window_attention, window_figure
 from llava_uhd.model.hiwin import pooled_keys_and_values
+from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.upsample_2x import RADIUS, SPAN
 from tests.conftest import build_model, picture, small_config
 
@@ -56,6 +58,9 @@ def test_slices_tile_the_image(small):
     assert boxes.tolist()[:2] == [[0, 0, 100, 100], [100, 0, 200, 100]] and len(boxes) == 6
     assert np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum() == 300 * 200
     assert slice_boxes(processor, 300, 200, max_slices=1).shape == (0, 4)
+    padding = SimpleNamespace(image_processor=LlavaUhdImageProcessor(slice_grid=[2, 2], pad_to_square=True))
+    assert slice_boxes(padding, 300, 200).tolist()[0] == [0, -50, 150, 100]
+    assert slice_boxes(padding, 300, 200).tolist()[3] == [150, 100, 300, 250]
     assert drawn(slice_figure(processor, IMAGE)) != drawn(slice_figure(processor, IMAGE, max_slices=1))
 
 

@@ -5,7 +5,8 @@ import sys
 
 from PIL import Image
 
-from llava_uhd.inspection.legibility import legibility_note
+from llava_uhd.inspection.legibility import legibility_note, seen_size
+from llava_uhd.model.layout import TokenGrid
 from llava_uhd.planning import ImagePlanner
 from tests.documents import write_pdf
 
@@ -19,6 +20,12 @@ def test_a_scan_is_noted_and_what_the_slices_can_show_is_not():
     assert legibility_note(planner, 816, 1130) is None  # the receipt, which the model reads
     assert "at most 1 slice" in legibility_note(planner, 816, 1130, max_slices=1)
     assert legibility_note(planner, 40, 30) is None
+
+
+def test_padding_shows_the_image_smaller():
+    planner = ImagePlanner(TokenGrid(), pad_to_square=True)
+    assert seen_size(planner, 200, 100, max_slices=1) == (336, 168)
+    assert seen_size(ImagePlanner(TokenGrid()), 200, 100, max_slices=1) == (462, 224)
 
 
 def test_a_pdf_page_is_measured_in_points():
