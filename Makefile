@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # The part of the default tests that a release of transformers can break, and that fits into every check.
 COMPATIBILITY := tests/model tests/test_transformers.py tests/test_loading.py
 
-.PHONY: demo test test-slow test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs pictures
+.PHONY: demo test test-slow test-accelerator test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs pictures
 .PHONY: format clean
 
 demo: $(VENV)/.core
@@ -17,6 +17,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow
+
+# What only a CUDA device can show; skipped with a reason where there is none.
+test-accelerator: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -rs -m accelerator tests/accelerator
 
 # Each tool in an environment of its own, below .ecosystem: `make test-ecosystem TOOLS="vllm ray-serve"`, or all.
 test-ecosystem:

@@ -1,4 +1,4 @@
-"""How long a newcomer waits: `llava-uhd ask` to the first byte of its answer, beside what its imports take alone.
+"""Time of `llava-uhd ask` to the first byte of its answer, beside that of its imports alone.
 
     python benchmarks/first_token.py --runs 7
 

@@ -17,7 +17,7 @@ SERIES = tuple([title.lower() for title in series] for series in (QUARTERS, YEAR
 
 
 def sort_of(row: dict[str, Any]) -> str:
-    """What is asked for, in words."""
+    """Return the sort of a question, in words."""
     kind, question = row["category"], row["prompt"]
     if kind == "chart":
         if question in COMPARISONS:

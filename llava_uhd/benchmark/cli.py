@@ -1,4 +1,4 @@
-"""`llava-uhd bench`: the plain formulation against this package, on random weights of any size."""
+"""`llava-uhd bench`: the reference formulation against this package, on random weights of any size."""
 
 import inspect
 import json
@@ -23,15 +23,15 @@ NOT_MEASURED = "not measured"
 
 Views = Annotated[int, typer.Option(min=1, help="Views that go through together.")]
 ImageSize = Annotated[str, typer.Option("--image", help="Width x height of the image in pixels.")]
-MaxSlices = Annotated[int, typer.Option(min=1, help="Most slices the image is cut into.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Length of the answer.")]
+MaxSlices = Annotated[int, typer.Option(min=1, help="Maximum number of slices the image is cut into.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Number of new tokens.")]
 Numbers = Annotated[str, typer.Option(help="Numbers, separated by commas.")]
-Save = Annotated[Path | None, typer.Option(help="Draw the curves into this picture.")]
+Save = Annotated[Path | None, typer.Option(help="File to draw the curves into.")]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every verb of `bench` is told."""
+    """Options that every verb of `bench` shares."""
 
     sizes: "Sizes"
     setting: "Setting"
@@ -44,20 +44,20 @@ def settings(
     bin_embedding: Annotated[bool, typer.Option("--bin-embedding", help="Add bin embeddings to the keys.")] = False,
     aligned_windows: Annotated[bool, typer.Option("--aligned-windows", help="Pool windows at pixel centers.")] = False,
     query_grid: Annotated[int, typer.Option(min=1, help="A view gives its square of tokens.")] = 12,
-    hidden: Annotated[int, typer.Option(min=16, help="Channels of the language model.")] = 4096,
+    hidden: Annotated[int, typer.Option(min=16, help="Hidden size of the language model.")] = 4096,
     heads: Annotated[
         int | None, typer.Option(min=1, help="Heads of the projector. Default: one per 128 channels.")
     ] = None,
-    vision_hidden: Annotated[int, typer.Option(min=4, help="Channels of the tower.")] = 1024,
+    vision_hidden: Annotated[int, typer.Option(min=4, help="Hidden size of the tower.")] = 1024,
     vision_layers: Annotated[int, typer.Option(min=1, help="Layers of the tower.")] = 24,
-    vision_intermediate: Annotated[int, typer.Option(min=4, help="Inner channels of the tower's MLPs.")] = 4096,
+    vision_intermediate: Annotated[int, typer.Option(min=4, help="Intermediate size of the tower's MLPs.")] = 4096,
     vision_heads: Annotated[int, typer.Option(min=1, help="Heads of the tower.")] = 16,
     view_size: Annotated[int, typer.Option(min=28, help="Side of a view in pixels, a multiple of 14.")] = 336,
     text_layers: Annotated[
         int | None,
         typer.Option(min=1, help="Layers of the language model. Default: 32 on an accelerator, 2 on a CPU."),
     ] = None,
-    vocabulary: Annotated[int, typer.Option(min=64, help="Words of the language model.")] = 32000,
+    vocabulary: Annotated[int, typer.Option(min=64, help="Vocabulary size of the language model.")] = 32000,
     device: Annotated[str, typer.Option(help="cpu, cuda:0: rows of an accelerator need it named.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     runs: Annotated[int, typer.Option(min=1, help="Alternating runs of each way; the median counts.")] = 5,
@@ -67,7 +67,7 @@ def settings(
     ] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> Settings:
-    """Reads the options that all verbs share, and measures the machine's rate.
+    """Read the options that all verbs share, and measure the machine's rate.
 
     Raises:
         ValueError: a size does not fit, or the device or dtype is unknown.
@@ -116,7 +116,7 @@ def settings(
 
 
 def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Mounts a function of `Settings` and options of its own as a verb that takes the shared options too."""
+    """Register a function of `Settings` and options of its own as a verb that takes the shared options too."""
 
     def mount(function: Callable[..., None]) -> Callable[..., None]:
         shared = inspect.signature(settings).parameters
@@ -138,7 +138,7 @@ def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..
 
 @verb("projector", "--views 1 --json")
 def projector(given: Settings, views: Views = 1) -> None:
-    """Pyramid and projector alone, on random features."""
+    """Measure pyramid and projector alone, on random features."""
     from .compare import projector_row
 
     _report(given, projector_row(given.sizes, views, given.setting))
@@ -146,7 +146,7 @@ def projector(given: Settings, views: Views = 1) -> None:
 
 @verb("vision", "--image 1008x672")
 def vision(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
-    """The whole vision path of an image, encoder included: pixels to image tokens."""
+    """Measure the whole vision path of an image, encoder included: pixels to image tokens."""
     from .compare import vision_row
 
     _report(given, vision_row(given.sizes, _image(image), max_slices, given.setting))
@@ -154,7 +154,7 @@ def vision(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices
 
 @verb("prefill", "--device cuda:0 --dtype bfloat16")
 def prefill(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
-    """Pixels to the first token: the vision path, and the language model over the whole prompt."""
+    """Measure pixels to the first token: the vision path, and the language model over the whole prompt."""
     from .compare import prefill_row
 
     _report(given, prefill_row(given.sizes, _image(image), max_slices, given.setting))
@@ -164,7 +164,7 @@ def prefill(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlice
 def generate(
     given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7, new_tokens: NewTokens = 32
 ) -> None:
-    """Pixels to a greedy answer."""
+    """Measure pixels to a greedy answer."""
     from .compare import generate_row
 
     _report(given, generate_row(given.sizes, _image(image), max_slices, new_tokens, given.setting))
@@ -172,7 +172,7 @@ def generate(
 
 @verb("train-step", "--views 4")
 def train_step(given: Settings, views: Views = 4) -> None:
-    """Forward and backward of pyramid and projector, tower and up-sampler frozen."""
+    """Measure forward and backward pass of pyramid and projector, tower and up-sampler frozen."""
     from .compare import train_step_row
 
     _report(given, train_step_row(given.sizes, views, given.setting))
@@ -187,7 +187,7 @@ def growth(
     max_slices: MaxSlices = 36,
     save: Save = None,
 ) -> None:
-    """Time and peak memory against views of the projector, the side of a square image, images of a batch."""
+    """Measure time and peak memory against views of the projector, side of a square image, images of a batch."""
     from .growth import growth as measure
     from .growth import growth_figure
 
@@ -227,7 +227,7 @@ def _report(given: Settings, row: "Row") -> None:
 
 
 def _print(given: Settings, rows: list[Any], columns: dict[str, Callable[[Any], str]]) -> None:
-    """Rows as a JSON object or a table, with the machine; and what an accelerator would have added."""
+    """Print rows as a JSON object or a table, with the machine, and whether an accelerator was measured."""
     from .measure import machine
 
     setting = given.setting

@@ -21,10 +21,12 @@ from .sizes import Sizes, build
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how it is measured.
+    """Device, dtype and number of runs of a measurement.
 
     Attributes:
-        runs: of each way; the median counts.
+        device: device to measure.
+        dtype: dtype of weights and inputs.
+        runs: number of runs of each way; the median counts.
         rate: FLOP per second of a matrix product on this device.
     """
 
@@ -35,7 +37,7 @@ class Setting:
 
     @classmethod
     def on(cls, device: torch.device, dtype: torch.dtype, runs: int, side: int) -> "Setting":
-        """Measures the rate with square matrices of `side`."""
+        """Measure the rate with square matrices of `side`."""
         return cls(device, dtype, runs, matmul_rate(device, dtype, side))
 
 
@@ -44,14 +46,14 @@ class Row:
     """One line of the table: medians of alternating runs. Bytes are a peak above weights (and gradients).
 
     Attributes:
-        relative_error: L2, of this package's result against the plain one; of a training step the larger of the
+        relative_error: L2 error of this package's result against the plain one; in a training step the larger of the
             tokens' and the gradients'.
         gflop, plain_gflop: operations of one run, counted from the shapes.
         share_of_matmul_rate: gflop over ours_s, as a share of the rate of a matrix product.
         kept_bytes: folded weights, held beside the weights from one inference call to the next.
         first_s: the first inference call, which folds.
         encoder_s, projector_s: parts of ours, each run by itself.
-        tokens: generated.
+        tokens: number of generated tokens.
     """
 
     name: str
@@ -75,7 +77,7 @@ class Row:
 def compare(
     name: str, plain: Run, ours: Run, setting: Setting, gflop: float, plain_gflop: float, parts: dict[str, Run]
 ) -> tuple[Row, torch.Tensor, torch.Tensor]:
-    """Measures both ways, and `parts` of ours beside them; the row, and what the two ways returned."""
+    """Measure both ways, and `parts` of ours beside them; return the row and the results of both ways."""
     expected = plain()
     start = time.perf_counter()
     ours()
@@ -104,11 +106,12 @@ def compare(
 
 
 def replaced(row: Row, **changes: object) -> Row:
+    """Return the row with some of its values changed."""
     return Row(**{**vars(row), **changes})
 
 
 def random_views(sizes: Sizes, views: int, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features as a tower gives them, (N, D, h, w) with the channels innermost, and pixels."""
+    """Draw features as a tower returns them, (N, D, h, w) with the channels innermost, and pixels."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = sizes.grid
     features = torch.randn(views, rows * columns, sizes.vision_hidden, generator=generator)
@@ -118,13 +121,14 @@ def random_views(sizes: Sizes, views: int, setting: Setting) -> tuple[torch.Tens
 
 
 def hiwin_of(model: LlavaUhdForConditionalGeneration) -> HiWinProjector:
+    """Return the model's HiWin projector."""
     projector = model.model.multi_modal_projector
     assert isinstance(projector, HiWinProjector)
     return projector
 
 
 def published_forward(projector: HiWinProjector) -> Callable:
-    """In place of `HiWinProjector.forward`: the same tokens by the published formulas, group after group."""
+    """Return a replacement of `HiWinProjector.forward`: the same tokens by the reference, group after group."""
 
     def forward(features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]):
         if isinstance(features, torch.Tensor) and isinstance(pixels, torch.Tensor):
@@ -136,7 +140,7 @@ def published_forward(projector: HiWinProjector) -> Callable:
 
 @torch.no_grad()
 def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
-    """Pyramid and projector on random features of square views."""
+    """Measure pyramid and projector on random features of square views."""
     projector = hiwin_of(build(sizes, setting.device, setting.dtype))
     features, pixels = random_views(sizes, views, setting)
     row, _, _ = compare(
@@ -152,14 +156,14 @@ def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
 
 
 def vision_gflop(sizes: Sizes, shapes: list[tuple[int, int]], plain: bool) -> float:
-    """Tower, pyramid and projector of views of these shapes."""
+    """Count the operations of tower, pyramid and projector on views of these shapes."""
     projector = flops.plain_projector if plain else flops.folded_projector
     layers = sizes.vision_layers - (0 if plain else 1)
     return sum(flops.encoder(sizes, shape, layers) + projector(sizes, shape).total for shape in shapes)
 
 
 def encode_all(model: LlavaUhdForConditionalGeneration, images: Images) -> dict[tuple[int, int], torch.Tensor]:
-    """The tower's features of all views, by their shape."""
+    """Compute the tower's features of all views, by their shape."""
     views = images.inputs["pixel_values"].split([rows * columns for rows, columns in images.shapes])
     features = {}
     for shape in set(images.shapes):
@@ -170,7 +174,7 @@ def encode_all(model: LlavaUhdForConditionalGeneration, images: Images) -> dict[
 
 @torch.no_grad()
 def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
-    """The whole vision path: pixels of an image to its tokens; the encoder and the projector also by themselves."""
+    """Measure pixels of an image to its tokens; the encoder and the projector also by themselves."""
     model = build(sizes, setting.device, setting.dtype)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
     features = encode_all(model, images)
@@ -200,7 +204,7 @@ def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: S
 
 @torch.no_grad()
 def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
-    """Pixels to the first token's logits, prompt and language model included."""
+    """Measure pixels to the first token's logits, prompt and language model included."""
     model = build(sizes, setting.device, setting.dtype, with_text=True)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
     length = images.input_ids.shape[1]
@@ -227,7 +231,7 @@ def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: 
 
 @torch.no_grad()
 def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_tokens: int, setting: Setting) -> Row:
-    """Pixels to an answer of `new_tokens` tokens, greedily; the error is that of the first token's logits."""
+    """Measure pixels to `new_tokens` greedy tokens; the error is that of the first token's logits."""
     model = build(sizes, setting.device, setting.dtype, with_text=True)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
     length = images.input_ids.shape[1]
@@ -262,7 +266,7 @@ def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_toke
 
 
 def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
-    """Forward and backward of pyramid and projector, in training mode, the tower and the up-sampler frozen.
+    """Measure forward and backward pass of pyramid and projector, in training mode, tower and up-sampler frozen.
 
     Both ways draw the same dropout. Peaks are above the weights and their gradients, which each run finds and drops.
     """

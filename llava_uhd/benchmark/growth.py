@@ -1,6 +1,6 @@
-"""How time and memory of the vision path grow: with the views, with the image, with the batch.
+"""Growth of the vision path's time and memory with the views, the image and the batch.
 
-Needs matplotlib for the picture (`pip install llava-uhd[plot]`).
+Needs matplotlib for the figure (`pip install llava-uhd[plot]`).
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,12 @@ class GrowthRow:
     """One point of a curve.
 
     Attributes:
+        name: name of the point.
         axis: a key of `AXES`.
-        views: all that went through.
-        ours_s: median.
-        ours_peak_bytes: median, above the weights, folded ones included among them.
+        views: number of all views.
+        ours_s: median seconds.
+        s_per_view: seconds per view.
+        ours_peak_bytes: median peak in bytes, above the weights and the folded weights.
     """
 
     name: str
@@ -54,13 +56,15 @@ def _row(name: str, axis: str, views: int, run: Run, setting: Setting) -> Growth
 def growth(
     sizes: Sizes, views: Sequence[int], sides: Sequence[int], batches: Sequence[int], max_slices: int, setting: Setting
 ) -> list[GrowthRow]:
-    """Measures all three curves.
+    """Measure all three curves.
 
     Args:
+        sizes: sizes of the model.
         views: numbers of square views that go through the projector together.
-        sides: of square images, in pixels.
+        sides: sides of square images, in pixels.
         batches: numbers of images of two by two views.
-        max_slices: most slices an image is cut into.
+        max_slices: maximum number of slices of an image.
+        setting: device and number of runs.
     """
     model = build(sizes, setting.device, setting.dtype)
     projector, rows = hiwin_of(model), []
@@ -80,7 +84,7 @@ def growth(
 
 
 def growth_figure(rows: list[GrowthRow]) -> "Figure":
-    """Seconds and peak memory over the number of views, a curve for each axis."""
+    """Draw seconds and peak memory over the number of views, a curve for each axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")

@@ -1,4 +1,4 @@
-"""Images, prompts and the plain way through the vision path, for a model of any size."""
+"""Images, prompts and the reference vision path, for a model of any size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Images:
     """Images, packed as the model takes them.
 
     Attributes:
-        inputs: `pixel_values` and what goes with it.
+        inputs: `pixel_values`, `view_shapes`, `num_views` and `grids`.
         shapes: (rows, columns) of patches of each view, image after image.
         input_ids: (1, length), a prompt with all the images in it.
     """
@@ -45,7 +45,7 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Images:
-    """Random pictures of these (width, height), and a prompt of random words about them."""
+    """Draw random images of these (width, height), and a prompt of random tokens about them."""
     processor = LlavaUhdImageProcessor(view_size=sizes.view_size, max_slices=max_slices)
     pictures = [picture(*size, seed=index) for index, size in enumerate(image_sizes)]
     inputs: dict[str, Any] = dict(processor(pictures, return_tensors="pt"))
@@ -69,9 +69,9 @@ def prepare(
 
 
 def plain_image_features(model: LlavaUhdForConditionalGeneration, images: Images) -> torch.Tensor:
-    """The tokens of all images in the order of the sequence, (T, E), the published way.
+    """Compute the tokens of all images in the order of the sequence, (T, E), by the reference formulation.
 
-    For every image its slices together, then its overview, each through all the tower's layers.
+    Every image's slices go together, then its overview, each through all the tower's layers.
     """
     inner, inputs = model.model, images.inputs
     grouped = inner.group_views(
@@ -94,5 +94,5 @@ def plain_image_features(model: LlavaUhdForConditionalGeneration, images: Images
 
 
 def image_features(model: LlavaUhdForConditionalGeneration, images: Images) -> torch.Tensor:
-    """The same, as the model does it."""
+    """Compute the same by the model itself."""
     return torch.cat(model.get_image_features(**images.inputs).pooler_output)

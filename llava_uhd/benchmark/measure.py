@@ -1,4 +1,4 @@
-"""Measuring two ways of one computation: time, peak memory, error, and the machine's own rate."""
+"""Measurement of two ways of one computation: time, peak memory, error, and the machine's own rate."""
 
 import ctypes
 import datetime
@@ -17,11 +17,13 @@ Run = Callable[[], torch.Tensor]
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for everything that was queued on the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 def seconds(run: Run, device: torch.device) -> float:
+    """Measure the seconds of one run."""
     synchronize(device)
     start = time.perf_counter()
     run()
@@ -31,14 +33,14 @@ def seconds(run: Run, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run takes: its time, and memory at its peak beyond what was held before; None where not measurable."""
+    """Time of a run, and its peak memory above the memory held before; None where that cannot be measured."""
 
     seconds: float
     peak_bytes: int | None
 
 
 def measure(run: Run, device: torch.device) -> Taken:
-    """One run.
+    """Measure time and peak memory of one run.
 
     On a CPU the memory is the resident one: freed pages are first given back (`malloc_trim`), then the kernel's
     high-water mark is reset (`/proc/self/clear_refs`) and read afterwards. None where that is not Linux's.
@@ -60,7 +62,7 @@ def measure(run: Run, device: torch.device) -> Taken:
 
 
 def alternate(ways: dict[str, Run], runs: int, device: torch.device) -> dict[str, Taken]:
-    """Medians of each way, all taken in turn `runs` times. They must have run once before."""
+    """Return medians of each way, all run in turn `runs` times. They must have run once before."""
     taken: dict[str, list[Taken]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, run in ways.items():
@@ -74,7 +76,7 @@ def _median(taken: list[Taken]) -> Taken:
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Read a field of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -82,20 +84,20 @@ def _status(field: str) -> int:
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """L2 norm of the difference over that of the expected values, in float64."""
+    """Return the L2 norm of the difference over that of the expected values, in float64."""
     difference = actual.detach().double() - expected.detach().double()
     return (difference.norm() / expected.detach().double().norm()).item()
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """FLOP per second of a product of two square matrices: the best of five."""
+    """Measure FLOP per second of a product of two square matrices: the best of five."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return device, threads, PyTorch version and date of a measurement."""
     name = platform.processor() or platform.machine()
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""What is measured: sizes, and models of those sizes with random weights. The defaults are the published ones."""
+"""Sizes of measured models, and models of those sizes with random weights. The defaults are the published ones."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ class Sizes:
     """Sizes of a model and of what it sees.
 
     Attributes:
-        levels: of the pyramid.
+        levels: levels of the pyramid.
         upsampler: `jbu`, `bilinear` or `none`.
         bin_embedding: True adds bin embeddings to the keys of the projector.
         aligned_windows: True pools windows at pixel centers.
         query_grid: a view gives its square of tokens.
         hidden: channels of the language model, a multiple of 4.
-        heads: of the projector; None for one per 128 channels.
-        vision_hidden, vision_layers, vision_intermediate, vision_heads: of the tower.
+        heads: number of heads of the projector; None for one per 128 channels.
+        vision_hidden, vision_layers, vision_intermediate, vision_heads: sizes of the tower.
         view_size: side of a view in pixels, in patches of 14.
-        text_layers, vocabulary: of the language model; its other sizes are Llama's for 4096 channels, scaled.
+        text_layers, vocabulary: sizes of the language model; its other sizes are Llama's for 4096 channels, scaled.
     """
 
     levels: tuple[int, ...] = (1, 2, 4)
@@ -43,10 +43,12 @@ class Sizes:
 
     @property
     def text_heads(self) -> int:
+        """Number of attention heads of the language model."""
         return max(self.hidden // 128, 1)
 
     @property
     def text_intermediate(self) -> int:
+        """Intermediate size of the language model's MLPs."""
         return self.hidden * 11008 // 4096
 
     @property
@@ -55,7 +57,7 @@ class Sizes:
         return self.view_size // 14, self.view_size // 14
 
     def config(self, with_text: bool) -> LlavaUhdConfig:
-        """The model's configuration; without text its language model has no layers and hardly a vocabulary."""
+        """Return the model's config; without text its language model has no layers and a vocabulary of 64."""
         return LlavaUhdConfig(
             vision_config={
                 "hidden_size": self.vision_hidden,
@@ -97,7 +99,7 @@ class Sizes:
 def build(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, with_text: bool = False
 ) -> LlavaUhdForConditionalGeneration:
-    """A model with random weights, in evaluation mode.
+    """Build a model with random weights, in evaluation mode.
 
     Matrices are uniform with a standard deviation of 0.02, as at initialization; biases and all other vectors are
     disturbed a little, so that none of them is without effect.

@@ -13,6 +13,7 @@ S query sets, G query grid, L bins of a window at one level, heads of d channels
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -86,7 +87,7 @@ def fused_hiwin_attention(
         heads = _heads_output_with_gradient(projector, groups)
     else:
         dtype = matmul_dtype(groups[0][0])
-        with torch.autocast(groups[0][0].device.type, enabled=False):
+        with without_autocast(groups[0][0].device):
             folded = projector.folded_weights.get(projector, dtype)
         heads = torch.cat([_group_output(projector, *group, folded, dtype, False) for group in groups])
     return projector.attention.out_proj(heads)
@@ -99,7 +100,7 @@ def _heads_output_with_gradient(
 ) -> torch.Tensor:
     """Attention output of all heads before the output projection: (views of all groups, G², S, E)."""
     features = groups[0][0]
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         folded = fold(projector, with_gradient=True)
     dtype = matmul_dtype(features)
     return torch.cat([_group_output(projector, *group, folded, dtype, True) for group in groups])
@@ -128,7 +129,7 @@ def _group_output(
     keep: list[torch.Tensor | None] = []
     if isinstance(projector.upsampler, JBUPyramid):
         kernels, keep = projector.upsampler.kernels(shape, pixels)
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         x = features.float().flatten(2).transpose(1, 2)  # N, h·w, C
         if with_gradient or any(factors is not None for factors in keep):
             pushed = [
@@ -151,14 +152,23 @@ def _group_output(
 
 
 def matmul_dtype(features: torch.Tensor) -> torch.dtype:
-    """Dtype of the product with the value matrices: that of the features, float32 on a CPU.
+    """Dtype of the weighted sums and of their product with the value matrices: that of the features, float32 on a CPU.
 
-    Few CPUs multiply half precision faster than float32; most only emulate it.
+    The maps before them stay float32: in bf16 the error would exceed that of the formula in bf16. Few CPUs multiply
+    half precision faster than float32; most only emulate it.
     """
     device = features.device.type
     if device == "cpu":
         return torch.float32
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    has_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if has_autocast else features.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Context in which nothing is autocast; devices such as meta have no autocast to turn off."""
+    return (
+        torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    )
 
 
 def level_fixups(
@@ -341,7 +351,7 @@ def cached_geometries(
     """Compute the geometry of every level; see `level_geometries`."""
     geometries = []
     # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
         for level in levels:
             map_shape, bins = (level * shape[0], level * shape[1]), bin_shape(shape, bin_grid, level)
             rows, columns = pooling_matrices(map_shape, query_grid, bins, box_dtype, aligned, device, torch.float32)
@@ -510,13 +520,16 @@ def attend(
     num_sets = weights.shape[1] // heads
     lengths = [pooled_level.shape[2] for pooled_level in pooled]
 
+    weights, pooled = weights.to(dtype), [pooled_level.to(dtype) for pooled_level in pooled]
+
     def attend_heads(first: int, last: int, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         half, out = len(tensors) // 2, None
         weights_by_level = weights[:, first * num_sets : last * num_sets].split(lengths, dim=-1)
         for level_weights, pooled_level, values in zip(weights_by_level, tensors[:half], tensors[half:], strict=True):
-            summed = (level_weights @ pooled_level.flatten(0, 1)).to(dtype)  # G² · N, heads here · S, K + 1
-            summed = summed.unflatten(1, (-1, num_sets)).transpose(0, 1).flatten(1, 2)  # heads here, G² · N · S, K + 1
-            values = values[first:last]
+            summed = level_weights @ pooled_level.flatten(0, 1)  # G² · N, heads here · S, K + 1
+            # One product for each head and set: their rows lie at one stride, so that nothing is copied.
+            values = values[first:last].repeat_interleave(num_sets, dim=0)  # heads here · S, K + 1, d
+            summed = summed.transpose(0, 1)  # heads here · S, G² · N, K + 1
             out = summed @ values if out is None else torch.baddbmm(out, summed, values)
         assert out is not None
         return out
@@ -527,6 +540,7 @@ def attend(
         recomputed(attend_heads, first, min(first + count, heads), weights, *pooled, *values)
         for first in range(0, heads, count)
     ]
-    out = torch.cat(groups) + folded.value_bias.to(dtype)  # h, G² · N · S, d
-    out = out.view(heads, num_windows, n, num_sets, head_size).permute(2, 1, 3, 0, 4)
+    out = torch.cat(groups).view(heads, num_sets, num_windows, n, head_size)
+    out = out + folded.value_bias.to(dtype)[:, :, None, None]  # h, S, G², N, d
+    out = out.permute(3, 2, 1, 0, 4)  # N, G², S, h, d
     return out.reshape(n, num_windows, num_sets, heads * head_size)

@@ -32,6 +32,8 @@ PROJECTORS: dict[str, type[Projector]] = {
 }
 # Inputs that the image processor makes of images; only the first step of a generation needs them.
 IMAGE_INPUTS = ("pixel_values", "view_shapes", "num_views", "grids")
+# Devices that the host does not wait for.
+ASYNC_DEVICES = ("cuda", "meta")
 # Name of the KV cache in model outputs and forward arguments: `cache` since transformers 5.24.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
@@ -152,10 +154,15 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         return self.multi_modal_projector(*self.encode(patches, shape))
 
     def group_views(
-        self, num_patches: int, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor
+        self,
+        num_patches: int,
+        view_shapes: torch.Tensor,
+        num_views: torch.Tensor,
+        grids: torch.Tensor,
+        device: torch.device | None = None,
     ) -> GroupedViews:
         """Group packed views by shape; see `view_groups.group_views`."""
-        return group_views(num_patches, view_shapes, num_views, grids, self.token_grid, self.config.layout)
+        return group_views(num_patches, view_shapes, num_views, grids, self.token_grid, self.config.layout, device)
 
     def get_image_features(
         self,
@@ -171,7 +178,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             pixel_values: (patches of all views, 3·p·p), image after image, in each the slices, then the overview.
             view_shapes: (V, 2), rows and columns of patches of each view.
             num_views: (I,), views of each image.
-            grids: (I, 2), columns and rows of slices of each image, zeros where it was not sliced.
+            grids: (I, 2), columns and rows of slices of each image, zeros where it was not sliced. All three belong on
+                the host, as tensors, arrays or lists: on a device they are read back, which waits for it.
 
         Returns:
             `pooler_output`: a list with one (tokens, E) tensor per image.
@@ -179,7 +187,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         Raises:
             ValueError: the patches do not add up to the view shapes, or the views to the images.
         """
-        views = self.group_views(len(pixel_values), view_shapes, num_views, grids)
+        views = self.group_views(len(pixel_values), view_shapes, num_views, grids, pixel_values.device)
         tokens = self.image_tokens(pixel_values, views)
         return BaseModelOutputWithPooling(pooler_output=list(tokens.split(views.tokens_per_image)))
 
@@ -264,10 +272,16 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         )
 
     def embed_tokens(self, input_ids: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
-        """Embed (B, length) token ids and put the (T, E) features at the image tokens, in order; (B, length, E)."""
+        """Embed (B, length) token ids and put the (T, E) features at the image tokens, in order; (B, length, E).
+
+        On CUDA the number of image tokens is compared on the device, without waiting for it: a difference ends the
+        process with an assertion. `generate` compares before.
+        """
         is_image = torch.eq(input_ids, self.config.image_token_id)
         num_features = 0 if image_features is None else len(image_features)
-        if (num_tokens := int(is_image.sum())) != num_features:
+        if is_image.device.type in ASYNC_DEVICES:
+            torch._assert_async(is_image.sum() == num_features, f"the prompt has not {num_features} image tokens")
+        elif (num_tokens := int(is_image.sum())) != num_features:
             raise _mismatch(num_tokens, num_features)
         # The image token may lie outside the vocabulary: any token does where a feature will be.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
@@ -399,7 +413,24 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         reads_prompt = is_first_iteration or cache is None or cache.get_seq_length() == 0
         if (reads_prompt or not kwargs.get("use_cache", True)) and inputs.get("input_ids") is not None:
             inputs.update(images)
+            if is_first_iteration and (cache is None or cache.get_seq_length() == 0):
+                self._check_image_tokens(inputs["input_ids"], images)
         return inputs
+
+    def _check_image_tokens(self, input_ids: torch.Tensor, images: dict[str, Any]) -> None:
+        """Compare the number of image tokens in a prompt with that of the features, which waits for the device once.
+
+        Raises:
+            ValueError: they differ.
+        """
+        num_features = 0
+        if images["image_features"] is not None:
+            num_features = len(images["image_features"])
+        elif all(images[name] is not None for name in IMAGE_INPUTS):
+            shapes = (images[name] for name in IMAGE_INPUTS[1:])
+            num_features = sum(self.model.group_views(len(images["pixel_values"]), *shapes).tokens_per_image)
+        if (num_tokens := int(torch.eq(input_ids, self.config.image_token_id).sum())) != num_features:
+            raise _mismatch(num_tokens, num_features)
 
     def _expand_inputs_for_generation(
         self,

@@ -7,8 +7,6 @@ weighted sum of its 7 x 7 neighbors. The weights come from the view's own pixels
 Shapes: N views, C channels, h w source map, H W = 2h 2w, P = 49 taps in row-major order.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -24,13 +22,30 @@ KEY_DIM = 32
 FIXUP_SCALE = 0.1
 
 
-def shifts(keys: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the P shifted views of a map (N, C, H, W), padded beyond its border; none of them is a copy."""
+def similarities(keys: torch.Tensor) -> torch.Tensor:
+    """Dot products of every position's key with those of its 7 x 7 neighbors: (N, D, H, W) to (N, P, H, W).
+
+    In 49 passes over the map, which is fastest on a CPU, or in seven matrix products, which is fastest elsewhere.
+    """
+    return similarities_by_shifts(keys) if keys.device.type == "cpu" else similarities_by_rows(keys)
+
+
+def similarities_by_shifts(keys: torch.Tensor) -> torch.Tensor:
+    """Multiply the map by its P shifted views, none of which is a copy; see `similarities`."""
     height, width = keys.shape[-2:]
     padded = F.pad(keys, (SPAN // 2,) * 4, mode=border_mode((height, width)))
-    for dy in range(SPAN):
-        for dx in range(SPAN):
-            yield padded[..., dy : dy + height, dx : dx + width]
+    shifts = [padded[..., dy : dy + height, dx : dx + width] for dy in range(SPAN) for dx in range(SPAN)]
+    return torch.stack([(shifted * keys).sum(dim=1) for shifted in shifts], dim=1)
+
+
+def similarities_by_rows(keys: torch.Tensor) -> torch.Tensor:
+    """Multiply each row by its neighboring rows and keep the diagonals next to the main one; see `similarities`."""
+    height, width = keys.shape[-2:]
+    padded = F.pad(keys, (SPAN // 2,) * 4, mode=border_mode((height, width)))
+    rows = keys.permute(0, 2, 3, 1)  # N, H, W, D
+    neighbors = padded.permute(0, 2, 1, 3)  # N, H + 6, D, W + 6
+    products = [rows @ neighbors[:, dy : dy + height] for dy in range(SPAN)]  # each N, H, W, W + 6
+    return torch.stack([product.diagonal(dx, -2, -1) for product in products for dx in range(SPAN)], dim=1)
 
 
 def reset_convolutions(module: nn.Module) -> None:
@@ -60,7 +75,7 @@ class JointBilateralUpsampler(nn.Module):
     def range_kernel(self, guidance: torch.Tensor) -> torch.Tensor:
         """Softmax over the neighbors' similarity in color: (N, 3, H, W) to (N, P, H, W)."""
         keys = self.range_proj(guidance)  # N, 32, H, W
-        similarity = torch.stack([(shifted * keys).sum(dim=1) for shifted in shifts(keys)], dim=1)
+        similarity = similarities(keys)
         return (self.range_temp.exp().clamp(1e-4, 1e4) * similarity).softmax(dim=1)
 
     def spatial_kernel(self) -> torch.Tensor:

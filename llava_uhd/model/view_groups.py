@@ -1,13 +1,16 @@
 """View groups: which of the packed patches make up which view, and where each view's tokens belong.
 
 Views of one shape go through the model together, whichever image they are from. This is the index arithmetic of
-grouping them and of putting their tokens in order; it runs on the CPU, on small integers.
+grouping them and of putting their tokens in order; it runs on the host, on small integers, once per batch of shapes.
 
 Shapes: V views, I images, P patches of all views, T image tokens of all images, H W grid of patches of a view.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from .layout import LayoutName, TokenGrid, layout_views
@@ -41,15 +44,26 @@ class GroupedViews:
     tokens_per_image: list[int]
 
 
+# Token indices of a batch are some kilobytes; a server or an evaluation sees the same few shapes over and over.
+CACHED_BATCHES = 32
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+@torch.compiler.disable
 def group_views(
     num_patches: int,
-    view_shapes: torch.Tensor,
-    num_views: torch.Tensor,
-    grids: torch.Tensor,
+    view_shapes: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+    num_views: torch.Tensor | np.ndarray | Sequence[int],
+    grids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
     token_grid: TokenGrid,
     layout: LayoutName,
+    device: torch.device | None = None,
 ) -> GroupedViews:
     """Group the views of packed patches by shape.
+
+    The shapes are wanted on the host: tensors on a device are read back, which waits for it. Index tensors of recent
+    batches are cached on the device that they were asked for.
 
     Args:
         num_patches: rows of `pixel_values`, P.
@@ -58,42 +72,72 @@ def group_views(
         grids: (I, 2), columns and rows of slices of each image, zeros where it was not sliced.
         token_grid: number of tokens the projector makes of a view.
         layout: order of an image's tokens.
+        device: device of the index tensors; None for the CPU.
 
     Raises:
         ValueError: the patches do not add up to the view shapes, or the views to the images.
     """
-    view_shapes, num_views, grids = view_shapes.cpu(), num_views.cpu(), grids.cpu()
-    areas = view_shapes.prod(dim=1)
-    if int(areas.sum()) != num_patches or int(num_views.sum()) != len(view_shapes) or len(grids) != len(num_views):
+    shapes, counts, grid_rows = _rows(view_shapes), tuple(_host(num_views)), _rows(grids)
+    total = sum(height * width for height, width in shapes)
+    if total != num_patches or sum(counts) != len(shapes) or len(grid_rows) != len(counts):
         raise ValueError(
-            f"pixel_values holds {num_patches} patches, view_shapes adds up to {int(areas.sum())}; "
-            f"num_views adds up to {int(num_views.sum())}, view_shapes holds {len(view_shapes)} views; "
-            f"num_views holds {len(num_views)} images, grids {len(grids)}"
+            f"pixel_values holds {num_patches} patches, view_shapes adds up to {total}; "
+            f"num_views adds up to {sum(counts)}, view_shapes holds {len(shapes)} views; "
+            f"num_views holds {len(counts)} images, grids {len(grid_rows)}"
         )
-    shapes, group_of_view = view_shapes.unique(dim=0, return_inverse=True)
-    first_patch = areas.cumsum(0) - areas
-    groups = []
-    for index, (height, width) in enumerate(shapes.tolist()):
-        views = (group_of_view == index).nonzero().flatten()
-        groups.append(ViewGroup((height, width), first_patch[views, None] + torch.arange(height * width)))
+    return _grouped(shapes, counts, grid_rows, token_grid, layout, device or torch.device("cpu"))
 
-    tokens_of_shape = torch.tensor([rows * columns for rows, columns in map(token_grid.shape, shapes.tolist())])
-    tokens_of_view = tokens_of_shape[group_of_view]
-    # Where a view's tokens begin among the groups' tokens; the sort is stable, as the views of a group are in order.
-    by_group = group_of_view.argsort(stable=True)
-    in_group_order = tokens_of_view[by_group]
-    begin = torch.empty_like(tokens_of_view)
-    begin[by_group] = in_group_order.cumsum(0) - in_group_order
-    token = torch.arange(int(tokens_of_view.sum()))
-    first_token = tokens_of_view.cumsum(0) - tokens_of_view
-    place = token + (begin - first_token).repeat_interleave(tokens_of_view)  # of the tokens in view order
 
-    orders, num_tokens = [], []
-    all_shapes = [(height, width) for height, width in view_shapes.tolist()]
-    view = offset = 0
-    for count, (columns, rows) in zip(num_views.tolist(), grids.tolist(), strict=True):
-        of_image = layout_views((columns, rows), all_shapes[view], all_shapes[view + count - 1], token_grid, layout)
-        orders.append(torch.tensor(of_image.order) + offset)
-        num_tokens.append(len(of_image.order))
-        view, offset = view + count, offset + len(of_image.order)
-    return GroupedViews(groups, place[torch.cat(orders)], num_tokens)
+def _host(values: torch.Tensor | np.ndarray | Sequence) -> list:
+    return values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else list(values)
+
+
+def _rows(values: torch.Tensor | np.ndarray | Sequence) -> Rows:
+    return tuple(tuple(row) for row in _host(values))
+
+
+@lru_cache(maxsize=CACHED_BATCHES)
+def _grouped(
+    shape_of_view: Rows, num_views: tuple[int, ...], grids: Rows, token_grid: TokenGrid, layout: LayoutName,
+    device: torch.device,
+) -> GroupedViews:  # fmt: skip
+    """Compute the groups of a batch from its shapes alone; see `group_views`."""
+    # Made outside of inference mode even when first asked for inside it: a later training step may use them.
+    with torch.inference_mode(False):
+        view_shapes = torch.tensor(shape_of_view, dtype=torch.int64).view(-1, 2)
+        areas = view_shapes.prod(dim=1)
+        shapes, group_of_view = view_shapes.unique(dim=0, return_inverse=True)
+        first_patch = areas.cumsum(0) - areas
+        groups = []
+        for index, (height, width) in enumerate(shapes.tolist()):
+            views = (group_of_view == index).nonzero().flatten()
+            patch_indices = first_patch[views, None] + torch.arange(height * width)
+            groups.append(ViewGroup((height, width), _to_device(patch_indices, device)))
+
+        tokens_of_shape = torch.tensor([rows * columns for rows, columns in map(token_grid.shape, shapes.tolist())])
+        tokens_of_view = tokens_of_shape[group_of_view]
+        # Where a view's tokens begin among the groups' tokens; the sort is stable: views of a group are in order.
+        by_group = group_of_view.argsort(stable=True)
+        in_group_order = tokens_of_view[by_group]
+        begin = torch.empty_like(tokens_of_view)
+        begin[by_group] = in_group_order.cumsum(0) - in_group_order
+        token = torch.arange(int(tokens_of_view.sum()))
+        first_token = tokens_of_view.cumsum(0) - tokens_of_view
+        place = token + (begin - first_token).repeat_interleave(tokens_of_view)  # of the tokens in view order
+
+        orders, num_tokens = [], []
+        view = offset = 0
+        for count, (columns, rows) in zip(num_views, grids, strict=True):
+            slice_shape, overview_shape = shape_of_view[view], shape_of_view[view + count - 1]
+            of_image = layout_views((columns, rows), slice_shape, overview_shape, token_grid, layout)
+            orders.append(torch.tensor(of_image.order) + offset)
+            num_tokens.append(len(of_image.order))
+            view, offset = view + count, offset + len(of_image.order)
+        return GroupedViews(groups, _to_device(place[torch.cat(orders)], device), num_tokens)
+
+
+def _to_device(indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device without waiting for it, which takes pinned memory on CUDA."""
+    if device.type == "cuda":
+        return indices.pin_memory().to(device, non_blocking=True)
+    return indices.to(device)

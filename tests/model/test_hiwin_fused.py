@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from llava_uhd.benchmark.reference import tokens
+from llava_uhd.model import hiwin_fused
+from llava_uhd.model import pyramid as pyramid_module
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
 from llava_uhd.model.hiwin import HiWinProjector, hiwin_attention
 from llava_uhd.model.hiwin_fused import cached_geometries, fused_hiwin_attention, reason_not_to_fuse
@@ -296,3 +298,17 @@ def test_the_whole_vision_path_compiles_as_one_graph(backend):
         changed = compiled(inputs["pixel_values"], views)
         assert not torch.allclose(changed, expected, rtol=1e-2)
         torch.testing.assert_close(changed, model.image_tokens(inputs["pixel_values"], views), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_bf16_products_err_no_more_than_the_formula_in_bf16(monkeypatch):
+    """As on an accelerator, where weighted sums and value matrices are multiplied in the features' dtype."""
+    projector = build(levels=[1, 2, 4]).bfloat16()
+    exact = copy.deepcopy(projector).float()
+    groups = [[tensor.bfloat16() for tensor in view(shape)] for shape in ((8, 8), (6, 9))]
+    expected = torch.cat([hiwin_attention(exact, [[t.float() for t in group]]) for group in groups])
+    formula = relative_error(hiwin_attention(projector, groups), expected)
+    monkeypatch.setattr(hiwin_fused, "matmul_dtype", lambda features: features.dtype)
+    monkeypatch.setattr(pyramid_module, "similarities", pyramid_module.similarities_by_rows)
+    fused = relative_error(hiwin_fused.fused_hiwin_attention(projector, groups), expected)
+    assert 1e-4 < fused < 1.1 * formula

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llava_uhd.model.pyramid import BilinearPyramid, JBUPyramid, build_pyramid
+from llava_uhd.model.pyramid import (
+    BilinearPyramid,
+    JBUPyramid,
+    build_pyramid,
+    similarities_by_rows,
+    similarities_by_shifts,
+)
 from tests.golden import load, relative_error, under
 
 STACKS = {"jbu2x": [1, 2], "jbu4x": [1, 2, 4], "jbu8x": [1, 2, 4, 8]}
@@ -62,3 +68,11 @@ def test_bilinear_and_level_one():
     torch.testing.assert_close(maps[1], F.interpolate(features, scale_factor=2, mode="bilinear"))
     assert list(build_pyramid("jbu", 4, [1]).parameters()) == []
     assert list(build_pyramid("jbu", 4, [1, 8]).parameters()) != []
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (2, 3), (1, 5)])
+def test_similarities_by_rows_and_by_shifts_are_the_same(shape):
+    keys = torch.randn(2, 4, *shape)
+    by_rows = similarities_by_rows(keys)
+    assert by_rows.shape == (2, 49, *shape)
+    torch.testing.assert_close(by_rows, similarities_by_shifts(keys))

@@ -1,0 +1,178 @@
+"""Rows of a whole model with random weights: pixels to the first token, new tokens, and the serving engine."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_uhd.benchmark import flops
+from llava_uhd.benchmark.inputs import picture, prepare
+from llava_uhd.benchmark.measure import alternate
+from llava_uhd.benchmark.sizes import Sizes, build
+from llava_uhd.loading import load_processor
+from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
+from llava_uhd.model.vision_tower import num_layers_used
+
+from .counting import BYTES
+from .setting import Cells, Setting, copy_rate, dearest, mebibytes, median, num_launches
+
+NEW_TOKENS = 32
+
+
+def vision_flop(sizes: Sizes, shapes: list[tuple[int, int]], feature_layer: int) -> float:
+    """Count the encoder's and the projector's operations on views of these shapes."""
+    layers = num_layers_used(sizes.vision_layers, feature_layer)
+    return sum(flops.encoder(sizes, shape, layers) + flops.folded_projector(sizes, shape).total for shape in shapes)
+
+
+@torch.no_grad()
+def generate(setting: Setting) -> Iterator[Cells]:
+    """Pixels of one image with 7 views to the first token's logits, then greedy decoding."""
+    sizes, rate = setting.sizes, setting.rate()
+    new_tokens = 4 if setting.small else NEW_TOKENS
+    model = build(sizes, setting.device, setting.dtype, with_text=True)
+    images = prepare(sizes, model, [setting.image], 6, setting.device, setting.dtype)
+    length = images.input_ids.shape[1]
+    flop = vision_flop(sizes, images.shapes, model.config.vision_feature_layer) + flops.language_model(sizes, length)
+
+    def prefill() -> Any:
+        return model(input_ids=images.input_ids, **images.inputs, logits_to_keep=1)
+
+    def decode(new_tokens: int) -> Any:
+        return model.generate(
+            input_ids=images.input_ids,
+            attention_mask=torch.ones_like(images.input_ids),
+            **images.inputs,
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+
+    taken = median(prefill, setting)
+    cells: Cells = {
+        "measured": f"pixels to the first token, {length} tokens, {sizes.text_layers} text layers",
+        "ms": 1000 * taken.seconds,
+        "TFLOP/s": flop / taken.seconds / 1e12,
+        "of matmul rate": flop / taken.seconds / rate,
+        "peak MiB": mebibytes(taken.peak_bytes),
+        "launches": num_launches(prefill, setting),
+    }
+    if setting.with_profile:
+        cells["kernels"] = dearest(prefill, setting)
+    yield cells
+    decode(new_tokens)
+    ways = {"first": partial(decode, 1), "whole": partial(decode, new_tokens)}
+    times = alternate(ways, setting.runs, setting.device)
+    per_token = max(times["whole"].seconds - times["first"].seconds, 1e-9) / (new_tokens - 1)
+    weights = sum(p.numel() for p in model.model.language_model.parameters()) * BYTES
+    cells = {
+        "measured": f"one of {new_tokens} new tokens, after {length}",
+        "ms": 1000 * per_token,
+        "tokens/s": 1 / per_token,
+        "of copy rate": weights / per_token / copy_rate(setting),
+        "peak MiB": mebibytes(times["whole"].peak_bytes),
+    }
+    if setting.with_profile:
+        cells["kernels"] = dearest(ways["whole"], setting)
+    yield cells
+
+
+def random_model(setting: Setting) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
+    """Build a model with random weights and a processor that fits it, with the tokenizer of `tiny`."""
+    sizes, tiny = setting.sizes, load_processor("tiny")
+    model = build(sizes, setting.device, setting.dtype, with_text=True)
+    processor = LlavaUhdProcessor(
+        LlavaUhdImageProcessor(view_size=sizes.view_size, max_slices=6),
+        tiny.tokenizer,
+        chat_template=tiny.chat_template,
+        query_grid=sizes.query_grid,
+        slice_separator_id=tiny.slice_separator_id,
+        row_separator_id=tiny.row_separator_id,
+    )
+    for name in ("image_token_id", "slice_separator_id", "row_separator_id"):
+        setattr(model.config, name, getattr(processor, name))
+    assert len(processor.tokenizer) <= sizes.vocabulary, "the tokenizer of tiny does not fit the vocabulary"
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    return model, processor
+
+
+def serve(setting: Setting, requests: int) -> Iterator[Cells]:
+    """Requests that arrive together at the serving engine, each with an image of its own and 7 views."""
+    from llava_uhd.answering import question_message
+    from llava_uhd.serving.engine import Engine, EngineOptions
+    from llava_uhd.serving.generation import Sampling
+
+    model, processor = random_model(setting)
+    new_tokens = 4 if setting.small else NEW_TOKENS
+    options = EngineOptions(
+        batch_size=requests,
+        max_waiting=2 * requests + 2,
+        deadline=300.0,
+        cache_bytes=0,
+        prefix_bytes=0,
+        preparers=4 if not setting.small else 1,
+    )
+    sampling = Sampling(max_new_tokens=new_tokens)
+
+    def ask(engine: Engine, seeds: range) -> tuple[float, list[Any]]:
+        asked = [[question_message([picture(*setting.image, seed=seed)], "What is the total?")] for seed in seeds]
+        start = time.perf_counter()
+        generations = [engine.submit(messages, sampling) for messages in asked]
+        results = [generation.result() for generation in generations]
+        return time.perf_counter() - start, results
+
+    with Engine(model, processor, options) as engine:
+        ask(engine, range(1))
+        seconds, results = ask(engine, range(1, 1 + requests))
+        tokens = sum(len(result.token_ids) for result in results)
+        cells: Cells = {
+            "measured": f"engine, {requests} at once, {new_tokens} new tokens each",
+            "ms": 1000 * seconds,
+            "requests/s": requests / seconds,
+            "tokens/s": tokens / seconds,
+            "ms to the first token": 1000 * sum(result.timings.first_token for result in results) / requests,
+            "peak MiB": torch.cuda.max_memory_allocated() / 2**20 if setting.is_cuda else None,
+        }
+        if setting.with_profile:
+            cells["kernels"] = dearest(partial(ask, engine, range(1 + requests, 1 + 2 * requests)), setting)
+        yield cells
+
+
+def evaluation(setting: Setting) -> Iterator[Cells]:
+    """`eval run synthdoc` with the built-in model, by the command itself, without its start."""
+    import tempfile
+
+    from typer.testing import CliRunner
+
+    from llava_uhd.cli import app
+
+    count = 4 if setting.small else 128
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(name: str, questions: int) -> float:
+            arguments = ["eval", "run", "synthdoc", "--model", "tiny", "--limit", str(questions), "--workers", "1"]
+            arguments += ["--device", str(setting.device), "--out", str(Path(folder, name)), "--json"]
+            start = time.perf_counter()
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+            return time.perf_counter() - start
+
+        alone = run("first", 1)  # with imports and the first kernels; in a dry run that is all the warm-up there is
+        if not setting.small:
+            alone = run("alone", 1)
+        seconds = max(run("whole", count + 1) - alone, 1e-9)
+        cells: Cells = {
+            "measured": f"eval run synthdoc, tiny, {count} questions",
+            "ms": 1000 * seconds,
+            "questions/s": count / seconds,
+        }
+        if setting.with_profile:
+            cells["kernels"] = dearest(partial(run, "profile", count), setting)
+        yield cells
