@@ -25,7 +25,7 @@ def tokens_of(golden, projector, device: torch.device, dtype: torch.dtype) -> li
         with torch.no_grad():
             pixels = golden[f"image_{view}"][None].to(device, dtype)
             tokens.append(projector(features.to(device, dtype), pixels)[0].float().cpu())
-    return [torch.stack(of_image) for of_image in torch.stack(tokens).split(NUM_VIEWS)]
+    return list(torch.stack(tokens).split(NUM_VIEWS))
 
 
 @pytest.mark.parametrize("mask", MASKS)
