@@ -16,7 +16,7 @@ from torch import nn
 from llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdImageProcessor
 from llava_uhd.benchmark.sizes import build
 from llava_uhd.flops import folding_in_training, sample_flops, training_flops
-from llava_uhd.model.layout import Mark, plan_layout
+from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.modeling_llava_uhd import token_grid
 from llava_uhd.training.data.collation import Collator
 from llava_uhd.training.data.encoding import Encoded
@@ -37,7 +37,10 @@ def make_samples(model: LlavaUhdForConditionalGeneration, setting: Setting, coun
     sizes, config = setting.sizes, model.config
     processor = LlavaUhdImageProcessor(view_size=sizes.view_size, max_slices=1 if stage == 1 else 6)
     num_text = 26 if stage == 1 else 256
-    separators = {Mark.SLICE_SEPARATOR: config.slice_separator_id, Mark.ROW_SEPARATOR: config.row_separator_id}
+    separators = {
+        TokenType.SLICE_SEPARATOR: config.slice_separator_id,
+        TokenType.ROW_SEPARATOR: config.row_separator_id,
+    }
     width, height = 2 * sizes.view_size, 2 * sizes.view_size
     samples = []
     for _ in range(count):

@@ -11,15 +11,15 @@ from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model and of what it sees.
+    """Sizes of a model and of its views.
 
     Attributes:
         levels: levels of the pyramid.
         upsampler: `jbu`, `bilinear` or `none`.
         bin_embedding: True adds bin embeddings to the keys of the projector.
         aligned_windows: True pools windows at pixel centers.
-        query_grid: a view gives its square of tokens.
-        hidden: channels of the language model, a multiple of 4.
+        query_grid: side of the grid of tokens of a view.
+        hidden: hidden size of the language model, a multiple of 4.
         heads: number of heads of the projector; None for one per 128 channels.
         vision_hidden, vision_layers, vision_intermediate, vision_heads: sizes of the tower.
         view_size: side of a view in pixels, in patches of 14.
