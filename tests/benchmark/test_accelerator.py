@@ -99,7 +99,7 @@ def test_a_failing_measurement_loses_its_own_rows_alone(tmp_path):
 
 def test_what_the_budget_leaves_no_time_for_is_named(tmp_path):
     (row,) = runner.Runner(tmp_path, CPU, budget=1).run(plan.Measurement("late", "Device", 60.0, works))
-    assert row["status"].startswith("not measured")
+    assert row["status"].startswith("not measured: the 1 s")
 
 
 def test_goals_are_read_from_the_rows():
