@@ -217,5 +217,5 @@ def compiled(setting: Setting, views: int, name: str) -> Iterator[Cells]:
         faster()
         return capture(faster, setting) if setting.is_cuda else faster
 
-    mode = "compiled" + (" (aot_eager)" if setting.small else "") + (", CUDA graph" if setting.is_cuda else "")
+    mode = "compiled" + (" (traced alone)" if setting.small else "") + (", CUDA graph" if setting.is_cuda else "")
     yield from _faster(setting, views, mode, wrap, (name,))
