@@ -29,7 +29,7 @@ def main() -> None:
         published = load_recipe(name)
         assert isinstance(published, TuningRecipe)
         micro = gcd(published.optimization.micro_batch, published.optimization.global_batch // options.devices)
-        overrides = [f"optimization.micro_batch={micro}", f"watch.peak_tflops={options.peak_tflops}"]
+        overrides = [f"optimization.micro_batch={micro}", f"monitoring.peak_tflops={options.peak_tflops}"]
         recipe = load_recipe(name, overrides)
         assert isinstance(recipe, TuningRecipe)
         plan = make_plan(recipe, options.devices)

@@ -199,14 +199,14 @@ def stage0(out: Path, model: str, name: str) -> str:
         unfinished.rename(images)
     values = {
         "out": folder,
-        "vision_tower": model,
-        "images": images,
-        "held_out": STAGE0_HELD_OUT,
-        "keep_aspect": False,
-        "epochs": 8,
-        "save_every": 50,
-        "pictures": 0,
-        "workers": 0,
+        "model.vision_tower": model,
+        "data.images": images,
+        "data.held_out": STAGE0_HELD_OUT,
+        "data.keep_aspect": False,
+        "data.workers": 0,
+        "schedule.epochs": 8,
+        "checkpoints.save_every": 50,
+        "monitoring.images_every": 0,
         **overrides,
     }
     recipe = load_recipe(

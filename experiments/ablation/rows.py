@@ -63,10 +63,10 @@ TWO_LEVELS: dict[str, Any] = {"levels": (1, 2)}
 # Stage 0 by name: overrides of the recipe `tiny-upsampler`; None takes the up-sampler shipped with the model.
 STAGE0: dict[str, dict[str, Any] | None] = {
     "shipped": None,
-    "published": {"max_steps": 150},
-    "published-4x": {"max_steps": 150, "highest": 4},
-    "long": {"max_steps": 200, "learning_rate": 1e-2},
-    "closer-look": {"max_steps": 300, "learning_rate": 1e-2, "objective": "closer_look"},
+    "published": {"schedule.max_steps": 150},
+    "published-4x": {"schedule.max_steps": 150, "model.highest": 4},
+    "long": {"schedule.max_steps": 200, "optimization.learning_rate": 1e-2},
+    "closer-look": {"schedule.max_steps": 300, "optimization.learning_rate": 1e-2, "loss.objective": "closer_look"},
 }
 
 ROWS: dict[str, Row] = {

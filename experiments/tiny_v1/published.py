@@ -36,7 +36,7 @@ def _data(train: str, name: str, images: str) -> tuple[str, ...]:
 def _further_part(before: str, documents: str) -> tuple[str, ...]:
     return (
         f"model.start={{out}}/{before}/model",
-        "watch.save_every=100",
+        "checkpoints.save_every=100",
         "optimization.precision=bf16",
         *_data(documents, "questions", "images"),
     )
@@ -45,7 +45,7 @@ def _further_part(before: str, documents: str) -> tuple[str, ...]:
 # What differs from the recipes. Rates are lower than there, since everything has learned already; but not in the later
 # parts of stage 2, which are long enough to come back from them.
 OVERRIDES = {
-    "upsampler": ("vision_tower={out}/bootstrap", "images={out}/documents/train/images"),
+    "upsampler": ("model.vision_tower={out}/bootstrap", "data.images={out}/documents/train/images"),
     "align": (
         "model.start={out}/model",
         "model.renew=[]",
@@ -55,7 +55,7 @@ OVERRIDES = {
     ),
     "instruct": (
         "model.start={out}/align/model",
-        "watch.save_every=25",
+        "checkpoints.save_every=25",
         "optimization.learning_rates="
         "{{language_model: 3e-4, projector: 3e-4, vision_tower: 3e-4, upsampler_fixup: 3e-4}}",
         *_data("documents", "questions", "images"),
@@ -76,8 +76,7 @@ def write_data(out: Path, seed: int, shorten: int = 1) -> None:
 def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
     """A stage: reads `model`, `documents` and the stages before, writes a folder of its name, adds to the log."""
     folder = out / stage
-    steps = "max_steps" if stage == "upsampler" else "optimization.max_steps"
-    overrides = [f"out={folder}", f"seed={seed}", f"{steps}={max(STEPS[stage] // shorten, 1)}"]
+    overrides = [f"out={folder}", f"seed={seed}", f"schedule.max_steps={max(STEPS[stage] // shorten, 1)}"]
     overrides += [text.format(out=out) for text in OVERRIDES[stage]]
     recipe = load_recipe(f"tiny-{stage.split('-')[0]}", overrides)
     if isinstance(recipe, UpsamplerRecipe):

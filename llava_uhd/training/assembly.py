@@ -1,5 +1,6 @@
 """Model factory of a recipe: a complete checkpoint, or pretrained backbones and an up-sampler."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
         return LlavaUhdConfig.from_pretrained(resolve(model.start))
     assert model.language_model is not None and model.vision_tower is not None
     text = text_config_of(model.language_model)
-    projector = {name: getattr(model.projector, name) for name in type(model.projector).__dataclass_fields__}
-    largest = max(model.slice_separator_id, model.row_separator_id)
+    largest = max(model.config.slice_separator_id, model.config.row_separator_id)
     if largest >= text["vocab_size"]:
         raise ValueError(
             f"model: a separator's id is {largest}, but {model.language_model} has {text['vocab_size']} tokens: "
@@ -56,15 +56,15 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
         architectures=["LlavaUhdForConditionalGeneration"],
         vision_config=vision_config_of(model.vision_tower),
         text_config=text,
-        projector=projector,
-        layout=model.layout,
-        slice_separator_id=model.slice_separator_id,
-        row_separator_id=model.row_separator_id,
-        slice_grid=model.slice_grid,
-        pad_to_square=model.pad_to_square,
+        **_config_values(model),
         image_token_id=text["vocab_size"],
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
+
+
+def _config_values(model: ModelRecipe) -> dict[str, Any]:
+    """Return the values of the model's own config that a recipe gives."""
+    return asdict(model.config)
 
 
 def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration, LlavaUhdProcessor]:
@@ -106,12 +106,7 @@ def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration
     return from_parts(
         recipe.vision_tower,
         recipe.language_model,
-        projector={name: getattr(recipe.projector, name) for name in type(recipe.projector).__dataclass_fields__},
-        layout=recipe.layout,
-        slice_separator_id=recipe.slice_separator_id,
-        row_separator_id=recipe.row_separator_id,
-        slice_grid=recipe.slice_grid,
-        pad_to_square=recipe.pad_to_square,
+        **_config_values(recipe),
         chat_template=recipe.template,
         dtype=torch.float32,
     )

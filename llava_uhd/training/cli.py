@@ -47,10 +47,14 @@ Devices = Annotated[int | None, typer.Option(min=1, help="Devices to plan for. D
 
 @train_app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
-    """Print the names of the shipped recipes."""
-    from .recipe import shipped_recipes
+    """Print the shipped recipes: the source each follows, what it needs and what it should reach."""
+    from .recipe_files import read_about, shipped_recipes
 
-    _print({"recipes": shipped_recipes()} if as_json else shipped_recipes())
+    heads = {name: read_about(name) for name in shipped_recipes()}
+    if as_json:
+        _print({"recipes": list(heads), "about": {name: about.__dict__ for name, about in heads.items()}})
+    else:
+        _print([line for name, about in heads.items() for line in (name, *(f"    {text}" for text in about.lines()))])
 
 
 @train_app.command("plan", epilog="Example: llava-uhd train plan vicuna-7b-align --devices 8")
@@ -59,7 +63,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, devices: Devices = Non
     _show_plan(recipe, list(overrides or []), devices or world_size(), as_json)
 
 
-@train_app.command("run", epilog="Example: llava-uhd train run tiny-instruct optimization.epochs=2")
+@train_app.command("run", epilog="Example: llava-uhd train run tiny-instruct schedule.epochs=2")
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -78,7 +82,7 @@ def run(
         _print(done if as_json else _lines(done))
 
 
-@train_app.command("all", epilog="Example: llava-uhd train all tiny instruct.optimization.epochs=2")
+@train_app.command("all", epilog="Example: llava-uhd train all tiny instruct.schedule.epochs=2")
 def run_all(
     family: Annotated[str, typer.Argument(show_default=False, help="Family of recipes, such as tiny or vicuna-7b.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="stage.key=value...", show_default=False)] = None,
@@ -114,7 +118,7 @@ def init(
 
 train_app.command(
     "sweep",
-    epilog="Example: llava-uhd train sweep tiny-align --grid 'optimization.warmup=[0.03, 0.1]' --out runs/sweep",
+    epilog="Example: llava-uhd train sweep tiny-align --grid 'schedule.warmup=[0.03, 0.1]' --out runs/sweep",
 )(sweep)
 
 
@@ -136,9 +140,10 @@ def _run(recipe: Any) -> dict[str, Any]:
 
 def _show_plan(name: str, overrides: list[str], devices: int, as_json: bool) -> None:
     from .recipe import TuningRecipe, load_recipe, recipe_text
+    from .recipe_files import read_about
 
     recipe = load_recipe(name, overrides)
-    text = recipe_text(recipe)
+    text, about = recipe_text(recipe), read_about(name)
     if isinstance(recipe, TuningRecipe):
         from .data.sources import open_source
         from .plan import make_plan
@@ -154,9 +159,10 @@ def _show_plan(name: str, overrides: list[str], devices: int, as_json: bool) -> 
     if as_json:
         import yaml
 
-        _print({"recipe": yaml.safe_load(text), "plan": plan.as_dict()})
+        _print({"recipe": yaml.safe_load(text), "about": about.__dict__, "plan": plan.as_dict()})
     else:
-        _print([text.rstrip(), "", *plan.lines()])
+        head = [f"# {line}" for line in about.lines()]
+        _print([*head, text.rstrip(), "", *plan.lines()])
 
 
 def _train_all(

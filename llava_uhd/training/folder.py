@@ -11,17 +11,8 @@ from .recipe import Recipe, build_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
 # Settings that may change on resume: they do not affect the results.
-FREE = (
-    ("out",),
-    ("watch",),
-    ("data", "workers"),
-    ("data", "held_out"),
-    ("optimization", "micro_batch"),
-    ("workers",),
-    ("log_every",),
-    ("save_every",),
-    ("pictures",),
-)
+FREE = (("out",), ("monitoring",), ("checkpoints",), ("data", "workers"))
+FREE_IN_TUNING = (("data", "held_out"), ("optimization", "micro_batch"))
 
 
 def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoint: Path | None = None) -> None:
@@ -44,7 +35,7 @@ def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoin
         file = checkpoint / RECIPE_FILE
     if begun and file.is_file():
         before, now = _read(file), yaml.safe_load(recipe_text(recipe))
-        for way in FREE:
+        for way in FREE if recipe.stage == "upsampler" else FREE + FREE_IN_TUNING:
             _forget(before, way)
             _forget(now, way)
         if before != now:

@@ -84,8 +84,8 @@ def accumulation_of(recipe: TuningRecipe, devices: int) -> int:
 
 def num_steps(recipe: TuningRecipe, samples: int) -> int:
     """Return the number of steps of a run over `samples` samples."""
-    steps = ceil(ceil(samples / recipe.optimization.global_batch) * recipe.optimization.epochs)
-    limit = recipe.optimization.max_steps
+    steps = ceil(ceil(samples / recipe.optimization.global_batch) * recipe.schedule.epochs)
+    limit = recipe.schedule.max_steps
     return steps if limit is None else min(steps, limit)
 
 
@@ -142,9 +142,9 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
         # Every micro-batch folds the projector's weights once.
         folding = seen / optimization.micro_batch * folding_in_training(config, parts)
         petaflop = (seen * training_flops(forward, parts) + folding) / 1e15
-        if recipe.watch.peak_tflops:
+        if recipe.monitoring.peak_tflops:
             work = seen * training_flops(forward, parts, optimization.checkpoint_activations) + folding
-            hours = work / (devices * recipe.watch.peak_tflops * 1e12 * ASSUMED_UTILISATION) / 3600
+            hours = work / (devices * recipe.monitoring.peak_tflops * 1e12 * ASSUMED_UTILISATION) / 3600
     return Plan(
         parts=rows,
         devices=devices,

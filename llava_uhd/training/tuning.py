@@ -128,9 +128,9 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
         rates={"adapters": max(optimization.learning_rates.values()), **optimization.learning_rates},
         part_of=partial(part_of, config=config),
         order=order,
-        meter=Meter(config, parts, devices, recipe.watch.peak_tflops),
-        max_loss_rise=recipe.watch.max_loss_rise,
-        keep=recipe.watch.keep,
+        meter=Meter(config, parts, devices, recipe.monitoring.peak_tflops),
+        max_loss_rise=recipe.monitoring.max_loss_rise,
+        keep=recipe.checkpoints.keep,
         recipe_text=recipe_text(recipe),
     )
     _refuse_zero3(trainer)
@@ -151,7 +151,8 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
 
 def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArguments:
     """Convert the recipe to `TrainingArguments`."""
-    optimization, watch, data = recipe.optimization, recipe.watch, recipe.data
+    optimization, schedule, data = recipe.optimization, recipe.schedule, recipe.data
+    monitoring = recipe.monitoring
     # Renamed in recent releases of transformers.
     fields = TrainingArguments.__dataclass_fields__
     checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in fields)
@@ -164,23 +165,23 @@ def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArgum
         per_device_train_batch_size=optimization.micro_batch,
         per_device_eval_batch_size=optimization.micro_batch,
         gradient_accumulation_steps=accumulation,
-        num_train_epochs=optimization.epochs,
-        max_steps=optimization.max_steps or -1,
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps or -1,
         learning_rate=max(optimization.learning_rates.values()),
-        lr_scheduler_type=optimization.schedule,
-        warmup_steps=optimization.warmup,
+        lr_scheduler_type=schedule.type,
+        warmup_steps=schedule.warmup,
         weight_decay=optimization.weight_decay,
         max_grad_norm=optimization.max_grad_norm,
         optim="adamw_torch",
         bf16=optimization.precision == "bf16",
-        logging_steps=watch.log_every,
+        logging_steps=monitoring.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_steps=watch.save_every,
+        save_steps=recipe.checkpoints.save_every,
         eval_strategy="steps" if data.held_out else "no",
-        eval_steps=watch.eval_every,
+        eval_steps=monitoring.eval_every,
         prediction_loss_only=True,
-        report_to=watch.report_to,
+        report_to=monitoring.report_to,
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_num_workers=data.workers,

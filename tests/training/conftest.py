@@ -74,5 +74,7 @@ def recipe_values(model_folder, data_folder, tmp_path):
             "precision": "fp32",
             "loss_chunk": 16,
         },
-        "watch": {"log_every": 1, "save_every": 2},
+        "checkpoints": {"save_every": 2},
+        "monitoring": {"log_every": 1},
+        "schedule": {},
     }

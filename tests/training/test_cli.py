@@ -31,20 +31,20 @@ def test_list(run):
 
 
 def test_dry_runs(run):
-    code, out, _ = run("train", "vicuna-7b-align", "optimization.epochs=2", "--dry-run", "--devices", "8", "--json")
+    code, out, _ = run("train", "vicuna-7b-align", "schedule.epochs=2", "--dry-run", "--devices", "8", "--json")
     planned = json.loads(out)
-    assert code == 0 and planned["recipe"]["optimization"]["epochs"] == 2.0
+    assert code == 0 and planned["recipe"]["schedule"]["epochs"] == 2.0
     assert planned["plan"]["steps"] == 4362 and planned["plan"]["accumulation"] == 1
-    code, out, _ = run("train", "vicuna-7b-instruct", "--dry-run", "--devices", "64", "watch.peak_tflops=989")
+    code, out, _ = run("train", "vicuna-7b-instruct", "--dry-run", "--devices", "64", "monitoring.peak_tflops=989")
     assert code == 1  # 128 samples do not divide among 64 devices with 8 each
-    code, out, _ = run("train", "vicuna-7b-instruct", "--dry-run", "--devices", "16", "watch.peak_tflops=989")
+    code, out, _ = run("train", "vicuna-7b-instruct", "--dry-run", "--devices", "16", "monitoring.peak_tflops=989")
     assert code == 0 and "upsampler_fixup" in out and "memory with fsdp2" in out and "time at 40% of peak" in out
     code, out, _ = run("train", "clip-l-upsampler", "--dry-run", "--devices", "8")
     assert code == 0 and "scale nets" in out
 
 
 def test_a_stage(run, recipe_values, tmp_path):
-    recipe_values["optimization"]["max_steps"] = 1
+    recipe_values["schedule"]["max_steps"] = 1
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_values))
     code, out, _ = run("train", tmp_path / "mine.yaml", "--json")
     trained = json.loads(out)
@@ -55,7 +55,7 @@ def test_failures_are_one_line(run, recipe_values, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_values))
     for arguments, said in [
         (("train", "nothing"), "no recipe 'nothing'"),
-        (("train", "vicuna-7b-align", "optimization.epoch=1"), "nearest: optimization.epochs"),
+        (("train", "vicuna-7b-align", "schedule.epoch=1"), "nearest: schedule.epochs"),
         (("train", tmp_path / "mine.yaml", "data.train.0.path=gone.json"), "no file gone.json"),
         (("train", tmp_path / "mine.yaml", "model.start=nowhere"), "nowhere"),
         (("train", tmp_path / "mine.yaml", "optimization.learning_rates={language_model: 1e30}"), "the run stopped"),
@@ -97,7 +97,7 @@ def test_all_stages_in_one_go(run, model_folder, tmp_path):
             ]
         overrides += [
             f"{stage}.out={tmp_path / stage}",
-            f"{stage}.optimization.max_steps=1",
+            f"{stage}.schedule.max_steps=1",
             f"{stage}.data.workers=0",
         ]
         overrides += [f"{stage}.data.template=qwen", f"{stage}.data.max_slices=1"]

@@ -57,7 +57,7 @@ def test_the_launched_command_runs_on_two_ranks(recipe_values, tmp_path, script)
     for name, text in (("srun", 'exec "$@"'), ("scontrol", "echo localhost")):
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
-    recipe_values["optimization"]["max_steps"] = 2
+    recipe_values["schedule"]["max_steps"] = 2
     recipe_values["model"]["template"] = None
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_values))
     folder = tmp_path / "launched"

@@ -4,15 +4,21 @@ import copy
 import json
 import random
 import re
+from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 import torch
 import yaml
 
+from llava_uhd import LlavaUhdConfig
 from llava_uhd.training.assembly import planned_config
 from llava_uhd.training.parts import part_of, train_only
+from llava_uhd.training.plan import make_plan
 from llava_uhd.training.recipe import FOLDER, build_recipe, load_recipe, recipe_text, shipped_recipes
+from llava_uhd.training.recipe_files import read_about, read_values
+from llava_uhd.training.upsampler.plan import make_plan as plan_upsampler
 from tests.conftest import build_model, small_config
 
 V2 = ("vicuna-7b", "vicuna-13b", "qwen2-7b")
@@ -41,8 +47,9 @@ def test_published_values(family):
     rate = 2e-4 if family.startswith(("vicuna-13b", "qwen2-7b")) else 1e-3
     assert first.learning_rates == {"projector": rate, "positions": rate}
     assert set(second.learning_rates.values()) == {2e-5} and "positions" not in second.learning_rates
-    for optimization in (first, second):
-        assert (optimization.schedule, optimization.warmup, optimization.weight_decay) == ("cosine", 0.03, 0.0)
+    assert first.weight_decay == second.weight_decay == 0.0
+    for schedule in (align.schedule, instruct.schedule):
+        assert (schedule.type, schedule.warmup, schedule.epochs) == ("cosine", 0.03, 1.0)
     # December 2024 and v1 clip nothing; the configuration of April 2025 leaves it to the Trainer, which clips at 1.
     clipped = 1.0 if family.startswith(("vicuna-13b", "qwen2-7b")) else 0.0
     assert first.max_grad_norm == second.max_grad_norm == clipped
@@ -56,54 +63,53 @@ def test_published_values(family):
 
 def test_v1_is_its_own_branch():
     align, instruct = load_recipe("v1-align"), load_recipe("v1-instruct")
-    assert align.model.layout == "sequential" and align.data.max_length == 2048
+    assert align.model.config.layout == "sequential" and align.data.max_length == 2048
     assert instruct.data.published_samples == 665_000 and not instruct.data.vary_images
 
 
 def test_stage_0_of_paper_and_code():
     paper, code = load_recipe("clip-l-paper-upsampler"), load_recipe("clip-l-upsampler")
-    assert (paper.optimizer, paper.max_steps, paper.batch) == ("adam", 2000, 16)
-    assert (code.optimizer, code.max_steps, code.epochs, code.batch) == ("nadam", None, 1, 16)
-    assert code.pictures_per_jitter == 2
+    assert (paper.optimization.optimizer, paper.schedule.max_steps) == ("adam", 2000)
+    assert (code.optimization.optimizer, code.schedule.max_steps, code.schedule.epochs) == ("nadam", None, 1)
+    assert paper.optimization.global_batch == code.optimization.global_batch == 16
+    assert code.loss.images_per_jitter == 2
 
 
 @pytest.mark.parametrize("name", ["clip-l-upsampler", "clip-l-paper-upsampler"])
 def test_the_published_upsampler(name):
     recipe = load_recipe(name)
-    assert (recipe.learning_rate, recipe.jitters, recipe.max_pad, recipe.max_zoom) == (1e-3, 2, 30, 2.0)
-    assert (recipe.projection, recipe.crf, recipe.tv, recipe.clip_first, recipe.max_grad_norm) == (
-        30,
-        1e-3,
-        0,
-        10,
-        1e-4,
-    )
+    optimization, loss = recipe.optimization, recipe.loss
+    assert (optimization.learning_rate, optimization.clip_first, optimization.max_grad_norm) == (1e-3, 10, 1e-4)
+    assert (loss.jitters, loss.max_pad, loss.max_zoom) == (2, 30, 2.0)
+    assert (loss.projection, loss.crf, loss.tv) == (30, 1e-3, 0)
 
 
 def test_overrides():
-    recipe = load_recipe("vicuna-7b-align", ["data.train.0.path=mine.json", "optimization.epochs=2", "seed=7"])
-    assert (recipe.data.train[0].path, recipe.optimization.epochs, recipe.seed) == ("mine.json", 2.0, 7)
+    recipe = load_recipe("vicuna-7b-align", ["data.train.0.path=mine.json", "schedule.epochs=2", "seed=7"])
+    assert (recipe.data.train[0].path, recipe.schedule.epochs, recipe.seed) == ("mine.json", 2.0, 7)
     assert load_recipe(
         "vicuna-7b-align", ["optimization.learning_rates={projector: 5e-4}"]
     ).optimization.learning_rates
-    assert load_recipe("vicuna-7b-instruct", ["watch.report_to=tensorboard"]).watch.report_to == "tensorboard"
+    assert (
+        load_recipe("vicuna-7b-instruct", ["monitoring.report_to=tensorboard"]).monitoring.report_to == "tensorboard"
+    )
 
 
 WRONG = [
     (["optimisation.epochs=2"], "unknown key optimisation; nearest: optimization"),
-    (["optimization.epoch=2"], "unknown key optimization.epoch; nearest: optimization.epochs"),
-    (["optimization.epochs=many"], "optimization.epochs must be float, got 'many'"),
+    (["optimization.epoch=2"], "unknown key optimization.epoch; nearest: schedule.epochs"),
+    (["schedule.epochs=many"], "schedule.epochs must be float, got 'many'"),
     (["optimization.micro_batch=1.5"], "optimization.micro_batch must be int, got 1.5"),
     (["optimization.micro_batch=3"], "256 is no multiple of micro_batch 3"),
     (["optimization.learning_rates.language_model=1e-5"], "stage align trains projector, positions"),
     (["optimization.learning_rates.projector=0"], "projector must be above 0"),
-    (["optimization.schedule=cosin"], r"must be one of cosine, .*got 'cosin' \(nearest: cosine\)"),
+    (["schedule.type=cosin"], r"must be one of cosine, .*got 'cosin' \(nearest: cosine\)"),
     (["data.train.1.path=x"], "data.train.1.path: there are 1 entries"),
     (["data.train=x"], "data.train must be a list"),
     (["data.pack=1"], "data.pack must be bool, got 1"),
     (["model.start=tiny"], "either start, or both"),
     (["model.vision_tower=null"], "either start, or both"),
-    (["watch.keep=1"], "watch.keep must be at least 2"),
+    (["checkpoints.keep=1"], "checkpoints.keep must be at least 2"),
     (["lora={rank: 4}"], "trains language_model alone"),
     (["stage=aline"], "stage must be one of"),
     (["seed"], "expected key=value"),
@@ -118,22 +124,22 @@ def test_what_is_wrong_is_said(overrides, told):
 
 
 OUTSIDE = [
-    ("optimization.epochs=0", "optimization.epochs must be above 0, got 0"),
-    ("optimization.epochs=.nan", "must be a finite number, got nan"),
-    ("optimization.max_steps=-3", "max_steps must be at least 1, got -3"),
-    ("optimization.warmup=5", "warmup must be at most 1, got 5"),
+    ("schedule.epochs=0", "schedule.epochs must be above 0, got 0"),
+    ("schedule.epochs=.nan", "must be a finite number, got nan"),
+    ("schedule.max_steps=-3", "max_steps must be at least 1, got -3"),
+    ("schedule.warmup=5", "warmup must be at most 1, got 5"),
     ("optimization.weight_decay=-5", "weight_decay must be at least 0, got -5"),
     ("optimization.global_batch=0", "global_batch must be at least 1, got 0"),
     ("optimization.learning_rates.projector=.inf", "learning_rates.projector must be a finite number, got inf"),
     ("data.max_slices=0", "data.max_slices must be at least 1, got 0"),
     ("data.train.0.weight=.inf", "data.train.0.weight must be a finite number, got inf"),
-    ("data.train.0.path=''", "data.train must be a path"),
+    ("data.train.0.path=''", "data.train.0.path must be a path"),
     ("data.workers=-1", "data.workers must be at least 0, got -1"),
-    ("watch.max_loss_rise=.nan", "max_loss_rise must be a finite number"),
+    ("monitoring.max_loss_rise=.nan", "max_loss_rise must be a finite number"),
     ("seed=18446744073709551616", "seed must be at most"),
     ("lora={targets: '('}", "lora.targets is no regular expression"),
     ("micro_batch=16", "nearest: optimization.micro_batch"),
-    ("learning_rate=1", "nearest: optimization.learning_rates|nearest: learning_rate"),
+    ("learning_rate=1", "nearest: optimization.learning_rates"),
 ]
 
 
@@ -145,7 +151,7 @@ def test_numbers_outside_their_limits(override, told):
 
 def test_all_numbers_outside_are_named_at_once():
     with pytest.raises(ValueError, match="max_steps must be .*; .*warmup must be"):
-        load_recipe("tiny-align", ["optimization.warmup=2", "optimization.max_steps=0"])
+        load_recipe("tiny-align", ["schedule.warmup=2", "schedule.max_steps=0"])
 
 
 def keys_of(values, place=""):
@@ -179,11 +185,13 @@ def test_a_thousand_fuzzed_recipes_give_a_recipe_or_one_clear_line(tmp_path):
     ]
     values += [10**400, 2**63, "1e999", "../..", [[]], {"a": {"b": []}}, "\ud83e", b"x", 1e-320, -0.0, "é" * 3000]
     names = shipped_recipes()
+    shipped = {name: read_values(name) for name in names}
     started, refused = perf_counter(), 0
     for number in range(1000):
-        text = (FOLDER / f"{rng.choice(names)}.yaml").read_text()
-        loaded = yaml.safe_load(text)
+        name = rng.choice(names)
+        loaded = copy.deepcopy(shipped[name])
         if number % 4 == 0:
+            text = (FOLDER / f"{name}.yaml").read_text() if number % 8 else yaml.safe_dump(loaded)
             content = bytearray(text.encode())
             for _ in range(rng.randint(1, 4)):
                 content[rng.randrange(len(content))] = rng.randrange(256)
@@ -259,15 +267,15 @@ def test_the_guide_names_recipes_that_exist():
 
 
 OPTIONS = {
-    "model.projector.type": "resampler",
-    "model.projector.bin_embedding": True,
-    "model.projector.aligned_windows": True,
-    "model.projector.bin_grid": "fixed",
-    "model.projector.input_level": 2,
-    "model.projector.upsampler": "deconvolution",
-    "model.layout": "unseparated",
-    "model.slice_grid": [2, 2],
-    "model.pad_to_square": True,
+    "model.config.projector.type": "resampler",
+    "model.config.projector.bin_embedding": True,
+    "model.config.projector.aligned_windows": True,
+    "model.config.projector.bin_grid": "fixed",
+    "model.config.projector.input_level": 2,
+    "model.config.projector.upsampler": "deconvolution",
+    "model.config.layout": "unseparated",
+    "model.config.slice_grid": [2, 2],
+    "model.config.pad_to_square": True,
 }
 
 
@@ -275,7 +283,7 @@ def test_options_of_the_papers_tables_reach_the_model():
     recipe = load_recipe("vicuna-7b-align", [f"{key}={json.dumps(value)}" for key, value in OPTIONS.items()])
     config = planned_config(recipe.model)
     for key, value in OPTIONS.items():
-        of_projector = key.startswith("model.projector.")
+        of_projector = key.startswith("model.config.projector.")
         found = getattr(config.projector if of_projector else config, key.rpartition(".")[2])
         assert found == value, key
     off = planned_config(load_recipe("vicuna-7b-align").model)
@@ -284,7 +292,7 @@ def test_options_of_the_papers_tables_reach_the_model():
         for key, value in OPTIONS.items()
     )
     with pytest.raises(ValueError, match="'bicubik' is not registered"):
-        planned_config(load_recipe("vicuna-7b-align", ["model.projector.upsampler=bicubik"]).model)
+        planned_config(load_recipe("vicuna-7b-align", ["model.config.projector.upsampler=bicubik"]).model)
 
 
 def test_tower_is_trained_in_alignment_where_a_recipe_says_so():
@@ -300,3 +308,106 @@ def test_tower_is_trained_in_alignment_where_a_recipe_says_so():
     model(input_ids=ids, labels=ids.clamp(max=400), pixel_values=torch.randn(16, 588), **image).loss.backward()
     with_gradient = {part_of(name, model.config) for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {"projector", "positions", "vision_tower"}
+
+
+FORMER = Path(__file__).parent / "former_recipes"
+RESOLVED = yaml.safe_load((FORMER / "resolved.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_recipes_in_run_folders_of_earlier_versions_load(name):
+    """As `recipe.yaml` of a run was written before recipes were nested, all defaults included."""
+    assert build_recipe(RESOLVED[name]) == load_recipe(name)
+
+
+@pytest.mark.parametrize("file", sorted(FORMER.glob("*-*.yaml")), ids=lambda file: file.stem)
+def test_recipe_files_of_earlier_versions_load(file, caplog):
+    assert load_recipe(str(file)) == load_recipe(file.stem)
+    assert "former names of keys, which still work" in caplog.text and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "name, former, now",
+    [
+        ("tiny-align", ["optimization.epochs=2", "watch.keep=3"], ["schedule.epochs=2", "checkpoints.keep=3"]),
+        ("tiny-align", ["watch={keep: 3, log_every: 1}"], ["checkpoints.keep=3", "monitoring={log_every: 1}"]),
+        ("v1-align", ["model.projector.query_grid=4"], ["model.config.projector.query_grid=4"]),
+        ("tiny-upsampler", ["objective=closer_look", "pictures=7"], None),
+    ],
+)
+def test_overrides_by_former_names(name, former, now):
+    if now is None:
+        now = ["loss.objective=closer_look", "monitoring.images_every=7"]
+    assert load_recipe(name, former) == load_recipe(name, now) != load_recipe(name)
+
+
+def test_a_section_by_override_may_hold_former_names():
+    text = (
+        "optimization={learning_rates: {projector: 1}, global_batch: 4, micro_batch: 2, epochs: 3, schedule: linear}"
+    )
+    recipe = load_recipe("tiny-align", [text])
+    assert (recipe.schedule.epochs, recipe.schedule.type, recipe.schedule.warmup) == (3, "linear", 0.03)
+    assert recipe.optimization.precision == "bf16"  # the section's default: the override replaces the recipe's
+
+
+def test_a_value_under_both_names_is_refused():
+    values = copy.deepcopy(RESOLVED["tiny-align"]) | {"schedule": {"epochs": 3}}
+    with pytest.raises(ValueError, match="schedule.epochs is named twice|optimization.epochs is named twice"):
+        build_recipe(values)
+
+
+def test_a_recipe_from_a_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: tiny-instruct\nout: runs/mine\noptimization: {global_batch: 8}\n")
+    (tmp_path / "longer.yaml").write_text(
+        "base: mine.yaml\noptimization:\n  epochs: 5\n  learning_rates: {projector: 1}"
+    )
+    mine, longer = load_recipe(str(tmp_path / "mine.yaml")), load_recipe(str(tmp_path / "longer.yaml"))
+    whole = load_recipe("tiny-instruct", ["out=runs/mine", "optimization.global_batch=8"])
+    assert mine == whole and mine.optimization.learning_rates["language_model"] == 5e-4
+    assert longer.schedule.epochs == 5 and longer.optimization.global_batch == 8
+    assert longer.optimization.learning_rates == {"projector": 1}  # replaced, not merged
+    for text, told in (
+        ("base: longer.yaml", "base leads back"),
+        ("base: [1]", "base must be the name"),
+        ("base: nowhere", "mine.yaml: base: no recipe 'nowhere'"),
+        ("base: tiny-instruct\nabout: {need: x}", "about must have follows, needs, reaches"),
+    ):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(ValueError, match=told):
+            load_recipe(str(tmp_path / "mine.yaml"))
+            read_about(str(tmp_path / "mine.yaml"))
+
+
+def test_the_config_of_the_model_is_nested():
+    """Every field of the model's own config that its backbones do not give can be set, with the config's own check."""
+    recipe = load_recipe("vicuna-7b-align", ["model.config.projector.bin_embedding=true", "model.config.max_slices=5"])
+    config = planned_config(recipe.model)
+    assert config.projector.bin_embedding and config.max_slices == 5 and config.layout == "stitched"
+    own = set(LlavaUhdConfig.__annotations__) - set(asdict(recipe.model.config))
+    assert own == {"vision_config", "text_config", "image_token_id", "tie_word_embeddings"}
+    for override, told in (
+        ("model.config.projector.levels=[3]", "model.config.projector: levels must ascend"),
+        ("model.config.projector.bin_embeding=true", "nearest: model.config.projector.bin_embedding"),
+        ("model.config.row_separator_id=-1", "model.config.row_separator_id must be at least 0, got -1"),
+        ("model.config.max_slices=true", "model.config.max_slices must be int, got True"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            load_recipe("vicuna-7b-align", [override])
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_heads_state_what_the_plan_computes(name):
+    """Devices, memory and hours in each recipe's head are those of `train plan`."""
+    about = read_about(name)
+    assert about.follows and "train plan" in about.needs and about.reaches
+    devices = int(re.match(r"(\d+) (?:devices|CPU)", about.needs)[1])
+    if name.endswith("-upsampler"):
+        told = f"{plan_upsampler(load_recipe(name), devices).memory_gib} GiB"
+        assert told in about.needs and "not measured" in about.needs
+        return
+    overrides = ["monitoring.peak_tflops=989"] + (["model.start=tiny"] if name.startswith("tiny") else [])
+    plan = make_plan(load_recipe(name, overrides), devices)
+    for gib in (plan.memory_gib[strategy] for strategy in ("fsdp2", "ddp") if strategy in plan.memory_gib):
+        assert f" {gib} GiB" in about.needs
+    if plan.hours is not None:
+        assert f"for {plan.hours:.2g} hours" in about.needs

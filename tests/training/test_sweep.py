@@ -17,7 +17,7 @@ import yaml
 from llava_uhd.training.recipe import load_recipe
 from llava_uhd.training.sweep import Sweep, collect, half_width, parse_grid, run_sweep, table_text, write_results
 
-GRID = {"optimization.warmup": [0.0, 0.5], "optimization.schedule": ["cosine", "linear"]}
+GRID = {"schedule.warmup": [0.0, 0.5], "schedule.type": ["cosine", "linear"]}
 # A run in place of `train run`: a loss that follows from its overrides, after a time; the slow cells wait.
 FAKE = """
 import json, sys, time
@@ -30,7 +30,7 @@ out = Path(recipe.out)
 out.mkdir(parents=True, exist_ok=True)
 (out / "pid").write_text(str(__import__("os").getpid()))
 time.sleep(float((out.parents[1] / "sleep").read_text()))
-loss = recipe.optimization.warmup + 0.1 * recipe.seed + (recipe.optimization.schedule == "linear")
+loss = recipe.schedule.warmup + 0.1 * recipe.seed + (recipe.schedule.type == "linear")
 if loss > 100:
     sys.exit("the loss is not a number")
 lines = [{"loss": 9.0, "step": 1}, {"loss": loss, "step": 2}, {"train_loss": 5.0, "step": 2}]
@@ -101,7 +101,7 @@ def test_every_cell_is_a_recipe_of_its_own(tmp_path):
     cells = sweep_of(tmp_path / "a b", overrides=("optimization.micro_batch=4",)).cells()
     recipes = [load_recipe(cell.recipe, cell.overrides) for cell in cells]
     assert len({recipe.out for recipe in recipes}) == len(cells) == 8
-    found = {(recipe.optimization.warmup, recipe.optimization.schedule, recipe.seed) for recipe in recipes}
+    found = {(recipe.schedule.warmup, recipe.schedule.type, recipe.seed) for recipe in recipes}
     assert len(found) == 8 and {recipe.optimization.micro_batch for recipe in recipes} == {4}
 
 
@@ -146,7 +146,7 @@ def test_wrong_sweeps_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="given twice"):
         parse_grid(["a=[1]", "a=[2]"])
     assert parse_grid(["a=[1e-3, 2]", "b=[[1, 2], [1]]"]) == {"a": ["1e-3", 2], "b": [[1, 2], [1]]}
-    with pytest.raises(ValueError, match="nearest: optimization.warmup"):
+    with pytest.raises(ValueError, match="nearest: schedule.warmup"):
         run_sweep(sweep_of(tmp_path, grid={"optimization.warmups": [1]}))
     sweep_of(tmp_path).claim()
     with pytest.raises(ValueError, match=r"seeds was \[0, 1\] and is \[2\]"):
@@ -179,9 +179,9 @@ def test_the_job_array_runs_every_cell(tmp_path):
 
 @pytest.mark.slow
 def test_real_runs_killed_and_resumed_give_the_same_table(recipe_values, tmp_path):
-    recipe_values["optimization"]["max_steps"] = 3
+    recipe_values["schedule"]["max_steps"] = 3
     recipe_values["data"]["held_out"] = recipe_values["data"]["train"]
-    recipe_values["watch"]["eval_every"] = 3
+    recipe_values["monitoring"]["eval_every"] = 3
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_values))
     grid = "optimization.learning_rates.projector=[1e-3, 5e-3]"
 

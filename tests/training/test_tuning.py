@@ -30,7 +30,7 @@ def changed_parts(before, after):
 
 def test_instruct(recipe_values, model_folder):
     recipe_values["data"]["held_out"] = recipe_values["data"]["train"]
-    recipe_values["watch"] |= {"eval_every": 5, "peak_tflops": 0.1}
+    recipe_values["monitoring"] |= {"eval_every": 5, "peak_tflops": 0.1}
     trained = train_stage(build_recipe(recipe_values))
     assert trained.steps == 5 and trained.resumed_from is None
     before, after = weights(model_folder), weights(trained.model)
@@ -74,7 +74,7 @@ def test_learning_rates_by_part(recipe_values, monkeypatch):
 
     original = StageTrainer.create_optimizer
     monkeypatch.setattr(StageTrainer, "create_optimizer", spy)
-    recipe_values["optimization"]["max_steps"] = 1
+    recipe_values["schedule"]["max_steps"] = 1
     train_stage(build_recipe(recipe_values))
     assert seen == {part: {rate} for part, rate in recipe_values["optimization"]["learning_rates"].items()}
 
@@ -145,8 +145,8 @@ def test_a_loss_that_rises_stops(recipe_values):
     assert not any(guard.rises(loss) for loss in (4.0, 3.0, 2.0, 2.5, 6.0))
     assert any(guard.rises(10.0) for _ in range(20))
     recipe_values["optimization"]["learning_rates"] = {"language_model": 50.0}
-    recipe_values["watch"]["max_loss_rise"] = 1.5
-    recipe_values["optimization"]["epochs"] = 6
+    recipe_values["monitoring"]["max_loss_rise"] = 1.5
+    recipe_values["schedule"]["epochs"] = 6
     with pytest.raises(RunStopped, match="the smoothed loss rose from .* the last whole checkpoint is"):
         train_stage(build_recipe(recipe_values))
 
@@ -162,13 +162,13 @@ def test_bad_samples_are_skipped_or_fatal(recipe_values, data_folder, tmp_path):
     assert trained.steps == 5 and {entry["index"] for entry in left_out} == {0, 1, 2, 3}
     recipe_values["out"] = str(tmp_path / "fatal")
     recipe_values["data"]["on_bad_sample"] = "fatal"
-    recipe_values["watch"]["save_every"] = 100
+    recipe_values["checkpoints"]["save_every"] = 100
     with pytest.raises(ValueError, match="bad.json: sample .: there is no file"):
         train_stage(build_recipe(recipe_values))
 
 
 def test_a_folder_keeps_its_recipe(recipe_values):
-    recipe_values["optimization"]["max_steps"] = 1
+    recipe_values["schedule"]["max_steps"] = 1
     train_stage(build_recipe(recipe_values))
     shutil.rmtree(Path(recipe_values["out"]) / "model")
     recipe_values["optimization"]["learning_rates"]["projector"] = 3e-3
@@ -235,7 +235,7 @@ class Killed(BaseException):
 
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeypatch, tmp_path):
     """Killed while it saves, in the second epoch: it continues from the last whole checkpoint, bit by bit the same."""
-    recipe_values["optimization"]["epochs"] = 2
+    recipe_values["schedule"]["epochs"] = 2
     whole = train_stage(build_recipe(recipe_values))
     recipe_values["out"] = str(tmp_path / "killed")
 
@@ -325,7 +325,7 @@ def test_checkpoints_of_earlier_versions(recipe_values, tmp_path, caplog):
 
 def test_killed_between_the_last_checkpoint_and_the_model(recipe_values, tmp_path):
     """No step more is made, also where the run ends within an epoch."""
-    recipe_values["optimization"]["max_steps"] = 3
+    recipe_values["schedule"]["max_steps"] = 3
     whole = train_stage(build_recipe(recipe_values))
     before = weights(whole.model)
     shutil.rmtree(whole.model)
@@ -337,7 +337,7 @@ def test_killed_between_the_last_checkpoint_and_the_model(recipe_values, tmp_pat
 
 @pytest.mark.parametrize("content", ["", "stage: instr", "7"])
 def test_a_damaged_recipe_of_a_run(recipe_values, content):
-    recipe_values["optimization"]["max_steps"] = 2
+    recipe_values["schedule"]["max_steps"] = 2
     train_stage(build_recipe(recipe_values))
     out = Path(recipe_values["out"])
     shutil.rmtree(out / "model")

@@ -48,11 +48,12 @@ def make_plan(recipe: UpsamplerRecipe, devices: int) -> UpsamplerPlan:
     """
     from .training import CloserLook, Reconstruction
 
-    if recipe.batch % devices:
-        raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
-    vision = vision_config_of(recipe.vision_tower)
+    batch, epochs = recipe.optimization.global_batch, recipe.schedule.epochs
+    if batch % devices:
+        raise ValueError(f"a batch of {batch} does not divide among {devices} devices")
+    vision = vision_config_of(recipe.model.vision_tower)
     with torch.device("meta"):
-        objective = CloserLook if recipe.objective == "closer_look" else Reconstruction
+        objective = CloserLook if recipe.loss.objective == "closer_look" else Reconstruction
         module = objective(vision["hidden_size"], recipe)
     parts: dict[str, nn.Module] = {"upsampler": module.pyramid}
     if isinstance(module, Reconstruction):
@@ -62,11 +63,11 @@ def make_plan(recipe: UpsamplerRecipe, devices: int) -> UpsamplerPlan:
         for name, part in parts.items()
     }
     pictures = steps = None
-    if Path(recipe.images).expanduser().is_dir():
-        pictures = len(find_pictures(recipe.images, recipe.held_out)[0])
-        steps = min(recipe.epochs * (pictures // recipe.batch), recipe.max_steps or recipe.epochs * pictures)
+    if Path(recipe.data.images).expanduser().is_dir():
+        pictures = len(find_pictures(recipe.data.images, recipe.data.held_out)[0])
+        steps = min(epochs * (pictures // batch), recipe.schedule.max_steps or epochs * pictures)
     # Of each level the enlarged map, moved, blurred, cut into squares, with their gradients; and the tower.
-    maps = 8 * 4 * recipe.batch // devices * vision["hidden_size"] * recipe.image_size**2
+    maps = 8 * 4 * batch // devices * vision["hidden_size"] * recipe.data.image_size**2
     tower = 4 * 12 * vision["hidden_size"] ** 2 * vision["num_hidden_layers"]
     memory = 16 * sum(parameters.values()) + len(module.pyramid.steps()) * maps + tower
     return UpsamplerPlan(parameters, devices, pictures, steps, round(memory / 2**30, 1))

@@ -63,8 +63,8 @@ def stage_maps(
 
 def build_pyramid(channels: int, recipe: UpsamplerRecipe) -> JBUPyramid:
     """The untrained up-sampler of a recipe."""
-    pyramid = JBUPyramid(channels, [level for level in (1, 2, 4, 8) if level <= recipe.highest])
-    if recipe.highest == 8:
+    pyramid = JBUPyramid(channels, [level for level in (1, 2, 4, 8) if level <= recipe.model.highest])
+    if recipe.model.highest == 8:
         pyramid.fixup_proj.requires_grad_(False)  # used by no map
     return pyramid
 
@@ -85,7 +85,7 @@ class CloserLook(nn.Module):
             pixels: pictures, (N, 3, H, W).
             closer: closer look of each level above 1x, ascending, (N, C, s·h, s·w).
         """
-        every_level = self.recipe.loss_levels == "every"
+        every_level = self.recipe.loss.levels == "every"
         maps = stage_maps(self.pyramid, features, pixels, every_level)
         used = slice(None) if every_level else slice(-1, None)
         losses = [
@@ -102,9 +102,9 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.pyramid = build_pyramid(channels, recipe)
-        trained = len(self.pyramid.steps()) if recipe.loss_levels == "every" else 1
+        trained = len(self.pyramid.steps()) if recipe.loss.levels == "every" else 1
         self.downsamplers = nn.ModuleList(
-            AttentionDownsampler(channels, recipe.downsampler_kernel) for _ in range(trained)
+            AttentionDownsampler(channels, recipe.loss.downsampler_kernel) for _ in range(trained)
         )
         self.scale_nets = nn.ModuleList(ScaleNet(channels) for _ in range(trained))
 
@@ -127,10 +127,10 @@ class Reconstruction(nn.Module):
             by: the move between them.
             smooth: with the terms that make maps smooth: for one move of a step.
         """
-        recipe, shape = self.recipe, (features.shape[2], features.shape[3])
+        recipe, shape = self.recipe.loss, (features.shape[2], features.shape[3])
         size = (pixels.shape[2], pixels.shape[3])
         total = features.new_zeros(())
-        every_level = recipe.loss_levels == "every"
+        every_level = recipe.levels == "every"
         maps = stage_maps(self.pyramid, features, pixels, every_level)
         if not every_level:
             maps = maps[-1:]
@@ -184,8 +184,8 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
     """
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     devices = accelerator.num_processes
-    if recipe.batch % devices:
-        raise ValueError(f"a batch of {recipe.batch} does not divide among {devices} devices")
+    if recipe.optimization.global_batch % devices:
+        raise ValueError(f"a batch of {recipe.optimization.global_batch} does not divide among {devices} devices")
     # Held by the first process for all: a second run into the same folder is refused.
     with lock_folder(Path(recipe.out)) if accelerator.is_main_process else nullcontext():
         return _train(recipe, accelerator)
@@ -194,22 +194,25 @@ def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
 def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsampler:
     devices, device, out = accelerator.num_processes, accelerator.device, Path(recipe.out)
     check_folder(recipe, out, UPSAMPLER_FILE, begun=(out / STATE_FILE).is_file())
-    features = Features(load_tower(recipe.vision_tower).to(device), recipe.feature_layer)
-    files, held_out_files = find_pictures(recipe.images, recipe.held_out)
-    style = (recipe.image_size, features.patch_size, recipe.keep_aspect, recipe.resample, recipe.normalization)
+    features = Features(load_tower(recipe.model.vision_tower).to(device), recipe.model.feature_layer)
+    files, held_out_files = find_pictures(recipe.data.images, recipe.data.held_out)
+    data, batch = recipe.data, recipe.optimization.global_batch
+    style = (data.image_size, features.patch_size, data.keep_aspect, data.resample, data.normalization)
     pictures, held_out = Pictures(files, *style), Pictures(held_out_files, *style)
-    orders = [batches(pictures, recipe.batch, recipe.seed, epoch) for epoch in range(recipe.epochs)]
-    order = [batch for epoch in orders for batch in epoch][: recipe.max_steps]
+    orders = [batches(pictures, batch, recipe.seed, epoch) for epoch in range(recipe.schedule.epochs)]
+    order = [indices for epoch in orders for indices in epoch][: recipe.schedule.max_steps]
     if not order:
-        raise ValueError(f"{recipe.images}: no {recipe.batch} of {len(files)} pictures have one size")
+        raise ValueError(f"{data.images}: no {batch} of {len(files)} pictures have one size")
 
     if accelerator.is_main_process:
         claim_folder(recipe, out)
     torch.manual_seed(recipe.seed)
-    objective = CloserLook if recipe.objective == "closer_look" else Reconstruction
+    objective = CloserLook if recipe.loss.objective == "closer_look" else Reconstruction
     module = objective(features.channels, recipe)
     untrained = copy.deepcopy(module.pyramid)
-    optimizer: Any = OPTIMIZERS[recipe.optimizer](parameter_groups(module, recipe), lr=recipe.learning_rate)
+    optimization = recipe.optimization
+    groups = parameter_groups(module, recipe)
+    optimizer: Any = OPTIMIZERS[optimization.optimizer](groups, lr=optimization.learning_rate)
     resumed = _resume(out, module, optimizer)
     trained, optimizer = accelerator.prepare(module, optimizer)
     first, loss = resumed or (0, None)
@@ -217,10 +220,10 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
         forget_later_steps(out / "log.jsonl", first)
     writer: Any = _tensorboard(out) if accelerator.is_main_process else None
 
-    share = recipe.batch // devices
-    mine = [batch[accelerator.process_index * share :][:share] for batch in order]
-    scales = [1, *_factors(module)] if recipe.objective == "closer_look" else [1]
-    loader = DataLoader(pictures.at_scales(scales), batch_sampler=mine[first:], num_workers=recipe.workers)
+    share = batch // devices
+    mine = [indices[accelerator.process_index * share :][:share] for indices in order]
+    scales = [1, *_factors(module)] if recipe.loss.objective == "closer_look" else [1]
+    loader = DataLoader(pictures.at_scales(scales), batch_sampler=mine[first:], num_workers=data.workers)
     bar = tqdm(total=len(order), initial=first, unit="step", file=sys.stderr, disable=not accelerator.is_main_process)
     for step, pixels in enumerate(loader, start=first + 1):
         pixels = [of_scale.to(device) for of_scale in pixels]
@@ -234,12 +237,13 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
             bar.update()
             bar.set_postfix(loss=f"{loss:.4g}")
             last = step == len(order)
-            if step % recipe.log_every == 0 or last:
+            if step % recipe.monitoring.log_every == 0 or last:
                 append_line(out / "log.jsonl", json.dumps({"step": step, "loss": loss}))
                 writer.add_scalar("loss", loss, step)
-            if recipe.pictures and len(held_out) and (step % recipe.pictures == 0 or last):
+            images_every = recipe.monitoring.images_every
+            if images_every and len(held_out) and (step % images_every == 0 or last):
                 writer.add_image("pyramid", _picture(module, features, held_out, device), step)
-            if step % recipe.save_every == 0 or last:
+            if step % recipe.checkpoints.save_every == 0 or last:
                 _save_state(out, step, loss, module, optimizer.optimizer)
     bar.close()
 
@@ -269,10 +273,11 @@ def _factors(module: CloserLook | Reconstruction) -> list[int]:
 def parameter_groups(module: nn.Module, recipe: UpsamplerRecipe) -> list[dict[str, Any]]:
     """What is trained, in one group for each learning rate."""
     groups: dict[float, list[nn.Parameter]] = {}
+    rates, other_rate = recipe.optimization.learning_rates, recipe.optimization.learning_rate
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            named = set(name.split(".")) & recipe.learning_rates.keys() if name.startswith("pyramid.") else set()
-            rate = recipe.learning_rates[named.pop()] if named else recipe.learning_rate
+            named = set(name.split(".")) & rates.keys() if name.startswith("pyramid.") else set()
+            rate = rates[named.pop()] if named else other_rate
             groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
@@ -292,12 +297,12 @@ def _step(
         pixels: pictures of this device, (N, 3, H, W); for the closer look enlarged ones of each level after them.
     """
     trained.train()
-    if recipe.objective == "closer_look":
+    if recipe.loss.objective == "closer_look":
         total = _closer_look_gradients(recipe, trained, features, pixels, step, accelerator)
     else:
         total = _reconstruction_gradients(recipe, trained, features, pixels[0], step, accelerator)
-    if step <= recipe.clip_first:
-        accelerator.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
+    if step <= recipe.optimization.clip_first:
+        accelerator.clip_grad_norm_(trained.parameters(), recipe.optimization.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return total
@@ -335,14 +340,14 @@ def _reconstruction_gradients(
     accelerator: Accelerator,
 ) -> float:
     """Gradients of every jitter; groups of pictures draw their own, whatever device they are on."""
-    groups = pixels.split(recipe.pictures_per_jitter or len(pixels))
+    groups = pixels.split(recipe.loss.images_per_jitter or len(pixels))
     total = 0.0
     for number, group in enumerate(groups):
         rng = _seed(recipe, step, accelerator.process_index * len(groups) + number)
         low, share = features(group), len(group) / len(pixels)
-        for jitter in range(recipe.jitters):
-            by = draw_move((group.shape[2], group.shape[3]), recipe.max_pad, recipe.max_zoom, rng)
-            moved = move(group, by, recipe.max_pad)
+        for jitter in range(recipe.loss.jitters):
+            by = draw_move((group.shape[2], group.shape[3]), recipe.loss.max_pad, recipe.loss.max_zoom, rng)
+            moved = move(group, by, recipe.loss.max_pad)
             loss = share * trained(low, group, features(moved), moved, by, jitter == 0)
             accelerator.backward(loss)
             total += loss.item()

@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava_uhd.training.recipe import UpsamplerRecipe
+from llava_uhd.training.recipe import build_recipe
 from llava_uhd.training.upsampler import training
 from llava_uhd.training.upsampler.features import Features
 from llava_uhd.training.upsampler.jitter import Move
@@ -57,7 +57,7 @@ def recipe(folders, tmp_path):
             "learning_rate": 1e-2,
             "clip_first": 1,
         }
-        return UpsamplerRecipe(**options | changes)
+        return build_recipe(options | changes)
 
     return recipe
 
