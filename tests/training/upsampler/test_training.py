@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_uhd.training.recipe import build_recipe
+from llava_uhd.training.recipe_files import FORMER_UPSAMPLER
 from llava_uhd.training.upsampler import training
 from llava_uhd.training.upsampler.features import Features
 from llava_uhd.training.upsampler.jitter import Move
@@ -179,9 +180,13 @@ def test_a_run_begun_before_a_recipe_key_existed_resumes(recipe, tmp_path, monke
             train_upsampler(options)
     file = tmp_path / "run" / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
-    for key in ("objective", "loss_levels", "optimizer", "learning_rates", "pictures_per_jitter"):
-        del values[key]
-    file.write_text(yaml.safe_dump(values))
+    newer = ("objective", "loss_levels", "optimizer", "learning_rates", "pictures_per_jitter")
+    flat = {key: values[key] for key in ("stage", "out", "seed")}
+    for former, now in FORMER_UPSAMPLER.items():
+        section, key = now.split(".")
+        if former not in newer:
+            flat[former] = values[section][key]
+    file.write_text(yaml.safe_dump(flat))
     assert train_upsampler(options).resumed_from == 4
 
 
