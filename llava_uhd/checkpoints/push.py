@@ -7,6 +7,7 @@ from typing import Any
 from .card import UNKNOWN, card_metadata, license_of, trained_card
 from .packaging import AUTO_CLASSES
 from .released import check_weights, list_weights, load_config
+from .sources import read_json
 from .tensors import TensorReader
 
 CARD_FILE = "README.md"
@@ -64,7 +65,7 @@ def push_checkpoint(
     if missing:
         hint = ": name the license of its weights (--license) to have it written" if missing == [CARD_FILE] else ""
         raise ValueError(f"{folder} lacks {', '.join(missing)}{hint}")
-    auto_map = config.auto_map or {}
+    auto_map = read_json(folder / "config.json").get("auto_map") or {}
     if lost := AUTO_CLASSES.keys() - auto_map.keys():
         raise ValueError(f"auto_map of {folder / 'config.json'} lacks {', '.join(sorted(lost))}")
     modules = {f"{reference.partition('.')[0]}.py" for reference in auto_map.values()}

@@ -32,6 +32,12 @@ from .validation import (
 HEAD_SIZE = 128
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
 LEVELS = (1, 2, 4, 8)
+# Auto class to module and class, beside the config in a folder with remote code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_llava_uhd.LlavaUhdConfig",
+    "AutoModel": "modeling_llava_uhd.LlavaUhdModel",
+    "AutoModelForImageTextToText": "modeling_llava_uhd.LlavaUhdForConditionalGeneration",
+}
 # CLIP ViT-L/14-336, the tower of every original checkpoint.
 CLIP_LARGE_336: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -189,6 +195,8 @@ class LlavaUhdConfig(PreTrainedConfig):
         loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config.validate_values()
+        # Trainers look here for the Auto class of a path. A folder without code of its own names this package's.
+        config.auto_map = getattr(config, "auto_map", None) or dict(AUTO_MAP)
         return loaded
 
     def validate_values(self) -> None:

@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .configuration_llava_uhd import LlavaUhdConfig
+from .configuration_llava_uhd import AUTO_MAP, LlavaUhdConfig
 from .custom_pyramid import CustomPyramid
 from .hiwin import HiWinProjector
+from .labels import ignore_images
 from .layout import TokenGrid
 from .perceiver import PerceiverResampler
 from .projector import Projector, SpatiallyConstrainedResampler, UnshuffleMLP
@@ -114,11 +115,7 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:
-            self.config.auto_map = {
-                "AutoConfig": "configuration_llava_uhd.LlavaUhdConfig",
-                "AutoModel": "modeling_llava_uhd.LlavaUhdModel",
-                "AutoModelForImageTextToText": "modeling_llava_uhd.LlavaUhdForConditionalGeneration",
-            }
+            self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
 
 
@@ -227,7 +224,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
 
         Args:
             input_ids: (B, length), `image_token_id` wherever an image token belongs.
-            inputs_embeds: (B, length, E) in place of `input_ids`, image tokens already in it.
+            inputs_embeds: (B, length, E) in place of `input_ids`. Where images are given too, they replace the
+                embeddings of `image_token_id`; otherwise image tokens are in it already.
             pixel_values: patches of all views, with `view_shapes`, `num_views` and `grids` as in `get_image_features`;
                 images in the order of their tokens over the whole batch.
             image_features: (T, E) image tokens in place of pixels, as returned by `get_image_features` before.
@@ -255,7 +253,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         elif image_features is not None:
-            raise ValueError("images go with input_ids: where inputs_embeds are given, they must be in them already")
+            inputs_embeds = self._place(inputs_embeds, self.find_image_tokens(inputs_embeds), image_features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -285,8 +283,28 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             raise _mismatch(num_tokens, num_features)
         # The image token may lie outside the vocabulary: any token does where a feature will be.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        if image_features is None:
-            return embeds
+        return embeds if image_features is None else self._place(embeds, is_image, image_features)
+
+    def find_image_tokens(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Return where in (B, length, E) embeddings the embedding of the image token is; (B, length), bool.
+
+        Raises:
+            ValueError: the image token lies outside the vocabulary and has no embedding.
+        """
+        token, embeddings = self.config.image_token_id, self.get_input_embeddings()
+        if token >= (size := self.config.text_config.vocab_size):
+            raise ValueError(
+                f"images beside inputs_embeds need an embedding of the image token, but its id is {token} and the "
+                f"vocabulary has {size} tokens: call resize_token_embeddings({token + 1}) first"
+            )
+        placeholder = embeddings(torch.tensor(token, device=inputs_embeds.device))
+        return torch.eq(inputs_embeds, placeholder.to(inputs_embeds.device, inputs_embeds.dtype)).all(dim=-1)
+
+    @staticmethod
+    def _place(embeds: torch.Tensor, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+        """Put (T, E) features at the image tokens of (B, length, E) embeddings, in order."""
+        if (num_tokens := int(is_image.sum())) != len(image_features):
+            raise _mismatch(num_tokens, len(image_features))
         return embeds.masked_scatter(is_image[..., None], image_features.to(embeds.device, embeds.dtype))
 
 
@@ -376,7 +394,17 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
             counts = None
             if pixel_values is not None and view_shapes is not None and num_views is not None and grids is not None:
                 counts = self.model.group_views(len(pixel_values), view_shapes, num_views, grids).tokens_per_image
-            labels = ignore_images(labels, input_ids, self.config, counts)
+            if input_ids is None and inputs_embeds is not None and counts is not None:
+                is_image = self.model.find_image_tokens(inputs_embeds).to(labels.device)
+                input_ids = labels.masked_fill(is_image, self.config.image_token_id)
+            labels = ignore_images(
+                labels,
+                input_ids,
+                self.config.image_token_id,
+                self.config.slice_separator_id,
+                self.config.row_separator_id,
+                counts,
+            )
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
@@ -454,40 +482,6 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **images, "image_features": features}
-
-
-def ignore_images(
-    labels: torch.Tensor, input_ids: torch.Tensor | None, config: LlavaUhdConfig, tokens_per_image: list[int] | None
-) -> torch.Tensor:
-    """Set the labels of image tokens and of the separators between them to -100.
-
-    Args:
-        labels: (B, length).
-        input_ids: (B, length), or None: then labels that are the image token itself are ignored.
-        config: its image token and separators are read.
-        tokens_per_image: number of image tokens of every image of the batch, where it is known: whatever lies between
-            the first and the last token of an image is a separator. Where it is not, up to two separators in a row
-            with image tokens on both sides are.
-
-    Returns:
-        (B, length), on the device of the labels and without waiting for it.
-    """
-    is_image = torch.eq(labels if input_ids is None else input_ids, config.image_token_id)
-    if input_ids is None:
-        ignored = is_image
-    elif tokens_per_image is not None:
-        num_before = is_image.flatten().cumsum(0)  # image tokens up to a position; between images, all of some images
-        ends = torch.tensor([0, *tokens_per_image]).cumsum(0).to(num_before.device, non_blocking=True)
-        ignored = is_image | ~torch.isin(num_before, ends).view_as(is_image)
-    else:
-        separators = torch.tensor([config.slice_separator_id, config.row_separator_id], device=input_ids.device)
-        is_separator = torch.isin(input_ids, separators)
-        after = nn.functional.pad(is_image, (2, 0))  # after[:, i] is is_image[:, i - 2]
-        before = nn.functional.pad(is_image, (0, 2))
-        follows = after[:, 1:-1] | (nn.functional.pad(is_separator, (1, 0))[:, :-1] & after[:, :-2])
-        precedes = before[:, 1:-1] | (nn.functional.pad(is_separator, (0, 1))[:, 1:] & before[:, 2:])
-        ignored = is_image | (is_separator & follows & precedes)
-    return labels.masked_fill(ignored.to(labels.device), -100)
 
 
 __all__ = ["LlavaUhdForConditionalGeneration", "LlavaUhdModel", "LlavaUhdPreTrainedModel"]

@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates import CHAT_TEMPLATES
 from .image_processing_llava_uhd import LlavaUhdImageProcessor, normalization_of
+from .labels import ImageTextInputs
 from .layout import LAYOUTS, ImageLayout, LayoutName, TokenGrid, TokenType, layout_views, plan_layout
 from .messages import escape, prepare_messages, remove_escapes
 from .validation import QUERY_GRID, TOKEN_ID, UNSHUFFLE_FACTOR, check_int
@@ -161,6 +162,24 @@ class LlavaUhdProcessor(ProcessorMixin):
                 f"but config.image_token_id is {config.image_token_id}"
             )
         return processor
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> Any:
+        """Tokenize prompts and process their images; see the class.
+
+        Returns:
+            Inputs of the model; with prompts, `ImageTextInputs`, whose `labels` ignore images.
+        """
+        outputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        if text is None:
+            return outputs
+        num_images = len(outputs["num_views"]) if "num_views" in outputs else 0
+        token_ids = {
+            name: getattr(self, name) for name in ("image_token_id", "slice_separator_id", "row_separator_id")
+        }
+        counts = [len(self._layout_of(outputs, index).order) for index in range(num_images)]
+        return ImageTextInputs(outputs.data, token_ids=token_ids, tokens_per_image=counts)
 
     def apply_chat_template(
         self,

