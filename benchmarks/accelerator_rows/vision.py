@@ -211,9 +211,7 @@ def compiled(setting: Setting, views: int, name: str) -> Iterator[Cells]:
     """
 
     def wrap(run: Run) -> Run:
-        faster = torch.compile(
-            run, fullgraph=True, dynamic=False, backend="aot_eager" if setting.small else "inductor"
-        )
+        faster = torch.compile(run, fullgraph=True, dynamic=False, backend="eager" if setting.small else "inductor")
         faster()
         return capture(faster, setting) if setting.is_cuda else faster
 
