@@ -268,9 +268,10 @@ def _product_or_none(run: Run, place: Path) -> dict[str, bytes] | None:
 
 
 def steps_of_log(file: Path) -> bytes:
-    """Return steps and losses of a log, without what depends on the clock."""
+    """Return steps and losses of a log, without what depends on the clock and without the summaries of attempts."""
     kept = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [line for line in lines if "train_runtime" not in line]
     return json.dumps([{key: line[key] for key in kept if key in line} for line in lines]).encode()
 
 

@@ -105,6 +105,38 @@ def test_a_connection_whose_request_was_not_read_yet_is_kept(server):
         assert clients[0].recv(10_000).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 4\r\nContent-Length: 40",
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        b"Transfer-Encoding: chunked, identity",
+        b"Content-Length: +4",
+        b"Content-Length : 4",
+        b"Content-Length: 4\r\n X: folded\x00",
+    ],
+)
+def test_a_request_of_two_lengths_is_refused_and_what_follows_it_is_no_request(server, headers):
+    with connect(server) as client:
+        client.sendall(b"POST /load_model HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\nabcd" + HEALTH)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while received := client.recv(10_000):
+                answer += received
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_flood_of_headers_is_refused(server):
+    with connect(server) as client:
+        flood = b"".join(b"X-%d: %d\r\n" % (number, number) for number in range(20_000))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + flood + b"\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10_000).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431")) or is_closed(client)
+    with connect(server) as client:
+        assert status(client) == 200
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"POST /load_model HTTP/1.1\r\nHost: x\r\nA: b"])
 def test_a_head_that_does_not_arrive(server, sent):
     started = time.monotonic()
