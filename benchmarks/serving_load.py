@@ -11,7 +11,8 @@ client, every image's features kept from an earlier question. Prints one JSON ob
 mixed up, if a status came that is not documented, or if memory grew (told from two minutes on) by more than a
 twentieth after the first sixth.
 With `--hostile` also if the p99 of /health is above 1 s, or if memory, some time after the load (`--settle`), is more
-than a fifth above what it was before it.
+than a fifth above what it was before it: after one client had asked every question twice, so that modules are imported
+and the caches, whose size is an option, are full. `cold` is memory before any request.
 """
 
 import argparse
@@ -284,6 +285,8 @@ def main() -> None:
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
 
+        cold = resident_bytes(server.pid) / 2**20
+
         async def measure() -> tuple[Load, float, float, float]:
             clients = Load(url, "load", questions, options)
             one_client = await clients.one_client_alone()
@@ -304,7 +307,7 @@ def main() -> None:
     settled = [size / 2**20 for moment, size in record.memory if moment > options.seconds * WARM_UP]
     quarter = max(len(settled) // 4, 1)
     memory = {"warm": median(settled[:quarter]), "end": median(settled[-quarter:]), "peak": max(settled)}
-    memory |= {"before": before, "settled": settled_to}
+    memory |= {"cold": cold, "before": before, "settled": settled_to}
     if options.hostile:
         has_grown = settled_to > SETTLED * before
     else:

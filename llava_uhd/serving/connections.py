@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 RESERVED_FILES = 24  # for the model's files, images that are fetched, logs
 SPARE_CONNECTIONS = 8
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
+KEEP_ALIVE = 15  # seconds; clients close a spare connection after 5 (httpx, openai), and a server must not be first
 YOUNG = 1.0  # seconds in which an idle connection is likely to send its next request
 
 
