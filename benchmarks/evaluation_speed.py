@@ -41,7 +41,7 @@ def one_at_a_time(generator: BatchGenerator, samples: list[Sample]) -> dict[int,
 
 
 def batched(workers: Workers, batches: list[list[int]]) -> dict[int, str]:
-    """As `eval run` does where processes pay, these having begun."""
+    """Answer as `eval run` does with processes that are already started."""
     answers: dict[int, str] = {}
     for of_batch in workers.generate_all(batches):
         answers |= of_batch.texts

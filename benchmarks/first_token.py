@@ -19,7 +19,7 @@ IMPORTS = "import torch; from transformers import LlamaForCausalLM; print('ready
 
 
 def seconds_to_first_byte(command: list[str]) -> float:
-    """From the start of a process to the first byte that it prints."""
+    """Return the seconds from the start of a process to the first byte that it prints."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None

@@ -46,7 +46,7 @@ class Run:
 
     Attributes:
         start: runs to its end below a folder; raises ValueError where its product is there already.
-        product: what of the folder must be equal, by name.
+        product: contents of the folder that must be equal, by name.
     """
 
     start: Callable[[Path], None]

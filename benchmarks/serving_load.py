@@ -72,7 +72,7 @@ class Question:
 
 @dataclass
 class Record:
-    """What happened to the requests."""
+    """Outcomes of the requests."""
 
     statuses: Counter = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)

@@ -26,7 +26,7 @@ def under(prefix: str, arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def attention_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What v1 and v2 projectors share: published names to ours."""
+    """Shared names of v1 and v2 projectors: original to HF format."""
     state = {"positions": published["pos_embed"], "proj": published["proj"]}
     for kind in ("weight", "bias"):
         for name, part in zip("qkv", published[f"attn.in_proj_{kind}"].chunk(3), strict=True):

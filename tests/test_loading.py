@@ -33,7 +33,7 @@ def linear_names(model: torch.nn.Module, prefix: str) -> set[str]:
 
 
 def test_training_quantizes_the_modules_that_loading_does(folder):
-    """By name: all linear layers of the language model, and none besides."""
+    """Quantize by name: all linear layers of the language model, and none besides."""
     pytest.importorskip("bitsandbytes")
     recipe = ModelRecipe(start=str(folder))
     trained, _ = _read(recipe, "nf4")

@@ -121,7 +121,7 @@ def test_a_large_page_of_a_tiff_is_refused_before_it_is_decoded(folder):
 
 
 def test_pages_are_rendered_at_what_the_slices_can_use(folder):
-    """At least `OVERSAMPLING` times their side, so that the model's own resizing makes the pixels."""
+    """Render at least `OVERSAMPLING` times their side, so that the model's own resizing makes the pixels."""
     for max_slices in (1, 7):
         num_pixels = ImagePlanner.load("tiny").num_pixels(max_slices)
         image = open_pages(folder / "five.pdf", "1", num_pixels=num_pixels)[0].image

@@ -29,7 +29,7 @@ def commands(text: str) -> list[str]:
 
 
 def test_first_command_shows_what_it_prints():
-    """What `make demo` runs is the first command, within the first 35 lines, and its shown output is its output."""
+    """`make demo` is the first command, within the first 35 lines, and its shown output is its output."""
     assert "make demo" in "\n".join(README.splitlines()[:35])
     (shown,) = blocks("console")
     (command,) = commands(shown)

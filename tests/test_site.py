@@ -14,7 +14,7 @@ NOTEBOOK = DOCS / "notebooks" / "looking.ipynb"
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    """By the very command of the Makefile; --quiet would let warnings pass."""
+    """Run the command of the Makefile; --quiet would let warnings pass."""
     (command,) = re.findall(r"bin/(mkdocs build.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert "--strict" in command and "quiet" not in command and "make docs" in (ROOT / ".ci" / "run").read_text()
     arguments = [sys.executable, "-m", *command.split(), "--site-dir", str(tmp_path)]

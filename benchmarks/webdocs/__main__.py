@@ -33,8 +33,8 @@ def make_pages(count: int, seed: int, chromium: str) -> list[Page]:
     """All documents.
 
     Args:
-        count: of each HTML kind; PDFs and charts are half as many a kind.
-        seed: of everything.
+        count: number of documents of each HTML kind; PDFs and charts are half as many per kind.
+        seed: seed of all draws.
         chromium: path of the browser.
     """
     drafts = []

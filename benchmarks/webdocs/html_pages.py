@@ -246,7 +246,7 @@ def draw(drafts: list[tuple[random.Random, Draft]], chromium: str) -> list[Page]
     """Screenshots of drafts.
 
     Args:
-        drafts: with the generator that chooses the look of each.
+        drafts: content generator, with the generator that chooses the look of each page.
         chromium: path of the browser.
 
     Raises:

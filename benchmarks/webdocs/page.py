@@ -41,7 +41,7 @@ class Question:
 
     Attributes:
         answers: every text that is right.
-        ability: as in the scores.
+        ability: kind of document, as in the scores.
         print: size of the answer's letters in pixels of the image; None where nothing is printed.
     """
 
@@ -56,7 +56,7 @@ class Page:
     """A document with its questions.
 
     Attributes:
-        program: which program drew it.
+        program: program that rendered it.
     """
 
     kind: str

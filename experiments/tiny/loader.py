@@ -23,7 +23,7 @@ def cut_batches(samples: list[Sample], tokens: int) -> list[list[Sample]]:
     """Batches of samples of about one length, each of at most so many positions with its padding, or of one sample.
 
     Args:
-        samples: of one group.
+        samples: samples of one group.
         tokens: positions of a batch.
     """
     batches: list[list[Sample]] = []
@@ -59,8 +59,8 @@ def stream_batches(
 
     Args:
         setting: sizes of the model.
-        phase: what a sample is.
-        seed: of the pages.
+        phase: function that makes a sample.
+        seed: seed of the pages.
         first: number of the first batch wanted: group · GROUP + place in the group.
         pool: processes that draw pages, one group ahead; None draws them here.
     """

@@ -21,10 +21,10 @@ DISTANCE = 0.5
 
 @dataclass(frozen=True)
 class Score:
-    """What a batch gives.
+    """Losses and counts of a batch.
 
     Attributes:
-        loss: to go downhill on.
+        loss: loss to minimize.
         measures: sums and counts by name: means of a stretch of steps are sums over counts.
     """
 

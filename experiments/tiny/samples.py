@@ -31,9 +31,9 @@ class Sample:
     """One page.
 
     Attributes:
-        input_ids, labels, pointers: of the sequence; a pointer is the position of the image token in which the next
-            character of an answer is printed, -1 elsewhere. Empty in the phase `vision`.
-        symbols: of the image tokens, (T, S), or of views or patches, (N, S), in the phase `vision`.
+        input_ids, labels, pointers: values of the sequence; a pointer is the position of the image token in which the
+            next character of an answer is printed, -1 elsewhere. Empty in the phase `vision`.
+        symbols: characters of the image tokens, (T, S), or of views or patches, (N, S), in the phase `vision`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         grid: (columns, rows) of slices, zeros where it was not cut.
@@ -68,7 +68,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     Args:
         setting: sizes of the model.
         phase: kind of sample.
-        seed, index: of the page.
+        seed, index: glyphs of the page.
     """
     document = draw_document(setting, phase, seed, index)
     plan = plan_of(document, setting, phase.views)

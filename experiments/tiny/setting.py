@@ -55,9 +55,9 @@ class Phase:
     """A part of the training.
 
     Attributes:
-        name: in log and folder. `kind`: `vision`, `reader` or `joint`.
+        name: name of the phase in log and folder. `kind`: `vision`, `reader` or `joint`.
         steps: optimizer steps.
-        tokens: of a step: patches for `vision`, positions of the sequences, padding included, for the others.
+        tokens: size of a step: patches for `vision`, positions of the sequences, padding included, for the others.
         rate: peak of the language model's learning rate, or of the projector's. `tower_rate`: of the tower's.
         cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
         views: most slices of a page.

@@ -152,7 +152,7 @@ def sequence_symbols(
 
 
 def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting, run: int) -> list[int]:
-    """For each visible character of a run, the position of its token in the sequence of its image."""
+    """Return the position of each visible character's token in the sequence of its image."""
     grid, glyphs = setting.query_grid, document.glyphs()
     columns, rows = plan.grid or (1, 1)
     row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)

@@ -26,7 +26,7 @@ WARMUP = 50
 
 
 class Stop:
-    """Whether the run should stop: its time is up, or the process was asked to end."""
+    """Return True if the run should stop: its time is up, or the process was asked to end."""
 
     def __init__(self, minutes: float | None):
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -83,7 +83,7 @@ def train(
     Args:
         plan: model and phases.
         out: folder of the checkpoint and the log; a run in it is resumed.
-        seed: of weights and pages.
+        seed: seed of weights and pages.
         device: `cpu` or `cuda`.
         minutes: stop with a checkpoint after so long; None runs to the end.
         workers: processes that draw pages.

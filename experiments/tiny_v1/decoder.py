@@ -40,7 +40,7 @@ class Phase:
             of a window's edge a character lies says a little of both.
         pointing: weight of `pointing_loss`.
         heads: that the loss is about.
-        rate: of the optimizers at their peak.
+        rate: learning rate of the optimizers at their peak.
         cosine: the part of the rate's cosine, from 0 to 1, that this phase goes along.
     """
 
@@ -88,7 +88,7 @@ class SymbolReader(nn.Module):
 
         Args:
             input_ids: (B, length).
-            codes: of all image tokens, (T, WIDTH).
+            codes: features of all image tokens, (T, WIDTH).
             pointers: (B, length), where a position should look, -1 where there is nothing to look at.
             heads: (layer, head) of the heads.
 
@@ -126,7 +126,7 @@ class SymbolReader(nn.Module):
 
 
 def pointing_loss(attention: torch.Tensor) -> torch.Tensor:
-    """How little heads look where they should: mean over their attention there, of any shape."""
+    """Return the mean pointer loss over attention weights of any shape."""
     return -(attention + 1e-4).log().mean()
 
 

@@ -31,8 +31,8 @@ class Part:
     """A part of the joint training.
 
     Attributes:
-        rate: of the decoder.
-        vision_rate: of the vision half, which does not learn at 0.
+        rate: learning rate of the decoder.
+        vision_rate: learning rate of the vision half; 0 freezes it.
         alternate: every second batch is given by its symbols, as in the decoder's own phases, not by its pixels.
     """
 

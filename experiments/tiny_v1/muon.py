@@ -26,7 +26,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. Steps are as long as those of AdamW at the same rate (Liu et al. 2025)."""
+    """Muon for matrices only. Steps are as long as those of AdamW at the same learning rate (Liu et al. 2025)."""
 
     def __init__(self, matrices: Sequence[torch.Tensor], rate: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})

@@ -1,4 +1,4 @@
-"""What the stages share: optimizers, the schedule of the rate, the answers' loss, the log."""
+"""Optimizers, learning rate schedule, answer loss and log of all stages."""
 
 import json
 import math
@@ -50,8 +50,8 @@ def set_rate(optimizers: list[torch.optim.Optimizer], progress: float, warmed_up
     """Sets the rate: a cosine from the peak down to 2 % of it, times a linear warm-up.
 
     Args:
-        progress: along the cosine, from 0 to 1.
-        warmed_up: how much of the warm-up is done; 1 and more for all of it.
+        progress: progress along the cosine, from 0 to 1.
+        warmed_up: progress of the warm-up; 1 and more after its end.
     """
     factor = min(warmed_up, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for optimizer in optimizers:

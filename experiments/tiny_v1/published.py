@@ -66,7 +66,7 @@ OVERRIDES = {
 
 
 def write_data(out: Path, seed: int, shorten: int = 1) -> None:
-    """What `llava-uhd data synthetic` writes, into `documents`, and more to train on into two folders more."""
+    """Write `llava-uhd data synthetic` into `documents`, and more training data into two further folders."""
     write_documents(out / "documents/train", max(DOCUMENTS // shorten, 96), seed)
     write_documents(out / "documents/held-out", max(HELD_OUT // shorten, 2), seed + 1)
     write_documents(out / "more-documents/train", max(MORE_DOCUMENTS // shorten, 96), seed + 3)

@@ -37,8 +37,8 @@ class Sample:
     """A conversation about a document.
 
     Attributes:
-        pointers: for each position from which a character of an answer is predicted, the position of the window in
-            which that character is printed; -1 elsewhere.
+        pointers: position of the window in which the next character is printed, at each position from which a
+            character of an answer is predicted; -1 elsewhere.
     """
 
     document: Document

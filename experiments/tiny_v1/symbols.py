@@ -93,7 +93,7 @@ def sequence_symbols(document: Document, plan: SlicePlan, rng: random.Random | N
 
 
 def character_positions(document: Document, plan: SlicePlan, text: Text) -> list[int]:
-    """For each character of a text of the page, the position of its window in the sequence of its image."""
+    """Return the position of each character's window in the sequence of its image."""
     width, height = document.page.size
     (columns, rows), (patch_rows, patch_columns) = plan.grid or (1, 1), plan.view_shapes[0]
     stride = columns * QUERY_GRID + (plan.grid is not None)  # a row separator ends each row of the raster

@@ -33,8 +33,8 @@ class ProjectorPhase:
     """A part of the training of the whole vision half.
 
     Attributes:
-        muon_rate, adam_rate: of the projector.
-        tower_rate: of the tower, which has learned before.
+        muon_rate, adam_rate: learning rate of the projector.
+        tower_rate: learning rate of the tower, which is trained before.
         documents: every so many-th page is a document, not random characters.
         upsampler: the pyramid begins as stage 0 left it, and stays so but for its correction, as in stage 2.
     """

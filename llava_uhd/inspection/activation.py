@@ -87,7 +87,7 @@ class _LeafMaps(nn.Module):
 
 @contextmanager
 def _leaf_maps(projector: HiWinProjector) -> Iterator[_LeafMaps]:
-    """Within, the projector reads recorded leaves; an up-sampler that it does not know keeps it from fusing."""
+    """Let the projector read recorded leaves; an up-sampler that it does not know keeps it from fusing."""
     upsampler = projector.upsampler
     leaves = _LeafMaps(upsampler)
     projector.upsampler = leaves  # type: ignore[assignment]

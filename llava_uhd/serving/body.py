@@ -74,7 +74,7 @@ def parse_json(body: bytes | bytearray, limits: Limits, max_escapes: int) -> Any
 
     Args:
         body: bytes of the request.
-        limits: of values and nesting.
+        limits: limits of values and nesting.
         max_escapes: most backslashes: an escape is a character of a text, and images in base64 have none.
 
     Raises:

@@ -33,12 +33,12 @@ def read_pages(
 
     Args:
         content: bytes of a PDF or TIFF file.
-        name: what an error calls the document.
+        name: name of the document for error messages.
         max_pages: most pages.
         num_pixels: pixels of a page that the model can use.
         max_pixels: most pixels of a page of a TIFF.
         seconds: time that rendering may take.
-        deadline: on the clock of `time.monotonic`.
+        deadline: time on the clock of `time.monotonic`.
 
     Raises:
         ValueError: the document is damaged, encrypted, too long, or takes too long to render.

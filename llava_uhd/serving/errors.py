@@ -1,4 +1,4 @@
-"""What the server answers when it does not answer: JSON as OpenAI's clients expect it, without paths or traces."""
+"""Error responses: JSON in OpenAI's format, without paths or traces."""
 
 import logging
 
@@ -24,11 +24,11 @@ class ApiError(Exception):
     """A refusal.
 
     Attributes:
-        status: of HTTP.
-        message: for the person who sent the request.
+        status: HTTP status code.
+        message: message for the client.
         code: one word for programs, or None.
         param: the parameter that is wrong, or None.
-        headers: of the response.
+        headers: HTTP headers of the response.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What to say about an exception of the engine; of an unforeseen one nothing but that it happened."""
+    """Return the error response for an exception of the engine, without details of an unexpected one."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineBusy):

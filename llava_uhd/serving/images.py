@@ -60,9 +60,9 @@ def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> I
 
     Args:
         content: bytes of the file.
-        name: what an error calls the image.
+        name: name of the image for error messages.
         max_pixels: most pixels.
-        deadline: on the clock of `time.monotonic`; holds for decoding it later, too.
+        deadline: time on the clock of `time.monotonic`; holds for decoding it later, too.
 
     Raises:
         ValueError: it is empty, no image, damaged, or has too many pixels.
@@ -108,9 +108,9 @@ def decode(image: Image.Image, name: str, max_pixels: int, deadline: float) -> I
 
     Args:
         image: see `open_image`.
-        name: what an error calls the image.
+        name: name of the image for error messages.
         max_pixels: most pixels.
-        deadline: on the clock of `time.monotonic`.
+        deadline: time on the clock of `time.monotonic`.
 
     Raises:
         ValueError: it is damaged.

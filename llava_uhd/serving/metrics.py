@@ -1,4 +1,4 @@
-"""What the server tells Prometheus."""
+"""Prometheus metrics of the server."""
 
 from collections.abc import Iterator
 

@@ -93,8 +93,8 @@ def is_neutral(name: str, value: Any) -> bool:
     """Return whether a parameter that is not implemented asks for nothing.
 
     Args:
-        name: of the parameter.
-        value: as sent.
+        name: name of the parameter.
+        value: value that the client sent.
     """
     if value is None or name in IGNORED:
         return True

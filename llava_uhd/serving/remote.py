@@ -115,9 +115,9 @@ class ImageSource:
 
         Args:
             allowed_hosts: images are fetched from these alone.
-            max_bytes: of an image.
+            max_bytes: maximum bytes of an image.
             timeout: seconds for all of a fetch.
-            is_allowed_address: which IP addresses a host may have.
+            is_allowed_address: predicate of the IP addresses that a host may have.
         """
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self.max_bytes, self.timeout, self.is_allowed_address = max_bytes, timeout, is_allowed_address

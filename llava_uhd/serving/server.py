@@ -44,12 +44,12 @@ SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the server takes.
+    """Limits and options of the server.
 
     Attributes:
         model_name: the name requests must ask for.
         api_key: asked for as a bearer token on every route but /health and /metrics; None for no key.
-        limits: of a request.
+        limits: maximum size of a request.
         images: reads image URLs.
         max_requests: requests at a time, but those of /health and /metrics; one more gets 503.
         cors_origins: origins whose pages may ask from a browser; `*` for all.
@@ -84,7 +84,7 @@ def check_api_key(key: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks the engine for; the body it came in is not kept."""
+    """Arguments of a request for the engine; its body is not kept."""
 
     messages: list[Message]
     sampling: Sampling

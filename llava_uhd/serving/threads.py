@@ -17,7 +17,7 @@ def cpu_limit(cgroup: Path = CGROUP) -> float | None:
     """Return the CPUs' worth of time that a container may use; None without a limit.
 
     Args:
-        cgroup: where control groups are mounted; versions 2 and 1 are read.
+        cgroup: mount point of control groups; versions 2 and 1 are read.
     """
     v2, quota, period = cgroup / "cpu.max", cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"
     if v2.is_file():
@@ -35,7 +35,7 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
     """Return the CPUs this process may use: its affinity, or less where its control group has less time.
 
     Args:
-        cgroup: where control groups are mounted.
+        cgroup: mount point of control groups.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cpu_limit(cgroup)

@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has given its product."""
+        """True if the run has written its output."""
         return any((self.out / product).exists() for product in PRODUCTS)
 
 

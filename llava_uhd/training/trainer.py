@@ -209,7 +209,7 @@ class StageTrainer(Trainer):
         return "there is no checkpoint yet" if last is None else f"the last whole checkpoint is {last}"
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As the base class, but no step more where the checkpoint is that of the last step."""
+        """Train as the base class, without a further step if the checkpoint is that of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -229,7 +229,7 @@ class StageTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As the base class; then, when all ranks are done, the list of its files that makes it complete."""
+        """Save as the base class; after all ranks, write the list of files that completes the checkpoint."""
         folder = self.out / f"checkpoint-{self.state.global_step}"
         try:
             if self.args.should_save:

@@ -77,7 +77,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_a_hub_id(tmp_path, tower):
-    """Through huggingface_hub's own cache, as after a download; there is no network in a test."""
+    """Convert through huggingface_hub's own cache, as after a download, without network."""
     repository = tmp_path / "hub" / "models--YipengZhang--LLaVA-UHD-v2"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc123")

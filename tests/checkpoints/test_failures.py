@@ -1,4 +1,4 @@
-"""What is wrong with a source is named, and a conversion that fails leaves nothing behind."""
+"""Errors name the fault of a source, and a failed conversion leaves nothing behind."""
 
 import json
 import os

@@ -151,7 +151,7 @@ def test_bad_predictions_are_counted_and_named(kind, message, score, data, tmp_p
     assert result["problems"][kind] == 1
 
 
-def test_another_split_is_recognised(data, tmp_path):
+def test_another_split_is_recognized(data, tmp_path):
     rows = [dict(row, question_id=f"other{index}") for index, row in enumerate(published_rows("gqa", data))]
     minidata.write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(ValueError, match="none of the 3 questions is answered.*is it another split"):
@@ -223,7 +223,7 @@ def test_compare_gives_a_paired_interval(data, tmp_path, evaluate):
 
 
 def test_compare_interval_matches_theory():
-    """With many independent rows the bootstrap interval is the normal one."""
+    """The bootstrap interval of many independent rows is the normal one."""
     generator = np.random.default_rng(0)
 
     def result(accuracy: float) -> dict:

@@ -204,7 +204,7 @@ def test_results_of_wrong_types_are_named(field, value, run, tmp_path):
 
 
 def test_files_of_earlier_versions_are_read(run, tmp_path):
-    """Without checksums, and with a protocol that lacks a field of today."""
+    """Files without checksums, and a protocol that lacks a newer field."""
     expected = run(tmp_path / "out")
     for name in ("result.json", "protocol.json"):
         record = json.loads((tmp_path / "out" / name).read_text())

@@ -84,7 +84,7 @@ def gradients(projector, function, features, pixels, direction) -> dict[str, tor
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("bias", ["random", "zero"])
 def test_gradients(pyramid, training, bias):
-    """With the same seed the dropout of a training step is the same too; with a zero bias the basis has a null."""
+    """A training step with the same seed has the same dropout; with a zero bias the basis has a null."""
     projector = build(**PYRAMIDS[pyramid]).train(training)
     if bias == "zero":
         for projection in projector.projections.values():

@@ -51,7 +51,7 @@ def test_views_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", ["120x80", "500x260"])
-def test_normalised_values_are_the_published_ones(name):
+def test_normalized_values_are_the_published_ones(name):
     outputs = LlavaUhdImageProcessor()(PIXELS[f"img_{name}"], return_tensors="np")
     shapes = [tuple(shape) for shape in outputs.view_shapes.tolist()]
     ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
@@ -212,7 +212,7 @@ def test_a_batch_of_arrays_is_a_list_of_images():
         ("HSV", (0, 0, 77), (77, 77, 77)),
     ],
 )
-def test_every_colour_mode_becomes_rgb(mode, value, expected):
+def test_every_color_mode_becomes_rgb(mode, value, expected):
     image = decode_image(Image.new(mode, (3, 2), value))
     assert image.mode == "RGB"
     assert image.size == (3, 2)

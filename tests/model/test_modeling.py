@@ -1,4 +1,4 @@
-"""What a generative image-text model of transformers promises: saving, generating, checkpointing, adapters."""
+"""Contract of a generative image-text model of transformers: saving, generating, checkpointing, adapters."""
 
 import copy
 import subprocess
@@ -115,7 +115,7 @@ def test_generation_with_and_without_cache_and_with_features(variant):
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("layout", ["stitched", "sequential"])
-def test_batch_neighbours_do_not_matter(text, layout):
+def test_batch_neighbors_do_not_matter(text, layout):
     config = small_config(text, layout)
     model = build_model(config)
     samples = [

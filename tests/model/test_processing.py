@@ -262,7 +262,7 @@ def test_prompts_and_images_must_agree(images, text, complaint):
 
 @pytest.mark.parametrize("return_tensors", [None, "pt"])
 def test_image_tokens_are_never_cut(return_tensors):
-    """Where the published code cut the sequence at `max_length`, image tokens or not."""
+    """The reference implementation truncates the sequence at `max_length`, image tokens or not."""
     processor = make_processor(query_grid=4)
     length = len(processor(images=WIDE, text="<image> hi there")["input_ids"][0])
     options = {"truncation": True, "return_tensors": return_tensors}

@@ -31,7 +31,7 @@ def test_transformers_backend_of_vllm_is_refused_with_the_way_out(cls):
 
 
 def test_an_attention_of_the_server_s_own_is_used_in_every_layer_and_gets_its_arguments(pair):
-    """As the backend calls the model: embeddings, positions, no cache, a tuple back."""
+    """Call the model as the backend does: embeddings, positions, no cache, a tuple back."""
     model = pair[0].model
     seen = []
 

@@ -68,7 +68,7 @@ def test_a_cached_matrix_made_in_inference_mode_serves_training():
 
 @pytest.mark.parametrize("side", [12, 24, 31, 96])
 def test_aligned_windows_read_at_pixel_centers(side):
-    """On a ramp whose value at pixel i is i + 1/2, its center, a bin reads its own center; legacy reads half more."""
+    """If the value of pixel i is i + 1/2, its center, a bin reads its own center; legacy reads half more."""
     bins, ramp = 3, np.arange(side) + 0.5
     centers = (np.arange(12 * bins) + 0.5) * side / (12 * bins)
     inside = (centers - side / 24 > 0.5) & (centers + side / 24 < side - 1.5)  # samples beyond a border are clamped

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows is run: its openai lines, its Python, its load balancer's configuration."""
+"""Execute the examples of docs/serving.md: its openai lines, its Python, its load balancer's configuration."""
 
 import re
 import shutil

@@ -140,7 +140,7 @@ def test_a_server_that_does_not_answer(scheme):
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_a_server_that_sends_byte_by_byte(head):
-    """In the headers (the first case) and in the body; each byte comes well within a socket's time limit."""
+    """Send slowly in headers (the first case) and in the body; each byte comes well within a socket's time limit."""
 
     def trickle(server: socket.socket) -> None:
         connection, _ = server.accept()

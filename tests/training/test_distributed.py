@@ -103,7 +103,7 @@ def difference(first, second):
 
 
 def test_two_ranks_agree_with_one(start, tmp_path, without_dropout):
-    """With DDP, from the start, and continued on two ranks after a beginning on one."""
+    """Train with DDP, from the start, and continued on two ranks after a beginning on one."""
     finish(start("one"))
     finish(start("two", *TWO_RANKS))
     moved = difference(load_file(tmp_path / "bilinear" / "model.safetensors"), trained(tmp_path, "one"))

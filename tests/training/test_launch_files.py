@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["torchrun.sbatch", "fsdp2.sbatch"])
 def test_the_launched_command_runs_on_two_ranks(recipe_values, tmp_path, script):
-    """With `srun` and `scontrol` of one node in place of Slurm's, and ranks on the CPU in place of GPUs."""
+    """Run with `srun` and `scontrol` of one node in place of Slurm's, and ranks on the CPU in place of GPUs."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (("srun", 'exec "$@"'), ("scontrol", "echo localhost")):

@@ -1,4 +1,4 @@
-"""What is frozen when, and what a sample costs, on the published sizes."""
+"""Frozen parameters and cost of a sample, at the sizes of the paper."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_parts_of_names():
 
 
 def test_parts_that_are_not_run_are_those_without_gradients():
-    """With everything trainable, the parameters that get no gradient are exactly the `not run` ones."""
+    """If everything is trainable, the parameters that get no gradient are exactly the `not run` ones."""
     for levels in ([1, 2], [1, 2, 8]):
         model = build_model(small_config(levels=levels))
         model.requires_grad_(True)

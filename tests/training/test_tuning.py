@@ -177,7 +177,7 @@ def test_a_folder_keeps_its_recipe(recipe_values):
 
 
 def test_a_model_put_together_from_its_parts(recipe_values, qwen_tokenizer, tmp_path):
-    """As the published stage 1 begins: language model, tower and up-sampler from three places, a new projector."""
+    """Start as stage 1 of the paper: language model, tower and up-sampler from three places, a new projector."""
     from transformers import CLIPVisionModel, LlamaForCausalLM
 
     from llava_uhd import load
@@ -230,7 +230,7 @@ def test_out_of_memory_says_what_to_lower(recipe_values, monkeypatch):
 
 
 class Killed(BaseException):
-    """What no handler catches, as no handler catches a kill."""
+    """Exception that no handler catches, like a kill."""
 
 
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeypatch, tmp_path):

@@ -65,7 +65,7 @@ def test_profiled_mlp_image_is_a_strip(max_slices):
 
 @pytest.mark.parametrize("layout", ["stitched", "sequential"])
 def test_it_fits_into_the_context(layout):
-    """With 8 x 8 tokens a view, 300 positions hold three slices, their separators and the overview."""
+    """Given 8 x 8 tokens a view, 300 positions hold three slices, their separators and the overview."""
     grid = TokenGrid(8)
     size, tokens = largest_image(grid, layout, max_slices=7, max_length=300, **GEOMETRY)
     plan = plan_slices(*size, max_slices=7, **GEOMETRY)

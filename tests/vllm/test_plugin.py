@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_entry_point_registers_and_imports_vllm_only_then():
-    """Where vLLM is missing, importing the plug-in works and registering names what is missing."""
+    """If vLLM is missing, importing the plug-in works and registering names what is missing."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ((name, value),) = project["entry-points"]["vllm.general_plugins"].items()
     register = EntryPoint(name, value, "vllm.general_plugins").load()

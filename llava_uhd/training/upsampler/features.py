@@ -14,7 +14,7 @@ TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVis
 
 
 def is_own_model(name: str) -> bool:
-    """Whether a name stands for a model of this package: a built-in one, or a folder of its format."""
+    """Return True if a name is a model of this package: a built-in one, or a folder of its format."""
     config_file = Path(name).expanduser() / "config.json"
     return name in BUILT_IN or (
         config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == "llava_uhd"

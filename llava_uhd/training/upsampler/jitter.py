@@ -14,8 +14,8 @@ class Move:
     """A move.
 
     Attributes:
-        zoom: at least 1.
-        top, left: where the moved picture begins in the padded and zoomed one, in pixels.
+        zoom: zoom factor, at least 1.
+        top, left: offset of the moved image in the padded and zoomed one, in pixels.
         flip: mirrored left to right.
     """
 

@@ -30,7 +30,7 @@ def reconstruction_loss(
         rebuilt: (N, C, h, w), up-sampled and pooled down again.
         features: (N, C, h, w), of the tower.
         scales: (N, 1, h, w).
-        projection: onto which both are compared.
+        projection: directions onto which both are projected.
     """
     error = project(rebuilt, projection) - project(features, projection)
     return (error**2 / (2 * scales**2) + scales.log()).mean()

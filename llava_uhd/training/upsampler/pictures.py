@@ -40,7 +40,7 @@ class Pictures(Dataset):
     """Normalized pictures (3, H, W).
 
     Args:
-        files: of the pictures.
+        files: paths of the images.
         image_size: side of the square crop, or of the square of equal area.
         patch_size: sides are multiples of it.
         keep_aspect: instead of cropping.

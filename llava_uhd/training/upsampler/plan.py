@@ -14,13 +14,13 @@ from .pictures import find_pictures
 
 @dataclass(frozen=True)
 class UpsamplerPlan:
-    """What `--dry-run` shows.
+    """Plan that `--dry-run` prints.
 
     Attributes:
-        parameters: of each part of the training; all are trained, and the last two thrown away afterwards.
-        pictures: to train on; None where the folder is not there.
-        steps: at most: pictures of one size must fill a batch.
-        memory_gib: on each device, of weights, gradients, moments and maps.
+        parameters: parameters of each module; all are trained, and the last two thrown away afterwards.
+        pictures: number of training images; None where the folder is not there.
+        steps: maximum number of steps: images of one size must fill a batch.
+        memory_gib: bytes on each device, of weights, gradients, moments and maps.
     """
 
     parameters: dict[str, int]

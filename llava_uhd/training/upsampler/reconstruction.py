@@ -1,4 +1,4 @@
-"""What the up-sampler is trained with and then thrown away: the way back to the low resolution, and its trust.
+"""Modules for training the up-sampler alone: downsampler to the low resolution, and its uncertainty.
 
 Shapes: N pictures, C channels, H W of the up-sampled map, h w of the tower's, k side of a pooled square.
 """
@@ -57,7 +57,7 @@ class AttentionDownsampler(nn.Module):
 
 
 class ScaleNet(nn.Module):
-    """How far off a reconstruction may be, position by position: (N, C, h, w) to (N, 1, h, w), positive."""
+    """Uncertainty of a reconstruction at every position: (N, C, h, w) to (N, 1, h, w), positive."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -125,7 +125,7 @@ class Reconstruction(nn.Module):
             moved_features: (N, C, h, w), of the tower for `moved_pixels`.
             moved_pixels: (N, 3, H, W).
             by: the move between them.
-            smooth: with the terms that make maps smooth: for one move of a step.
+            smooth: add the smoothness terms, for one jitter of a step.
         """
         recipe, shape = self.recipe.loss, (features.shape[2], features.shape[3])
         size = (pixels.shape[2], pixels.shape[3])
@@ -154,11 +154,11 @@ class Reconstruction(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedUpsampler:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
         upsampler: file of the weights.
-        steps: of the run.
+        steps: output folder of the run.
         loss: loss of the last step; None where a run resumed behind it and its state does not tell.
         quality: measures of the up-sampler, the untrained one and the baselines by level, see `quality.measure`;
             empty without held-out pictures.
@@ -271,7 +271,7 @@ def _factors(module: CloserLook | Reconstruction) -> list[int]:
 
 
 def parameter_groups(module: nn.Module, recipe: UpsamplerRecipe) -> list[dict[str, Any]]:
-    """What is trained, in one group for each learning rate."""
+    """Return the trained parameters in one group per learning rate."""
     groups: dict[float, list[nn.Parameter]] = {}
     rates, other_rate = recipe.optimization.learning_rates, recipe.optimization.learning_rate
     for name, parameter in module.named_parameters():

@@ -36,7 +36,7 @@ class Server:
         return sum(sum(process.cpu_times()[:2]) for process in processes)
 
     def is_alive(self) -> bool:
-        """Whether it answers health checks."""
+        """Return True if it answers health checks."""
         try:
             return httpx.get(f"{self.url}/health", timeout=30).status_code == 200
         except httpx.HTTPError:

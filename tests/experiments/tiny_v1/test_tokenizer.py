@@ -38,7 +38,7 @@ def conversation(document: Document, image: Image.Image) -> list[dict]:
 
 @pytest.mark.parametrize("index", [0, 1, 7])
 def test_training_sequences_are_the_processors(index):
-    """What is trained is, token by token, what `processor` makes of the same conversation."""
+    """Training tokens equal those of `processor` for the same conversation."""
     document = make_document(1, index, kind="form")
     document = Document(document.kind, document.page, document.questions[:2])
     image = render(document.page)

@@ -1,4 +1,4 @@
-"""From files to batches: what is read, what is refused, what labels and masks say, in which order it comes."""
+"""Training data from files to batches: reading, rejection, labels, masks and order."""
 
 import io
 import json
@@ -70,7 +70,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("case, template, legacy, golden", PUBLISHED)
 def test_labels_of_the_published_conversations(case, template, legacy, golden):
-    """From the record to ids and labels, as the published data preparation gives them."""
+    """Encode the record to ids and labels, as the published data preparation gives them."""
     tokenizer = qwen_golden_tokenizer() if template == "qwen" else llama_tokenizer(legacy=bool(legacy))
     processor = one_token_processor(tokenizer, template)
     encoder = Encoder(processor, DataRecipe(template=template, labels="published"))
@@ -149,7 +149,7 @@ def test_slices_are_the_recipes(mixture, processor):
 
 
 def test_varied_sizes(mixture):
-    """About every tenth image is enlarged to six slices; the same ones whenever they are asked for."""
+    """Every tenth image or so is enlarged to six slices; the same ones whenever they are asked for."""
     samples = mixture(vary_images=True)
     again = mixture(vary_images=True)
     views = [samples[index].images["num_views"].tolist() for index in range(12)]

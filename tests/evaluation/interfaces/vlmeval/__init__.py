@@ -1,4 +1,4 @@
-"""As VLMEvalKit: importing it switches gradients off for the whole process."""
+"""Stand-in for VLMEvalKit: importing it switches gradients off for the whole process."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What an entry point of the group `lmms_eval.models` returns."""
+"""Return value of an entry point of the group `lmms_eval.models`."""
 
 from dataclasses import dataclass
 
