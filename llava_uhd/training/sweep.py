@@ -210,7 +210,7 @@ def run_sweep(sweep: Sweep, jobs: int = 1, gpus: int = 1, show: Callable[[str], 
         show: receives a line for each run.
 
     Returns:
-        what the failed runs said.
+        error messages of the failed runs.
     """
     sweep.claim()
     cells = sweep.cells()

@@ -94,7 +94,7 @@ def test_the_vision_path_compiles_as_one_graph(device):
 
 @pytest.mark.accelerator
 def test_a_resumed_run_ends_with_the_same_bits(cuda, recipe_values, monkeypatch, tmp_path):
-    """On the one device that the trainer takes; tests/training has the same on a CPU."""
+    """Train on the one device that the trainer takes; tests/training has the same on a CPU."""
     from tests.training.test_tuning import test_a_run_that_was_killed_ends_as_if_it_had_not_been
 
     test_a_run_that_was_killed_ends_as_if_it_had_not_been(recipe_values, monkeypatch, tmp_path)

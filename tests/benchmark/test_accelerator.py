@@ -45,7 +45,7 @@ def test_layers_add_launches_operations_and_bytes():
 
 
 def test_counted_products_agree_with_the_calculated_ones():
-    """Except the positions of the fp32 scores, which the calculation leaves out with other small things."""
+    """Counted operations are the calculated ones and the positions of the fp32 scores."""
     for part in counting.count(replace(SMALL, hidden=256, vision_hidden=128, view_size=224), (672, 448)):
         assert sum(part.counted.flop.values()) == pytest.approx(part.flop, rel=0.1), part.name
 

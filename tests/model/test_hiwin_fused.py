@@ -302,7 +302,7 @@ def test_the_whole_vision_path_compiles_as_one_graph(backend):
 
 @torch.no_grad()
 def test_bf16_products_err_no_more_than_the_formula_in_bf16(monkeypatch):
-    """As on an accelerator, where weighted sums and value matrices are multiplied in the features' dtype."""
+    """Compute as on an accelerator, where weighted sums and value matrices are multiplied in the features' dtype."""
     projector = build(levels=[1, 2, 4]).bfloat16()
     exact = copy.deepcopy(projector).float()
     groups = [[tensor.bfloat16() for tensor in view(shape)] for shape in ((8, 8), (6, 9))]
