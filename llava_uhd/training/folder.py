@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from ..files import write_text
+from ..files import read_json, write_json, write_text
 from .recipe import Recipe, build_recipe, recipe_text
 
 RECIPE_FILE = "recipe.yaml"
+DATA_FILE = "data.json"
 # Settings that may change on resume: they do not affect the results.
 FREE = (("out",), ("monitoring",), ("checkpoints",), ("data", "workers"))
 FREE_IN_TUNING = (("data", "held_out"), ("optimization", "micro_batch"))
@@ -48,6 +49,32 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()  # of a killed run
     write_text(out / RECIPE_FILE, recipe_text(recipe))
+
+
+def check_data(out: Path, fingerprint: dict[str, Any], begun: bool) -> None:
+    """Check that a run resumes on the data that it began with.
+
+    Args:
+        out: folder of the run.
+        fingerprint: number of samples and digest of the data as it is now.
+        begun: True if the run resumes; a run of earlier versions has no record and is not checked.
+
+    Raises:
+        ValueError: the data changed.
+    """
+    file = out / DATA_FILE
+    before = read_json(file) if begun and file.is_file() else fingerprint
+    if before != fingerprint:
+        raise ValueError(
+            f"the training data changed since the run in {out} began: {before['samples']} samples (sha256 "
+            f"{before['sha256'][:12]}) then, {fingerprint['samples']} ({fingerprint['sha256'][:12]}) now; restore it, "
+            "name another out, or remove data.json to resume on the data as it is"
+        )
+
+
+def record_data(out: Path, fingerprint: dict[str, Any]) -> None:
+    """Write the data of a run into its folder, for `check_data`."""
+    write_json(out / DATA_FILE, fingerprint)
 
 
 def _read(file: Path) -> dict[str, Any]:

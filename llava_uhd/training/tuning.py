@@ -23,7 +23,7 @@ from .data.collation import Collator
 from .data.encoding import Encoder
 from .data.mixture import Mixture
 from .data.order import EpochOrder
-from .folder import check_folder, claim_folder
+from .folder import check_data, check_folder, claim_folder, record_data
 from .loss import use_training_forward
 from .parts import PartRow, check_table, part_of, table, train_only
 from .plan import accumulation_of, trained_parts
@@ -102,6 +102,7 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
     encoder = Encoder(processor, recipe.data)
     dataset = partial(Mixture, encoder=encoder, seed=recipe.seed, report=out / "left-out.jsonl")
     train = dataset(recipe.data.train, fatal=recipe.data.on_bad_sample == "fatal")
+    check_data(out, train.fingerprint(), begun=resumed is not None)
     held_out = dataset(recipe.data.held_out) if recipe.data.held_out else None
     optimization = recipe.optimization
     order = EpochOrder(
@@ -136,6 +137,7 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
     _refuse_zero3(trainer)
     if arguments.process_index == 0:
         claim_folder(recipe, out)
+        record_data(out, train.fingerprint())
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     _save(trainer, recipe, processor, out)
     history = trainer.state.log_history

@@ -366,3 +366,23 @@ def test_a_full_disk_says_what_is_kept(recipe_values, monkeypatch):
     monkeypatch.setattr(trainer_module.Trainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(RunStopped, match="checkpoint-4 could not be written .*No space left.*/checkpoint-2"):
         train_stage(build_recipe(recipe_values))
+
+
+def test_changed_training_data_is_refused_on_resume(recipe_values, data_folder, tmp_path):
+    file = tmp_path / "mine.json"
+    records = json.loads((data_folder / "train.json").read_text())
+    file.write_text(json.dumps(records))
+    recipe_values["data"]["train"][0]["path"] = str(file)
+    recipe_values["schedule"]["max_steps"] = 3
+    train_stage(build_recipe(recipe_values))
+    out = Path(recipe_values["out"])
+    shutil.rmtree(out / "model")
+    records[0]["conversations"][1]["value"] += "!"
+    file.write_text(json.dumps(records))
+    with pytest.raises(ValueError, match=r"data changed since the run in .*18 samples \(sha256 \w{12}\) then, 18 \("):
+        train_stage(build_recipe(recipe_values))
+    file.write_text(json.dumps(records[:-1]))
+    with pytest.raises(ValueError, match=r"then, 17 \(\w{12}\) now; restore it"):
+        train_stage(build_recipe(recipe_values))
+    (out / "data.json").unlink()  # as a run of an earlier version
+    assert train_stage(build_recipe(recipe_values)).steps == 3

@@ -14,7 +14,7 @@ from ...model.image_processing_llava_uhd import decode_image, enlarge
 from ...model.processing_llava_uhd import LlavaUhdProcessor
 from ..labels import IGNORE, answer_labels, chatml_labels
 from ..recipe import DataRecipe
-from .conversations import BadSample, Conversation
+from .conversations import IMAGE, BadSample, Conversation
 
 # Reference training value, independent of the model's own limit.
 VARIED_SLICES = 6
@@ -83,6 +83,7 @@ class Encoder:
         """
         rng = random.Random(seed)
         options: dict[str, Any] = {"max_slices": self.data.max_slices} if self.data.max_slices else {}
+        messages = self._leading(conversation.messages)
         try:
             pictures = [decode_image(image) for image in images]
             for picture in pictures:
@@ -93,7 +94,7 @@ class Encoder:
             named = zip(pictures, conversation.images, strict=True)
             pictures = [self._vary(picture, name, rng) for picture, name in named]
         outputs = self.processor.apply_chat_template(
-            conversation.messages,
+            messages,
             chat_template=self.template,
             tokenize=True,
             return_dict=True,
@@ -105,6 +106,23 @@ class Encoder:
         if self.chatml is not None:
             labels = chatml_labels(input_ids, **self.chatml)
         return self._cut(input_ids, labels, _image_inputs(outputs))
+
+    def _leading(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Return the messages that can be within the longest sequence.
+
+        Every message has at least one token of its own, the mark of its role, except in the template `plain`. Without
+        this, rendering a conversation of very many turns takes time quadratic in their number.
+        """
+        longest = self.data.max_length
+        if self.data.template == "plain" or len(messages) <= longest:
+            return messages
+        for turn, message in enumerate(messages[longest:], start=longest):
+            if IMAGE in message["content"]:
+                raise BadSample(
+                    f"it has {len(messages)} turns and an image in turn {turn}, beyond "
+                    f"the longest sequence of {longest}"
+                )
+        return messages[:longest]
 
     def _cut(self, input_ids: list[int], labels: list[int], images: dict[str, torch.Tensor]) -> Encoded:
         longest = self.data.max_length

@@ -1,9 +1,11 @@
 """Mixture dataset: sources mixed by weight, samples processed lazily."""
 
+import hashlib
 import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -45,6 +47,7 @@ class Mixture(Dataset):
             size = len(self.sources[number])
             chosen = sorted(rng.sample(range(size), round(part * size)))
             self.places += [(number, index) for index in [*range(size)] * whole + chosen]
+        self._digest = hashlib.sha256()
         manifests = [None if source.manifest is None else _manifest_lengths(source) for source in sources]
         self.lengths: list[int] = []
         self.has_images: list[bool] = []
@@ -66,9 +69,17 @@ class Mixture(Dataset):
         try:
             conversation = read_conversation(self.sources[number].record(index))
         except BadSample:
+            self._digest.update(b"bad sample")
             return 0, False  # reported when it is loaded
+        self._digest.update(f"{number}:{index}:{conversation.text}\0".encode())
         images = len(conversation.images)
         return len(conversation.text) // CHARACTERS_PER_TOKEN + images * IMAGE_TOKENS, images > 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the number of samples, and a digest of their texts and of the lengths that decide their order."""
+        digest = self._digest.copy()
+        digest.update(json.dumps([self.lengths, self.has_images]).encode())
+        return {"samples": len(self), "sha256": digest.hexdigest()}
 
     def __len__(self) -> int:
         return len(self.places)

@@ -1,9 +1,11 @@
 """The pictures of stage 0: any folder, cropped square or at their own aspect ratio."""
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,12 @@ def find_pictures(folder: str, held_out: int) -> tuple[list[Path], list[Path]]:
         raise ValueError(f"{folder} has {len(files)} pictures, of which {held_out} would be held out")
     split = len(files) - held_out
     return files[:split], files[split:]
+
+
+def pictures_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the number of images, and a digest of their names and sizes in bytes."""
+    listed = "\n".join(f"{file.name}\0{file.stat().st_size}" for file in files)
+    return {"samples": len(files), "sha256": hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
 class Pictures(Dataset):

@@ -24,14 +24,14 @@ from tqdm import tqdm
 from ...files import append_line, lock_folder, read_checked, replace_file, write_checked, write_json
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
 from ..assembly import UPSAMPLER_FILE
-from ..folder import check_folder, claim_folder
+from ..folder import check_data, check_folder, claim_folder, record_data
 from ..recipe import UpsamplerRecipe
 from ..trainer import UNREADABLE
 from ..watch import RunStopped, forget_later_steps
 from .features import Features, load_tower
 from .jitter import Move, draw_move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
-from .pictures import Pictures, batches, find_pictures
+from .pictures import Pictures, batches, find_pictures, pictures_fingerprint
 from .quality import Quality, false_colors, measure, pyramid_upsample
 from .reconstruction import AttentionDownsampler, ScaleNet
 
@@ -197,6 +197,8 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
     features = Features(load_tower(recipe.model.vision_tower).to(device), recipe.model.feature_layer)
     files, held_out_files = find_pictures(recipe.data.images, recipe.data.held_out)
     data, batch = recipe.data, recipe.optimization.global_batch
+    fingerprint = pictures_fingerprint(files)
+    check_data(out, fingerprint, begun=(out / STATE_FILE).is_file())
     style = (data.image_size, features.patch_size, data.keep_aspect, data.resample, data.normalization)
     pictures, held_out = Pictures(files, *style), Pictures(held_out_files, *style)
     orders = [batches(pictures, batch, recipe.seed, epoch) for epoch in range(recipe.schedule.epochs)]
@@ -206,6 +208,7 @@ def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsample
 
     if accelerator.is_main_process:
         claim_folder(recipe, out)
+        record_data(out, fingerprint)
     torch.manual_seed(recipe.seed)
     objective = CloserLook if recipe.loss.objective == "closer_look" else Reconstruction
     module = objective(features.channels, recipe)

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections import Counter
 from pathlib import Path
+from time import process_time
 
 import pytest
 import torch
@@ -391,3 +392,18 @@ def test_one_object_over_several_lines_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"data": [1, 2]}, indent=1))
     with pytest.raises(ValueError, match="one JSON object per line|one object per line"):
         JsonSamples(str(tmp_path / "a.json"))
+
+
+def test_very_many_turns_take_no_quadratic_time(processor):
+    """Turns beyond the longest sequence are not rendered; what is within it is the same."""
+    turns = [{"from": ("human", "gpt")[turn % 2], "value": f"turn {turn}"} for turn in range(20_000)]
+    conversation = read_conversation({"conversations": turns})
+    encoder = Encoder(processor, DataRecipe(template="vicuna", max_length=200))
+    started = process_time()
+    encoded = encoder(conversation, [], "0")
+    assert process_time() - started < 2
+    few = encoder(read_conversation({"conversations": turns[:400]}), [], "0")
+    assert torch.equal(encoded.input_ids, few.input_ids) and torch.equal(encoded.labels, few.labels)
+    turns[300]["value"] += "<image>"
+    with pytest.raises(BadSample, match="20000 turns and an image in turn 300, beyond the longest sequence of 200"):
+        encoder(read_conversation({"conversations": turns, "image": "x.png"}), [None], "0")

@@ -1,6 +1,7 @@
 """Stage 0 on a folder of small pictures: it learns, beats its beginning, and goes on where it was killed."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -223,3 +224,14 @@ def test_features_of_tiles_are_those_of_the_parts(folders):
     torch.testing.assert_close(tiles[..., 4:, :4], features(pixels[..., 56:, :56]))
     picture = false_colors([tiles[0], features(pixels[..., :56, :56])[0]], (20, 30))
     assert picture.shape == (3, 20, 60) and 0 <= picture.min() and picture.max() <= 1
+
+
+def test_changed_images_are_refused_on_resume(recipe, folders, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(folders[1], images)
+    options = recipe(images=str(images), max_steps=3, highest=2)
+    train_upsampler(options)
+    (tmp_path / "run" / "upsampler.safetensors").unlink()
+    next(images.rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match=r"data changed since the run in .*12 samples \(sha256 \w{12}\) then"):
+        train_upsampler(options)
