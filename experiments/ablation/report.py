@@ -67,7 +67,8 @@ def tables(runs: Sequence[Run]) -> str:
     groups = group_runs(runs)
     shown = []
     for table in TABLES.values():
-        if any(row == name for row, _, _ in groups for name in table.rows):
+        # A table of one row compares nothing.
+        if len({row for row, _, _ in groups} & set(table.rows)) > 1:
             shown.append(f"**{table.title}**\n\n{_rows_table(table, groups)}")
             if pairs := _pairs_table(table, groups):
                 shown.append(pairs)

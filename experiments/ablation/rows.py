@@ -65,6 +65,7 @@ STAGE0: dict[str, dict[str, Any] | None] = {
     "shipped": None,
     "published": {"schedule.max_steps": 150},
     "published-4x": {"schedule.max_steps": 150, "model.highest": 4},
+    "highest-4x": {"schedule.max_steps": 150, "model.highest": 4, "loss.levels": "highest"},
     "long": {"schedule.max_steps": 200, "optimization.learning_rate": 1e-2},
     "closer-look": {"schedule.max_steps": 300, "optimization.learning_rate": 1e-2, "loss.objective": "closer_look"},
 }
@@ -83,6 +84,31 @@ ROWS: dict[str, Row] = {
     "jbu-both": Row("HiWin, 1x 2x, JBU, both", {**TWO_LEVELS, **LEARNS}, stage0="shipped"),
     "jbu-closer-look-both": Row(
         "HiWin, 1x 2x, JBU of the closer look, both", {**TWO_LEVELS, **LEARNS}, stage0="closer-look"
+    ),
+    "resampler-vdim": Row(
+        "resampler of v1 on 2x, JBU, aligned",
+        {**TWO_LEVELS, "type": "resampler", "input_level": 2, "aligned_windows": True},
+        stage0="shipped",
+    ),
+    "perceiver-vdim": Row(
+        "perceiver resampler on 2x, JBU", {**TWO_LEVELS, "type": "perceiver", "input_level": 2}, stage0="shipped"
+    ),
+    "mlp-vdim": Row(
+        "pixel-unshuffle and MLP on 2x, JBU",
+        {**TWO_LEVELS, "type": "mlp", "input_level": 2, "unshuffle_factor": 4},
+        stage0="shipped",
+    ),
+    "deconvolution-both": Row(
+        "HiWin, 1x 2x, deconvolution, both",
+        {**TWO_LEVELS, **LEARNS, "upsampler": "deconvolution"},
+    ),
+    "jbu-14-both": Row("HiWin, 1x 4x, JBU, both", {"levels": (1, 4), **LEARNS}, stage0="published-4x"),
+    "jbu-124-both": Row("HiWin, 1x 2x 4x, JBU, both", {"levels": (1, 2, 4), **LEARNS}, stage0="published-4x"),
+    "jbu-124-highest-both": Row(
+        "HiWin, 1x 2x 4x, JBU of the loss on 4x alone, both", {"levels": (1, 2, 4), **LEARNS}, stage0="highest-4x"
+    ),
+    "jbu-pyramid-grid-both": Row(
+        "HiWin, 1x 2x, JBU, both, grids 1 and 2", {**TWO_LEVELS, **LEARNS, "bin_grid": "pyramid"}, stage0="shipped"
     ),
     "overview-both": Row(
         "HiWin, 1x 2x, JBU, both, overview only",
@@ -114,5 +140,30 @@ TABLES: dict[str, Table] = {
         "The same with published settings: unaligned, no bin embedding",
         ("resampler", "hiwin-1", "bilinear", "jbu"),
         (("hiwin-1", "resampler"), ("bilinear", "hiwin-1"), ("jbu", "bilinear")),
+    ),
+    "modules": Table(
+        "Table 2 of the paper: modules",
+        ("resampler-aligned", "resampler-vdim", "jbu-both"),
+        (("resampler-vdim", "resampler-aligned"), ("jbu-both", "resampler-vdim")),
+    ),
+    "pyramids": Table(
+        "Table 3 of the paper: pyramids",
+        ("hiwin-1-both", "deconvolution-both", "bilinear-both", "jbu-both"),
+        (("bilinear-both", "deconvolution-both"),),
+    ),
+    "levels": Table(
+        "Table 4 of the paper: levels",
+        ("jbu-both", "jbu-14-both", "jbu-124-both", "jbu-124-highest-both"),
+        (("jbu-124-both", "jbu-14-both"), ("jbu-124-both", "jbu-124-highest-both")),
+    ),
+    "grids": Table(
+        "Table 6 of the paper: grids; of square slices selective is fixed 3 x 3",
+        ("jbu-pyramid-grid-both", "jbu-both"),
+        (("jbu-both", "jbu-pyramid-grid-both"),),
+    ),
+    "projectors": Table(
+        "Figure 5a of the paper: projectors of one pyramid",
+        ("perceiver-vdim", "mlp-vdim", "resampler-vdim", "jbu-both"),
+        (("jbu-both", "perceiver-vdim"), ("jbu-both", "mlp-vdim")),
     ),
 }

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def test_rows_give_equal_numbers_of_tokens_and_train_what_they_say(name):
     trained = {key for key, parameter in reader.projector.named_parameters() if parameter.requires_grad}
     assert trained and not any(".up1." in key or key == "positions" for key in trained)
     assert any("fixup_proj" in key for key in trained) == (row.stage0 is not None)
+    learned = row.stage0 is not None or row.projector.get("upsampler") == "deconvolution"
+    assert any(key.startswith("upsampler.") for key in trained) == learned
     assert row.stage0 is None or row.stage0 in STAGE0
 
 
@@ -197,3 +200,11 @@ def test_upsamplers_come_from_stage_0(model, tmp_path, monkeypatch):
         "upsampler-closer-look",
     }
     assert len((out / "runs.jsonl").read_text().splitlines()) == 6
+
+
+RESULTS = Path(command.__file__).parent / "results"
+
+
+def test_the_docs_show_the_tables_of_the_committed_runs():
+    runs = command.finished_runs(RESULTS / "runs.jsonl")
+    assert tables(runs) in (RESULTS.parents[2] / "docs" / "ablation.md").read_text()
