@@ -83,7 +83,7 @@ def logged(trainer: Trainer) -> float:
 
 
 def check_templates() -> None:
-    """With every template of the package, `assistant_only_loss` leaves the answers with their ends as labels."""
+    """Check that `assistant_only_loss` keeps the answers with their ends as labels in every template."""
     _, processor = load("tiny", "cpu")
     rows = list(data("strings"))
     for name, template in CHAT_TEMPLATES.items():

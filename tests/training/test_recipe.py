@@ -316,7 +316,7 @@ RESOLVED = yaml.safe_load((FORMER / "resolved.yaml").read_text())
 
 @pytest.mark.parametrize("name", RESOLVED)
 def test_recipes_in_run_folders_of_earlier_versions_load(name):
-    """As `recipe.yaml` of a run was written before recipes were nested, all defaults included."""
+    """Return the `recipe.yaml` that runs had before recipes were nested, all defaults included."""
     assert build_recipe(RESOLVED[name]) == load_recipe(name)
 
 
