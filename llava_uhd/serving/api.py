@@ -170,7 +170,7 @@ def parse_request(
     Args:
         body: bytes of the request.
         served_model: name of the model that the server has.
-        limits: number of a request.
+        limits: limits of a request.
         max_text: most characters of all texts.
 
     Raises:
@@ -284,7 +284,7 @@ class PartReader:
 
         Args:
             request: the request.
-            deadline: time on the clock of `time.monotonic`; no image is begun after it.
+            deadline: deadline on the clock of `time.monotonic`; no image is read after it.
 
         Raises:
             ApiError: 400, too many images, or one outside of a user's message, or one that may not be read.

@@ -241,7 +241,7 @@ def _bounds(
     prefix_cache_mb: int,
     max_pixels: int,
 ) -> dict[str, Any]:
-    """Return the options of `serve` and `web` as options of the engine: bytes instead of MiB."""
+    """Return the engine options of `serve` and `web`, in bytes instead of MiB."""
     return {
         "batch_size": batch_size,
         "max_waiting": max_waiting,

@@ -1,4 +1,4 @@
-"""Error responses: JSON in OpenAI's format, without paths or traces."""
+"""Error responses: JSON as OpenAI's clients expect it, without paths or tracebacks."""
 
 import logging
 
@@ -24,11 +24,11 @@ class ApiError(Exception):
     """A refusal.
 
     Attributes:
-        status: HTTP status code.
-        message: message for the client.
+        status: HTTP status.
+        message: error message for the client.
         code: one word for programs, or None.
         param: the parameter that is wrong, or None.
-        headers: HTTP headers of the response.
+        headers: response headers.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return the error response for an exception of the engine, without details of an unexpected one."""
+    """Return the error response of an exception; an unexpected one reveals nothing but its occurrence."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineBusy):

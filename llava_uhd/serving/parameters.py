@@ -94,7 +94,7 @@ def is_neutral(name: str, value: Any) -> bool:
 
     Args:
         name: name of the parameter.
-        value: value that the client sent.
+        value: value in the request.
     """
     if value is None or name in IGNORED:
         return True

@@ -44,12 +44,12 @@ SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Limits and options of the server.
+    """Options and limits of the server.
 
     Attributes:
         model_name: the name requests must ask for.
         api_key: asked for as a bearer token on every route but /health and /metrics; None for no key.
-        limits: maximum size of a request.
+        limits: limits of a request.
         images: reads image URLs.
         max_requests: requests at a time, but those of /health and /metrics; one more gets 503.
         cors_origins: origins whose pages may ask from a browser; `*` for all.
@@ -84,7 +84,7 @@ def check_api_key(key: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """Arguments of a request for the engine; its body is not kept."""
+    """Parameters of a request for the engine; its body is not kept."""
 
     messages: list[Message]
     sampling: Sampling
