@@ -252,7 +252,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
                 inputs_embeds = self.embed_tokens(input_ids, image_features)
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif image_features is not None:
+        elif inputs_embeds is not None and image_features is not None:
             inputs_embeds = self._place(inputs_embeds, self.find_image_tokens(inputs_embeds), image_features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
