@@ -194,9 +194,9 @@ def probe_levels(
         raise ValueError(f"{task}: the images have only one class")
     majority = known.bincount().argmax()
     right: dict[int, np.ndarray] = {}
-    for level, of_level in features.items():
-        probe = fit_probe(torch.cat([of_level[index] for index in fitted]), known, classes)
-        right[level] = np.array([float((probe.predict(of_level[i]) == labels[i]).sum()) for i in held_out])
+    for level, maps in features.items():
+        probe = fit_probe(torch.cat([maps[index] for index in fitted]), known, classes)
+        right[level] = np.array([float((probe.predict(maps[i]) == labels[i]).sum()) for i in held_out])
     counts = np.array([float(len(labels[index])) for index in held_out])
     most_frequent = sum(float((labels[index] == majority).sum()) for index in held_out)
     scores = _scores(right, counts)

@@ -69,8 +69,8 @@ def page_mask(document: Document) -> np.ndarray:
         left, top, right, bottom = (max(round(bound), 0) for bound in box.bounds)
         mask[top : max(bottom, top + 1), left : max(right, left + 1)] = BOX
     for text in document.page.texts:
-        top, bottom = text.baseline - ASCENT * text.size, text.baseline + DESCENT * text.size
-        rows = slice(max(round(top), 0), max(round(bottom), 0))
+        ascender, descender = text.baseline - ASCENT * text.size, text.baseline + DESCENT * text.size
+        rows = slice(max(round(ascender), 0), max(round(descender), 0))
         mask[rows, max(round(text.x), 0) : max(round(text.x + text.width), 0)] = TEXT
     return mask
 
