@@ -89,7 +89,7 @@ def test_answers_do_not_depend_on_batch_neighbors(small, batch_size):
 def test_logits_do_not_depend_on_batch_neighbors(small):
     model, processor = small
     with Engine(model, processor, EngineOptions(batch_size=8)) as engine:
-        decoder = engine.decoder
+        decoder = engine.generator.decoder
         prompts = [torch.tensor([[5, 6, 7, 8][: 1 + n % 4]]) for n in range(8)]
 
         @torch.inference_mode()
