@@ -55,6 +55,7 @@ REASONS = {
     ("many-nodes.md", "#!/bin/bash"): GPU,
     ("many-nodes.md", "srun"): GPU,
     ("own-models.md", "python examples/own_upsampler"): TOY,
+    ("reproducing.md", "llava-uhd"): GPU,
     ("serving.md", "pip install"): SERVER,
     ("serving.md", "python benchmarks/serving_load"): SERVER,
     ("tiny.md", "llava-uhd"): TOY,
@@ -66,6 +67,7 @@ REASONS = {
     ("training.md", "accelerate launch"): GPU,
     ("training.md", "llava-uhd train sweep"): GPU,
     ("training.md", "llava-uhd upsampler quality"): NETWORK,
+    ("trl.md", ""): ECOSYSTEM,
     ("vllm.md", ""): ECOSYSTEM,
 }
 
