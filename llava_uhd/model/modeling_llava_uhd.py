@@ -46,6 +46,19 @@ def token_grid(config: LlavaUhdConfig) -> TokenGrid:
     return TokenGrid(query_grid=config.projector.query_grid)
 
 
+def _check_count(is_image: torch.Tensor, num_features: int) -> None:
+    """Check that a (B, length) mask has as many image tokens as there are features, on CUDA without waiting for it."""
+    if is_image.device.type in ASYNC_DEVICES:
+        torch._assert_async(is_image.sum() == num_features, f"the prompt has not {num_features} image tokens")
+    elif (num_tokens := int(is_image.sum())) != num_features:
+        raise _mismatch(num_tokens, num_features)
+
+
+def _place(embeds: torch.Tensor, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+    """Put (T, E) features at the image tokens of (B, length, E) embeddings, in order."""
+    return embeds.masked_scatter(is_image[..., None], image_features.to(embeds.device, embeds.dtype))
+
+
 def _mismatch(num_tokens: int, num_features: int) -> ValueError:
     return ValueError(f"the prompt has {num_tokens} image tokens, but the images have {num_features} features")
 
@@ -253,7 +266,9 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is not None and image_features is not None:
-            inputs_embeds = self._place(inputs_embeds, self.find_image_tokens(inputs_embeds), image_features)
+            is_image = self.find_image_tokens(inputs_embeds)
+            _check_count(is_image, len(image_features))
+            inputs_embeds = _place(inputs_embeds, is_image, image_features)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -276,14 +291,10 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         process with an assertion. `generate` compares before.
         """
         is_image = torch.eq(input_ids, self.config.image_token_id)
-        num_features = 0 if image_features is None else len(image_features)
-        if is_image.device.type in ASYNC_DEVICES:
-            torch._assert_async(is_image.sum() == num_features, f"the prompt has not {num_features} image tokens")
-        elif (num_tokens := int(is_image.sum())) != num_features:
-            raise _mismatch(num_tokens, num_features)
+        _check_count(is_image, 0 if image_features is None else len(image_features))
         # The image token may lie outside the vocabulary: any token does where a feature will be.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        return embeds if image_features is None else self._place(embeds, is_image, image_features)
+        return embeds if image_features is None else _place(embeds, is_image, image_features)
 
     def find_image_tokens(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Return where in (B, length, E) embeddings the embedding of the image token is; (B, length), bool.
@@ -299,13 +310,6 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             )
         placeholder = embeddings(torch.tensor(token, device=inputs_embeds.device))
         return torch.eq(inputs_embeds, placeholder.to(inputs_embeds.device, inputs_embeds.dtype)).all(dim=-1)
-
-    @staticmethod
-    def _place(embeds: torch.Tensor, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
-        """Put (T, E) features at the image tokens of (B, length, E) embeddings, in order."""
-        if (num_tokens := int(is_image.sum())) != len(image_features):
-            raise _mismatch(num_tokens, len(image_features))
-        return embeds.masked_scatter(is_image[..., None], image_features.to(embeds.device, embeds.dtype))
 
 
 class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin):
