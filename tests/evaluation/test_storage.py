@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_uhd.evaluation import storage
-from llava_uhd.evaluation.generation import BatchGenerator
+from llava_uhd.evaluation.generation import Answers, BatchGenerator
 from llava_uhd.evaluation.pipeline import RunOptions, evaluate_task, score_file
 from llava_uhd.evaluation.report import markdown_report
 from llava_uhd.evaluation.results import load_result
@@ -27,7 +27,9 @@ def run(model_folder, tmp_path, monkeypatch):
     """Evaluates a task with a model whose answers are its questions' positions, without reading an image."""
     model, processor = load(str(model_folder), "cpu")
     monkeypatch.setattr(
-        BatchGenerator, "generate", lambda self, batch: {position: f"{position}" for position in batch.readable}
+        BatchGenerator,
+        "generate",
+        lambda self, batch: Answers({place: f"{place}" for place in batch.readable}, batch.errors, {}),
     )
 
     def evaluate(out: Path, task: str = "gqa", **options):
