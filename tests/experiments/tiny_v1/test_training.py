@@ -49,7 +49,7 @@ def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path)
     assert names == {
         file.name
         for file in BUILT_IN["tiny"].iterdir()
-        if not file.name.startswith(("synthdoc", "train", "abilities"))
+        if not file.name.startswith(("synthdoc", "train", "abilities", "confidence"))
     }
     for name in names - {"model.safetensors"}:
         text = (tmp_path / "model" / name).read_text()
