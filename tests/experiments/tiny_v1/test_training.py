@@ -19,6 +19,7 @@ from llava_uhd.evaluation.pipeline import RunOptions, evaluate_task
 from llava_uhd.evaluation.tasks import TASKS
 from llava_uhd.loading import BUILT_IN, load
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
+from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
 from llava_uhd.training.assembly import read_upsampler
 
 
@@ -58,6 +59,11 @@ def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path)
         if name == "tokenizer.json":
             # The shipped tokenizer is older than the normalizer that processors add; loading adds it.
             saved, shipped = ({**json.loads(each), "normalizer": None} for each in (saved, shipped))
+        if name == "processor_config.json":
+            saved, shipped = (
+                LlavaUhdProcessor.from_pretrained(folder).to_dict()
+                for folder in (tmp_path / "model", BUILT_IN["tiny"])
+            )
         if name == "config.json":
             # Options that came later have their defaults there.
             saved, shipped = (
