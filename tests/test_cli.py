@@ -225,7 +225,11 @@ def test_a_bug_is_not_shown_as_a_mistake_of_the_user(run, folder, monkeypatch):
 
 def test_shell_completion_of_verbs_and_models(tmp_path):
     script = subprocess.run(
-        [sys.executable, "-m", "llava_uhd", "--show-completion", "bash"], capture_output=True, text=True
+        [sys.executable, "-m", "llava_uhd", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        # Without it Typer looks for a shell among the parent processes, and a service has none.
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
     )
     assert script.returncode == 0 and "_LLAVA_UHD_COMPLETE" in script.stdout
     for words, expected in [("llava-uhd expl", ["explain"]), ("llava-uhd ask --model ti", ["tiny"])]:

@@ -127,6 +127,7 @@ def test_dearest_kernels_are_named():
     assert any("mm" in line for line in dearest(lambda: a @ a, CPU))
 
 
+@pytest.mark.slow
 def test_rows_of_the_device_and_of_one_view(tmp_path):
     options = ["--out", str(tmp_path), "--device", "cpu", "--small", "--profile"]
     command = [sys.executable, str(BENCHMARKS / "accelerator.py"), *options, "--only", "rates", "vision-1-eager"]
