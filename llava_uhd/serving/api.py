@@ -354,14 +354,13 @@ def usage(result: Result) -> dict[str, Any]:
 class Completion:
     """The JSON of one answer, whole or in pieces."""
 
-    def __init__(self, identity: str, model: str, calibration: Calibration | None = None):
-        self.calibration = calibration
+    def __init__(self, identity: str, model: str):
         self.head = {"id": f"chatcmpl-{identity}", "created": int(time.time()), "model": model}
 
-    def whole(self, result: Result) -> dict[str, Any]:
+    def whole(self, result: Result, calibration: Calibration | None) -> dict[str, Any]:
         message = {"role": "assistant", "content": result.text}
         choice = {"index": 0, "message": message, "finish_reason": result.finish_reason, "logprobs": None}
-        choice |= result.confidence(self.calibration).as_json()
+        choice |= result.confidence(calibration).as_json()
         return {
             **self.head,
             "object": "chat.completion",
@@ -374,11 +373,11 @@ class Completion:
         choice = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def last_piece(self, result: Result) -> dict[str, Any]:
+    def last_piece(self, result: Result, calibration: Calibration | None) -> dict[str, Any]:
         chunk = self.piece({})
         chunk["choices"][0] |= {
             "finish_reason": result.finish_reason,
-            **result.confidence(self.calibration).as_json(),
+            **result.confidence(calibration).as_json(),
         }
         return chunk
 

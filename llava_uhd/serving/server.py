@@ -263,7 +263,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        completion = Completion(uuid.uuid4().hex, options.model_name, engine.calibration)
+        completion = Completion(uuid.uuid4().hex, options.model_name)
         deadline = time.monotonic() + engine.options.deadline
         try:
             engine.check_room()  # before a body is read that would be refused
@@ -292,7 +292,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
                 result = event
             assert isinstance(result, Result)
             metrics.observe(result)
-            return JSONResponse(completion.whole(result))
+            return JSONResponse(completion.whole(result, engine.calibration))
         except (Cancelled, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
@@ -310,7 +310,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
                 yield sse(completion.piece({"content": event}))
                 event = await anext(events)
             metrics.observe(event)
-            yield sse(completion.last_piece(event))
+            yield sse(completion.last_piece(event, engine.calibration))
             if with_usage:
                 yield sse(completion.usage_piece(event))
         except Cancelled:
