@@ -27,3 +27,13 @@ def test_former_names_work_and_warn(former, name, module, new):
     assert value is getattr(importlib.import_module(f"llava_uhd.{module}"), new)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         former_module.nothing  # noqa: B018
+
+
+def test_visible_text_of_former_versions():
+    from llava_uhd.serving.row import visible_text
+
+    with pytest.warns(DeprecationWarning, match="is now llava_uhd.generation.request.split_visible"):
+        assert visible_text(" The total. STO", ("STOP",), False) == ("The total.", False)
+        assert visible_text(" The total. STO", ("STOP",), True) == ("The total. STO", False)
+        assert visible_text("The total. STOP more", ("STOP",), False) == ("The total.", True)
+        assert visible_text("gr\ufffd", (), False) == ("gr", False)
