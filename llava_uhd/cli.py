@@ -6,7 +6,6 @@ success, 2 bad use, 1 failure with one line that says what was wrong; --debug sh
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .inspection.cli import probe_app
-from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
+from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads
 from .serving.cli import mount as mount_serving
 from .terminal import be_quiet, note, status, use_utf8
 from .training.cli import mount as mount_training
@@ -67,6 +66,7 @@ def ask(
     device: Device = None,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a question about one or several images or documents; the answer is streamed."""
@@ -78,15 +78,18 @@ def ask(
 
     planner = ImagePlanner.load(model)
     opened = _open(images, planner, pages, max_pages, max_slices)
+    from .threads import use_threads, wait_passively
+
     # One answer is a chain of small operations: threads that spin while they wait for the next cost half as much CPU
-    # again and make nothing faster. PyTorch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # again and make nothing faster.
+    wait_passively()
     with status(f"loading {model}"):
         from .generation.generator import Generator
         from .generation.prompt import build_prompt, question_message
         from .generation.sampling import Sampling
         from .loading import load, load_calibration
 
+        use_threads(threads)
         loaded, processor = load(model, device, dtype, quantization)
         calibration = load_calibration(model)
     ready = time.perf_counter()

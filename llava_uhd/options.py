@@ -43,6 +43,10 @@ Quantization = Annotated[
     str | None,
     typer.Option(help="8bit or 4bit, of the language model alone.", autocompletion=_complete(QUANTIZATIONS)),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads of PyTorch. Default: OMP_NUM_THREADS, or the CPUs this process may use."),
+]
 Pages = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import AsJson, Device, Dtype, Model
+from ..options import AsJson, Device, Dtype, Model, Threads
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -120,6 +120,7 @@ def run(
     dtype: Dtype = "auto",
     allow_missing: AllowMissing = False,
     workers: Workers = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer and score benchmarks, or a file of your own (.jsonl, .json, .csv, .tsv, .parquet).
@@ -134,11 +135,16 @@ def run(
     for task in rows:
         task.load(data)
 
+    from ..threads import use_threads, wait_passively
+
+    wait_passively()
     import torch
 
     from ..distributed import local_device
     from ..loading import load, load_calibration
     from .pipeline import RunOptions, evaluate_task
+
+    use_threads(threads)
 
     torch.manual_seed(seed)
     loaded, processor = load(model, device or local_device(), dtype)
@@ -166,6 +172,7 @@ def run_suite(
     dtype: Dtype = "auto",
     allow_missing: AllowMissing = False,
     workers: Workers = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole suite in one go."""
@@ -186,6 +193,7 @@ def run_suite(
         dtype=dtype,
         allow_missing=allow_missing,
         workers=workers,
+        threads=threads,
         as_json=as_json,
     )
 

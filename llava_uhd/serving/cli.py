@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, first_line
-from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization
+from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads
 from ..terminal import status
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
@@ -29,10 +29,6 @@ MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels of an image.")]
 
 API_KEY = "LLAVA_UHD_API_KEY"
 SECONDS_TO_READ = 30.0  # in which a client must have read the end of its answer
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads of PyTorch. Default: OMP_NUM_THREADS, or the CPUs this process may use."),
-]
 
 LARGEST_IMAGE = 2**26  # 8192 x 8192
 
@@ -85,8 +81,8 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Serve OpenAI's chat-completions API until stopped; running requests are finished first."""
+    from ..threads import wait_passively
     from .memory import limit_arenas
-    from .threads import wait_passively
 
     wait_passively()  # before anything imports torch
     limit_arenas()
@@ -152,6 +148,7 @@ def chat(
     device: Device = None,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the conversation as JSON when it ends.")] = False,
 ) -> None:
     """Talk about images in the terminal: a question a line, /help for commands."""
@@ -166,7 +163,7 @@ def chat(
     from .chat import HELP, Chat, input_lines
     from .generation import Sampling
 
-    engine = _engine(model, device, dtype, quantization, batch_size=1, preparers=1, deadline=3600)
+    engine = _engine(model, device, dtype, quantization, threads, batch_size=1, preparers=1, deadline=3600)
     with engine, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere) if as_json else Console()
         conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console, max_pages)
@@ -195,6 +192,7 @@ def web(
     device: Device = None,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
     """Open a web page to ask about images and to see what the model saw; runs until stopped."""
@@ -206,7 +204,7 @@ def web(
 
     check_port(host, port)
     bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
-    engine = _engine(model, device, dtype, quantization, **bounds)
+    engine = _engine(model, device, dtype, quantization, threads, **bounds)
     with engine, tempfile.TemporaryDirectory() as folder:
         page = build_page(engine, Path(folder), _model_name(model), abilities(model))
         url = launch_page(page, host, port, max_upload_mb * 2**20)
@@ -254,10 +252,10 @@ def _bounds(
 
 
 def _engine(
-    model: str, device: str | None, dtype: str, quantization: str | None, threads: int | None = None, **options: Any
+    model: str, device: str | None, dtype: str, quantization: str | None, threads: int | None, **options: Any
 ) -> Any:
     """Return the engine with its model loaded, a spinner on stderr meanwhile; see `EngineOptions` for the options."""
-    from .threads import use_threads, wait_passively
+    from ..threads import use_threads, wait_passively
 
     wait_passively()
     with status(f"loading {model}"):
