@@ -43,16 +43,16 @@ def make(folder: Path, model: str, layers: int | None, shard_bytes: int) -> dict
     """Writes the released checkpoint. The numbers repeat every 2^24: random enough, and quick to draw."""
     import torch
 
-    from llava_uhd.checkpoints.links import PROJECTOR, TOWER, link_names
+    from llava_uhd.checkpoints.key_mapping import PROJECTOR, TOWER, build_key_mapping
     from llava_uhd.checkpoints.packaging import state_shapes
-    from llava_uhd.checkpoints.variants import Overrides, to_our_config, vision_config_of
+    from llava_uhd.checkpoints.variants import Overrides, to_hf_config, vision_config_of
     from llava_uhd.checkpoints.writing import Planned, write_json, write_model
 
     released = released_config(model, layers)
-    config = to_our_config(released, vision_config_of(released, None), torch.bfloat16, Overrides())
+    config = to_hf_config(released, vision_config_of(released, None), torch.bfloat16, Overrides())
     shapes = {}
-    for link in link_names(config, state_shapes(config)):
-        shapes |= dict(zip(link.released, link.released_shapes, strict=True))
+    for mapping in build_key_mapping(config, state_shapes(config)):
+        shapes |= dict(zip(mapping.original_names, mapping.original_shapes, strict=True))
     second_clip = PROJECTOR + "upsampler.model.0.vision_tower.vision_model."
     shapes |= {second_clip + n.removeprefix(TOWER): shape for n, shape in shapes.items() if n.startswith(TOWER)}
     numbers = (torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
@@ -73,10 +73,10 @@ def make(folder: Path, model: str, layers: int | None, shard_bytes: int) -> dict
 
 def convert(source: Path, out: Path) -> dict[str, Any]:
     """Converts it."""
-    from llava_uhd.checkpoints.convert import Options, convert_to_ours
+    from llava_uhd.checkpoints.convert import Options, convert_to_hf
     from llava_uhd.checkpoints.sources import Parts
 
-    report = convert_to_ours(Parts(str(source)), out, Options(overwrite=True))
+    report = convert_to_hf(Parts(str(source)), out, Options(overwrite=True))
     return {"gib": report.num_bytes / GIB}
 
 

@@ -362,22 +362,22 @@ def upsampler(folder: Path, objective: str) -> Run:
 
 def conversion(folder: Path, to_released: bool) -> Run:
     """Convert a small released checkpoint of two shards, or the built-in model back to that layout."""
-    from llava_uhd.checkpoints.convert import Options, convert_to_ours
-    from llava_uhd.checkpoints.released import convert_to_released
+    from llava_uhd.checkpoints.convert import Options, convert_to_hf
+    from llava_uhd.checkpoints.export import convert_to_original
     from llava_uhd.checkpoints.sources import Parts
     from llava_uhd.checkpoints.variants import Overrides
-    from tests.checkpoints.layouts import write_released, write_tower_config
+    from tests.checkpoints.layouts import write_original, write_tower_config
 
-    source, tower = write_released(folder / "in"), write_tower_config(folder / "tower")
+    source, tower = write_original(folder / "in"), write_tower_config(folder / "tower")
     parts, options = Parts(str(source), vision_tower=str(tower)), Options(Overrides(projector_heads=2))
     if to_released:
-        convert_to_ours(parts, folder / "ours", options)
+        convert_to_hf(parts, folder / "ours", options)
 
     def start(place: Path) -> None:
         if to_released:
-            convert_to_released(folder / "ours", place / "out")
+            convert_to_original(folder / "ours", place / "out")
         else:
-            convert_to_ours(parts, place / "out", options)
+            convert_to_hf(parts, place / "out", options)
 
     return Run(start, lambda place: files_of(place / "out", "**/*"))
 

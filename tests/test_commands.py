@@ -37,7 +37,6 @@ REASONS = {
     ("README.md", "llava-uhd convert"): NETWORK,
     ("README.md", "llava-uhd train plan"): GPU,
     ("ablation.md", "python -m experiments.ablation"): GPU,
-    ("checkpoints.md", "llava-uhd verify"): NETWORK,
     ("checkpoints.md", "llava-uhd convert"): NETWORK,
     ("command-line.md", "llava-uhd ask examples"): TOY,
     ("command-line.md", "pip install"): NETWORK,

@@ -17,6 +17,12 @@ import pytest
         ("answering", "prepare", "generation.prompt", "prepare"),
         ("answering", "question_message", "generation.prompt", "question_message"),
         ("answering", "answer", "generation.batch", "answer"),
+        ("checkpoints.convert", "convert_to_ours", "checkpoints.convert", "convert_to_hf"),
+        ("checkpoints.released", "convert_to_released", "checkpoints.export", "convert_to_original"),
+        ("checkpoints.released", "load_config", "checkpoints.export", "load_config"),
+        ("checkpoints.links", "Link", "checkpoints.key_mapping", "TensorMapping"),
+        ("checkpoints.links", "same_shape", "checkpoints.key_mapping", "same_shape"),
+        ("checkpoints.variants", "to_our_config", "checkpoints.variants", "to_hf_config"),
         ("serving.decoding", "Decoder", "generation.decoding", "Decoder"),
     ],
 )
@@ -37,3 +43,11 @@ def test_visible_text_of_former_versions():
         assert visible_text(" The total. STO", ("STOP",), True) == ("The total. STO", False)
         assert visible_text("The total. STOP more", ("STOP",), False) == ("The total.", True)
         assert visible_text("gr\ufffd", (), False) == ("gr", False)
+
+
+def test_former_option_of_the_conversion_works_and_warns():
+    from llava_uhd.checkpoints.convert import Options
+
+    with pytest.warns(DeprecationWarning, match="keep_dead.* is now keep_unused"):
+        assert Options(keep_dead=True).keep_unused is True
+    assert Options().keep_unused is False

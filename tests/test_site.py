@@ -26,7 +26,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
         ("serving", "llava_uhd.serving.engine.Engine"),
         ("training", "llava_uhd.training.recipe.load_recipe"),
         ("evaluation", "llava_uhd.evaluation.scorers.anls.anls"),
-        ("checkpoints", "llava_uhd.checkpoints.convert.convert_to_ours"),
+        ("checkpoints", "llava_uhd.checkpoints.convert.convert_to_hf"),
     ]:
         assert f'id="{name}"' in (tmp_path / "api" / page / "index.html").read_text()
     assert (tmp_path / "notebooks" / "looking.ipynb").is_file()

@@ -1,4 +1,4 @@
-"""Released checkpoints in, any checkpoint out: `llava-uhd convert`, `verify` and `push`.
+"""Convert original checkpoints to HF format, and export to their layout: `llava-uhd convert`, `verify` and `push`.
 
-`convert_to_ours` in `convert`, `convert_to_released` in `released`, `verify_checkpoint` in `verify`.
+`convert_to_hf` in `convert`, `convert_to_original` in `export`, `verify_checkpoint` in `verify`.
 """

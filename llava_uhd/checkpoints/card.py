@@ -30,7 +30,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained("{name}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 messages = [{{"role": "user", "content": [
-    {{"type": "image", "image": "picture.png"}}, {{"type": "text", "text": "What is written there?"}}
+    {{"type": "image", "image": "image.png"}}, {{"type": "text", "text": "What is written there?"}}
 ]}}]
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -49,10 +49,10 @@ Papers: LLaVA-UHD v2 (arXiv 2412.13871), LLaVA-UHD (arXiv 2403.11703).
 
 
 CONVERTED = """\
-These are its published weights
-in the layout of the `llava-uhd` package; the numbers are unchanged."""
+These are the original weights
+in HF format; the values are unchanged."""
 TRAINED = "This model was trained\nwith the `llava-uhd` package."
-REPORTED = " What the conversion did with each tensor is listed in `released/report.json`."
+REPORTED = " Key mapping and unused tensors: `released/report.json`."
 
 
 def trained_card(config: LlavaUhdConfig, name: str, num_bytes: int, license: str) -> str:
@@ -90,25 +90,25 @@ def _table(settings: dict[str, Any]) -> str:
 
 
 def write_card(
-    folder: Path, config: LlavaUhdConfig, released: dict[str, Any], license: str | None, report: Report
+    folder: Path, config: LlavaUhdConfig, original_config: dict[str, Any], license: str | None, report: Report
 ) -> None:
     """Write README.md.
 
     Args:
         folder: folder to write into.
         config: model config.
-        released: config of the original checkpoint, which may name the language model.
+        original_config: config of the original checkpoint, which may name the language model.
         license: license identifier of the hub; None infers it from the language model's name, if possible.
         report: conversion report.
     """
     name = Path(report.out).name
-    language_model = hub_name(str(released.get("_name_or_path", "")))
+    language_model = hub_name(str(original_config.get("_name_or_path", "")))
     base_models = [language_model] if language_model else []
     if config.vision_config.hidden_size == 1024 and config.vision_config.patch_size == 14:
         base_models.append(CLIP)
     (folder / "README.md").write_text(
         CARD.format(
-            license=license or license_of(str(released.get("_name_or_path", ""))),
+            license=license or license_of(str(original_config.get("_name_or_path", ""))),
             base_models="base_model:\n" + "".join(f"- {base}\n" for base in base_models) if base_models else "",
             title=name,
             name=name,
@@ -122,9 +122,9 @@ def write_card(
 
 
 def license_of(language_model: str) -> str:
-    """Return the license of weights built on a language model, `other` if its name is not known."""
-    known = (license for part, license in LICENSES.items() if part in language_model.lower())
-    return next(known, UNKNOWN)
+    """Return the license of weights built on a language model, `other` if its name matches no entry."""
+    matches = (license for part, license in LICENSES.items() if part in language_model.lower())
+    return next(matches, UNKNOWN)
 
 
 def hub_name(name_or_path: str) -> str | None:

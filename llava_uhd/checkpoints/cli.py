@@ -13,6 +13,8 @@ import typer
 from ..options import AsJson
 from ..terminal import stderr_console
 
+FORMER_LAYOUTS = {"ours": "hf", "released": "original"}  # former names of the values of --to
+
 
 def _part(what: str) -> Any:
     return typer.Option(help=f"{what}: folder, file or hub id.", show_default=False)
@@ -21,9 +23,10 @@ def _part(what: str) -> Any:
 def convert(
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     source: Annotated[
-        str | None, typer.Argument(show_default=False, help="Released checkpoint (folder or hub id), or one of ours.")
+        str | None,
+        typer.Argument(show_default=False, help="Original checkpoint (folder or hub id), or an HF folder to export."),
     ] = None,
-    to: Annotated[str, typer.Option(help="ours, or released for the way back.")] = "ours",
+    to: Annotated[str, typer.Option(help="Layout to write: hf, or original to export an HF folder.")] = "hf",
     projector: Annotated[str | None, _part("mm_projector.bin")] = None,
     language_model: Annotated[str | None, _part("Language model, such as Vicuna")] = None,
     vision_tower: Annotated[str | None, _part("CLIP")] = None,
@@ -42,28 +45,41 @@ def convert(
         str | None, typer.Option(help="bfloat16, float16 or float32. Default: as stored, which alone is reversible.")
     ] = None,
     allow_missing: Annotated[
-        list[str] | None, typer.Option(help="Released tensor names that may be missing (* for anything).")
+        list[str] | None, typer.Option(help="Original tensor names that may be missing (* matches anything).")
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Unknown tensor names to leave out.")] = None,
-    keep_dead: Annotated[bool, typer.Option(help="Keep the never used second CLIP for the way back.")] = False,
-    license: Annotated[str | None, typer.Option(help="Of the model card. Default: from the language model.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Unknown tensor names to ignore (* matches anything).")
+    ] = None,
+    keep_unused: Annotated[
+        bool, typer.Option("--keep-unused", help="Store the unused second CLIP, too, so that the export is complete.")
+    ] = False,
+    keep_dead: Annotated[bool, typer.Option("--keep-dead", hidden=True)] = False,
+    license: Annotated[
+        str | None, typer.Option(help="License for the model card. Default: that of the language model.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a folder that exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make released weights a folder for `from_pretrained`, or one of ours a released checkpoint."""
-    if to not in ("ours", "released"):
-        raise typer.BadParameter(f"--to must be ours or released, got {to!r}")
+    """Convert an original checkpoint to HF format, or export an HF folder to the original layout."""
+    if to in FORMER_LAYOUTS:
+        typer.echo(f"warning: --to {to} is now --to {FORMER_LAYOUTS[to]}", err=True)
+        to = FORMER_LAYOUTS[to]
+    if keep_dead:
+        typer.echo("warning: --keep-dead is now --keep-unused", err=True)
+        keep_unused = True
+    if to not in ("hf", "original"):
+        raise typer.BadParameter(f"--to must be hf or original, got {to!r}")
     if dtype not in (None, "bfloat16", "float16", "float32"):
         raise typer.BadParameter(f"--dtype must be bfloat16, float16 or float32, got {dtype!r}")
     if layout not in (None, "stitched", "sequential"):
         raise typer.BadParameter(f"--layout must be stitched or sequential, got {layout!r}")
     if box_dtype not in (None, "bfloat16", "float32"):
         raise typer.BadParameter(f"--box-dtype must be bfloat16 or float32, got {box_dtype!r}")
-    if to == "released":
+    if to == "original":
         if source is None:
-            raise typer.BadParameter("name the folder to convert back")
+            raise typer.BadParameter("name the HF folder to export")
         if any((projector, language_model, vision_tower, upsampler, dtype, layout, levels)):
-            raise typer.BadParameter("--to released takes a folder of ours as it is, and no parts or settings")
+            raise typer.BadParameter("--to original exports an HF folder unchanged and takes no parts or settings")
     try:
         numbers = tuple(int(level) for level in levels.split(",")) if levels else None
     except ValueError as error:
@@ -71,14 +87,14 @@ def convert(
     with _Bar(f"converting to {out}") as bar:
         import torch
 
-        from .convert import Options, convert_to_ours
-        from .released import convert_to_released
+        from .convert import Options, convert_to_hf
+        from .export import convert_to_original
         from .sources import Parts
         from .variants import Overrides
 
-        if to == "released":
+        if to == "original":
             assert source is not None
-            report = convert_to_released(Path(source), out, overwrite, bar.show)
+            report = convert_to_original(Path(source), out, overwrite, bar.show)
         else:
             overrides = Overrides(layout, numbers, box_dtype, max_slices, projector_heads)
             options = Options(
@@ -87,12 +103,12 @@ def convert(
                 dtype=getattr(torch, dtype) if dtype else None,
                 allow_missing=tuple(allow_missing or ()),
                 ignore=tuple(ignore or ()),
-                keep_dead=keep_dead,
+                keep_unused=keep_unused,
                 overwrite=overwrite,
                 license=license,
             )
             parts = Parts(source, projector, language_model, vision_tower, upsampler)
-            report = convert_to_ours(parts, out, options, bar.show)
+            report = convert_to_hf(parts, out, options, bar.show)
     _print(report.as_dict() if as_json else report.lines())
 
 
@@ -108,7 +124,10 @@ def verify(
     if as_json:
         _print(found.as_dict())
     else:
-        lines = [f"{module:40} {found.parameters[module]:>14,}  {mark}" for module, mark in found.fingerprints.items()]
+        lines = [
+            f"{module:40} {found.parameters[module]:>14,}  {fingerprint}"
+            for module, fingerprint in found.fingerprints.items()
+        ]
         lines += [f"{key.replace('_', ' ')}: {value}" for key, value in found.forward.items()]
         _print([*lines, *(f"problem: {problem}" for problem in found.problems)])
     if found.problems:
@@ -148,7 +167,7 @@ VERBS: dict[Callable[..., None], str] = {
 
 
 def mount(app: typer.Typer) -> None:
-    """Adds the verbs to an app."""
+    """Add the verbs to an app."""
     for verb, example in VERBS.items():
         app.command(epilog=example)(verb)
 
@@ -158,7 +177,7 @@ def _print(result: dict[str, Any] | list[str]) -> None:
 
 
 class _Bar:
-    """Progress on stderr, where that is a terminal."""
+    """Progress on stderr if that is a terminal."""
 
     def __init__(self, what: str) -> None:
         self.what, self.status = what, stderr_console().status(what)

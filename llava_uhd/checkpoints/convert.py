@@ -6,8 +6,9 @@ Values are copied unchanged, in their stored dtype unless another one is set.
 """
 
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,24 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from ..deprecation import former_names
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from .card import write_card
-from .links import HEAD, PROJECTOR, TOWER, Link, cut
+from .key_mapping import HEAD, PROJECTOR, TOWER, TensorMapping, split_tensors
 from .matching import match, plan
 from .packaging import IMAGE_TOKEN, write_package
 from .report import Report
 from .sources import SIDE_FILES, Parts, Source, gather, resolve
 from .tensors import TensorReader, all_finite
 from .tokenizers import load_tokenizer
-from .variants import Overrides, infer_projector, most_used_dtype, to_our_config, vision_config_of
+from .variants import Overrides, infer_projector, most_used_dtype, to_hf_config, vision_config_of
 from .writing import SHARD_BYTES, Planned, new_folder, write_json, write_model, write_safetensors
 
 # Files beside the converted weights that only the export reads.
-RELEASED = "released"
+RELEASED = "released"  # folder name in all conversions, earlier ones included
 EXTRAS, MANIFEST, REPORT = "extras.safetensors", "manifest.json", "report.json"
+
+__getattr__ = former_names(__name__, {"convert_to_ours": "convert_to_hf"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Options:
         dtype: dtype of the written floating-point weights; None keeps the stored dtype.
         allow_missing: patterns (`*` matches anything) of original names that may be missing.
         ignore: patterns of original names that may be unexpected.
-        keep_dead: keep the unused second CLIP, too, so that the export restores every tensor.
+        keep_unused: keep the unused second CLIP, too, so that the export restores every tensor.
         overwrite: replace an existing folder.
         license: model license for the model card.
         shard_bytes: approximate size of a written file in bytes.
@@ -53,13 +57,19 @@ class Options:
     dtype: torch.dtype | None = None
     allow_missing: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    keep_dead: bool = False
+    keep_unused: bool = False
     overwrite: bool = False
     license: str | None = None
     shard_bytes: int = SHARD_BYTES
+    keep_dead: InitVar[bool | None] = None  # former name
+
+    def __post_init__(self, keep_dead: bool | None) -> None:
+        if keep_dead is not None:
+            warnings.warn("Options(keep_dead=...) is now keep_unused", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "keep_unused", keep_dead)
 
 
-def convert_to_ours(
+def convert_to_hf(
     parts: Parts,
     out: Path,
     options: Options | None = None,
@@ -75,61 +85,61 @@ def convert_to_ours(
 
     Raises:
         ValueError: a tensor is missing, unknown, of the wrong shape or not finite, a file is damaged, a setting is
-            open or was never released; always naming which.
+            ambiguous or occurs in no original checkpoint; the message names it.
         OSError: a disk is full, a hub cannot be reached.
     """
     options = options or Options()
     reader = TensorReader()
     source = gather(parts, reader)
     report = Report(str(out))
-    released = _released_config(source, report)
-    config, tokenizer = _config_and_tokenizer(source, released, options)
+    original_config = _original_config(source, report)
+    config, tokenizer = _config_and_tokenizer(source, original_config, options)
     matching = match(
         source,
         config,
         report,
         allow_missing=options.allow_missing,
         ignore=options.ignore,
-        keep_dead=options.keep_dead,
+        keep_unused=options.keep_unused,
     )
     if config.tie_word_embeddings and HEAD in source.tensors:
         _check_tied(source, reader)
-    planned, link_of = plan(matching.links, source, options.dtype)
+    planned, mapping_of = plan(matching.key_mapping, source, options.dtype)
     config.dtype = most_used_dtype((tensor.dtype, tensor.num_bytes) for tensor in planned)
     report.num_bytes = sum(tensor.num_bytes for tensor in planned)
     report.settings = _settings(config, source)
     num_kept_bytes = sum(source.tensors[name].num_bytes for name in matching.kept)
 
-    weights = _OurWeights(link_of, source, reader, options.dtype)
+    weights = _HfWeights(mapping_of, source, reader, options.dtype)
     with new_folder(out, options.overwrite, report.num_bytes + num_kept_bytes) as folder:
-        write_package(folder, config, tokenizer, released, list(source.folders.values()))
-        _write_way_back(folder / RELEASED, source, reader, matching.kept)
+        write_package(folder, config, tokenizer, original_config, list(source.folders.values()))
+        _write_export_files(folder / RELEASED, source, reader, matching.kept)
         write_model(folder, planned, weights, options.shard_bytes, on_progress)
-        write_card(folder, config, released, options.license, report)
+        write_card(folder, config, original_config, options.license, report)
         write_json(folder / RELEASED / REPORT, {**report.as_dict(), "out": out.name})
     return report
 
 
-class _OurWeights:
+class _HfWeights:
     """HF tensors by name, read from the source; tensors of the last mapping are cached until all are read."""
 
     def __init__(
-        self, link_of: dict[str, Link], source: Source, reader: TensorReader, dtype: torch.dtype | None
+        self, mapping_of: dict[str, TensorMapping], source: Source, reader: TensorReader, dtype: torch.dtype | None
     ) -> None:
-        self.link_of, self.source, self.reader, self.dtype = link_of, source, reader, dtype
+        self.mapping_of, self.source, self.reader, self.dtype = mapping_of, source, reader, dtype
         self.last: dict[str, torch.Tensor] = {}
 
     def __call__(self, name: str) -> torch.Tensor:
         if name not in self.last:
-            link = self.link_of[name]
+            mapping = self.mapping_of[name]
             self.last.clear()
-            tensors = cut([self.read(released) for released in link.released], link.our_shapes)
-            self.last = dict(zip(link.ours, tensors, strict=True))
+            tensors = split_tensors([self.read(name) for name in mapping.original_names], mapping.hf_shapes)
+            self.last = dict(zip(mapping.hf_names, tensors, strict=True))
         tensor = self.last.pop(name)
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
-    def read(self, released: str) -> torch.Tensor:
-        info = self.source.tensors[released]
+    def read(self, name: str) -> torch.Tensor:
+        info = self.source.tensors[name]
         tensor = self.reader.read(info)
         if not all_finite(tensor):
             raise ValueError(f"{info.file.name}: {info.key} holds NaN or infinity")
@@ -137,7 +147,7 @@ class _OurWeights:
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
 
-def _released_config(source: Source, report: Report) -> dict[str, Any]:
+def _original_config(source: Source, report: Report) -> dict[str, Any]:
     """Return the original config, or the language model's config plus values inferred from projector tensors."""
     if not source.config:
         raise ValueError(f"no config.json in {', '.join(str(folder) for folder in source.folders.values())}")
@@ -152,7 +162,7 @@ def _released_config(source: Source, report: Report) -> dict[str, Any]:
 
 
 def _config_and_tokenizer(
-    source: Source, released: dict[str, Any], options: Options
+    source: Source, original_config: dict[str, Any], options: Options
 ) -> tuple[LlavaUhdConfig, PreTrainedTokenizerBase]:
     """Return the HF config, with its image token added to the tokenizer.
 
@@ -162,8 +172,8 @@ def _config_and_tokenizer(
     if not projector:
         raise ValueError("no projector among the tensors: name its file with --projector")
     projector_dtype = most_used_dtype((info.dtype, info.num_bytes) for info in projector)
-    vision_config = vision_config_of(released, source.tower_config)
-    config = to_our_config(released, vision_config, projector_dtype, options.overrides)
+    vision_config = vision_config_of(original_config, source.tower_config)
+    config = to_hf_config(original_config, vision_config, projector_dtype, options.overrides)
     folders = [resolve(options.tokenizer)] if options.tokenizer else []
     folders += [source.folders[part] for part in ("source", "language_model", "projector") if part in source.folders]
     tokenizer = load_tokenizer(folders, config.text_config)
@@ -199,7 +209,7 @@ def _settings(config: LlavaUhdConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def _write_way_back(folder: Path, source: Source, reader: TensorReader, kept: list[str]) -> None:
+def _write_export_files(folder: Path, source: Source, reader: TensorReader, kept: list[str]) -> None:
     """Write export metadata: small unused tensors, original files, shapes and file positions."""
     folder.mkdir()
     extras = [Planned(name, source.tensors[name].shape, source.tensors[name].dtype) for name in kept]

@@ -1,179 +1,21 @@
-"""Key mapping between original checkpoints and HF format; one list serves both directions.
+"""Former name of `checkpoints.key_mapping`; importing from here warns and names the new place."""
 
-A mapping entry states that some HF tensors hold the same values, in the same order, as some original tensors. Most
-entries are one to one; but the original attention fuses its three input projections into one tensor, splits the
-queries into four tensors where the HF format has one, and a few shapes have axes of length one. To convert in either
-direction, concatenate the flattened values of one side and split them for the other.
+from ..deprecation import former_names
 
-E hidden size of the language model, G query grid.
-"""
-
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
-
-from ..model.configuration_llava_uhd import LlavaUhdProjectorConfig
-
-if TYPE_CHECKING:
-    from ..model.configuration_llava_uhd import LlavaUhdConfig
-
-Shape = tuple[int, ...]
-
-PROJECTOR = "model.mm_projector."
-TOWER = "model.vision_tower.vision_tower.vision_model."
-UPSAMPLER = PROJECTOR + "upsampler.upsampler."
-OUR_PROJECTOR = "model.multi_modal_projector."
-OUR_TOWER = "model.vision_tower."
-OUR_LANGUAGE_MODEL = "model.language_model."
-EMBEDDING, HEAD = OUR_LANGUAGE_MODEL + "embed_tokens.weight", "lm_head.weight"
-
-# HF name in the projector: original name. Names that are not listed are equal.
-RENAMED = {"positions": "pos_embed", "join.weight": "cat_proj.weight", "join.bias": "cat_proj.bias"}
-# Options of the projector that no original checkpoint has.
-RESEARCH_OPTIONS = ("bin_embedding", "aligned_windows", "bin_grid", "input_level")
-
-
-@dataclass(frozen=True)
-class Link:
-    """HF tensors with shapes, and the original tensors that hold the same values in the same order."""
-
-    ours: tuple[str, ...]
-    our_shapes: tuple[Shape, ...]
-    released: tuple[str, ...]
-    released_shapes: tuple[Shape, ...]
-
-
-@dataclass(frozen=True)
-class Dead:
-    """Original tensors that no forward pass reads.
-
-    Attributes:
-        pattern: regular expression that matches the full tensor names.
-        reason: explanation for the report.
-        keep: True stores these tensors beside the converted weights for the export.
-    """
-
-    pattern: str
-    reason: str
-    keep: bool = True
-
-
-def link_names(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> list[Link]:
-    """Return the key mapping of a model.
-
-    Args:
-        config: model config.
-        shapes: HF names and shapes of the state dict. A tied head is listed as the embedding only.
-
-    Raises:
-        ValueError: no original checkpoint has this projector or up-sampler.
-    """
-    projector = config.projector
-    upsampled = projector.type == "hiwin" and projector.levels != [1]
-    if projector.type == "mlp" or (upsampled and projector.upsampler != "jbu"):
-        raise ValueError(
-            f"the released layout has no projector of type {projector.type!r} with up-sampler {projector.upsampler!r}"
-        )
-    released = LlavaUhdProjectorConfig()
-    options = [(name, getattr(projector, name), getattr(released, name)) for name in RESEARCH_OPTIONS]
-    options += [("slice_grid", config.slice_grid, None), ("pad_to_square", config.pad_to_square, False)]
-    if changed := [f"{name} {value!r}" for name, value, off in options if value != off]:
-        raise ValueError(f"the released layout has no model with {', '.join(changed)}")
-    if projector.type == "perceiver" or config.layout == "unseparated":
-        raise ValueError(f"the released layout has no {projector.type!r} with layout {config.layout!r}")
-    return [_link(names, shapes, projector.type) for names in _groups(shapes)]
-
-
-def _groups(shapes: dict[str, Shape]) -> Iterator[tuple[str, ...]]:
-    """Our names, those that were released as one tensor together."""
-    for name in shapes:
-        head, separator, kind = name.partition("attention.q_proj.")
-        if not name.startswith(OUR_PROJECTOR):
-            yield (name,)
-        elif separator:
-            yield tuple(f"{head}attention.{letter}_proj.{kind}" for letter in "qkv")
-        elif not re.search(r"attention\.[kv]_proj", name):
-            yield (name,)
-
-
-def _link(ours: tuple[str, ...], shapes: dict[str, Shape], projector: str) -> Link:
-    first = shapes[ours[0]]
-    released = released_names(ours[0], projector)
-    if len(ours) > 1:
-        released_shape = (sum(shapes[name][0] for name in ours), *first[1:])
-    elif len(released) > 1 or re.search(r"\.query$", released[0]):
-        released_shape = first[1:]
-    elif released[0].endswith("_embedding") and released[0].startswith(PROJECTOR):
-        released_shape = (1, 1, *first)
-    elif re.search(r"\.(range_temp|sigma_spatial)$", released[0]):
-        released_shape = ()
-    else:
-        released_shape = first
-    return Link(ours, tuple(shapes[name] for name in ours), released, (released_shape,) * len(released))
-
-
-def released_names(ours: str, projector: str) -> tuple[str, ...]:
-    """Return the original names of an HF tensor, or of the fused tensor that contains it."""
-    if ours == HEAD:
-        return (ours,)
-    if ours.startswith(OUR_TOWER):
-        return (TOWER + ours.removeprefix(OUR_TOWER),)
-    if ours.startswith(OUR_LANGUAGE_MODEL):
-        return ("model." + ours.removeprefix(OUR_LANGUAGE_MODEL),)
-    name = ours.removeprefix(OUR_PROJECTOR)
-    if name == "queries":
-        return tuple(f"{PROJECTOR}query_{i}" for i in (1, 2, 3, 4)) if projector == "hiwin" else (PROJECTOR + "query",)
-    if match := re.fullmatch(r"projections\.(\dx)\.(linear\.(\w+)|embedding)", name):
-        level, _, kind = match.groups()
-        return (f"{PROJECTOR}features_{level}_projector.{kind}" if kind else f"{PROJECTOR}feature_{level}_embedding",)
-    if match := re.fullmatch(r"attention\.[qkv]_proj\.(\w+)", name):
-        return (f"{PROJECTOR}attn.in_proj_{match.group(1)}",)
-    if name.startswith("upsampler."):
-        return (UPSAMPLER + name.removeprefix("upsampler."),)
-    return (PROJECTOR + RENAMED.get(name, re.sub("^attention", "attn", name)),)
-
-
-def dead_tensors(config: "LlavaUhdConfig") -> list[Dead]:
-    """Return the unused tensors that an original checkpoint of this model may hold."""
-    projector, unused = re.escape(PROJECTOR), "1248"
-    for level in config.projector.levels:
-        unused = unused.replace(str(level), "")
-    dead = [
-        Dead(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "a table that is computed"),
-        Dead(re.escape(TOWER) + r"embeddings\.position_ids", "a table that is computed"),
-        Dead(r"model\.image_newline", "of LLaVA-NeXT's layout, which no LLaVA-UHD layout uses"),
-    ]
-    if config.tie_word_embeddings:
-        dead.append(Dead(re.escape(HEAD), "tied to the embedding, which holds the same numbers", keep=False))
-    if config.projector.type == "hiwin":
-        clip = "a second CLIP inside the up-sampler that is never run"
-        dead += [
-            Dead(projector + r"upsampler\.model\.0\..*", clip, keep=False),
-            Dead(projector + r"upsampler\.model\.1\..*", "the norm behind that second CLIP, never run"),
-            Dead(projector + r"(query|kv_proj\.weight)", "the single-map path of the projector, never run"),
-        ]
-        if unused:
-            dead.append(
-                Dead(
-                    projector + rf"(feature_[{unused}]x_embedding|features_[{unused}]x_projector\.(weight|bias))",
-                    f"of a level that is not among the model's {config.projector.levels}",
-                )
-            )
-    return dead
-
-
-def same_shape(actual: Sequence[int], expected: Sequence[int]) -> bool:
-    """Return whether shapes are equal, ignoring axes of length one."""
-    return [side for side in actual if side != 1] == [side for side in expected if side != 1]
-
-
-def cut(tensors: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
-    """Concatenate tensor values and split them into other shapes. A single tensor is not copied."""
-    if len(tensors) == len(shapes) == 1:
-        return [tensors[0].reshape(shapes[0])]
-    numbers = torch.cat([tensor.flatten() for tensor in tensors])
-    parts = numbers.split([torch.Size(shape).numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+_KEY_MAPPING = "llava_uhd.checkpoints.key_mapping"
+_RENAMED = {
+    "Link": "TensorMapping",
+    "Dead": "UnusedTensor",
+    "link_names": "build_key_mapping",
+    "released_names": "original_names",
+    "dead_tensors": "unused_tensors",
+    "cut": "split_tensors",
+    "OUR_PROJECTOR": "HF_PROJECTOR",
+    "OUR_TOWER": "HF_TOWER",
+    "OUR_LANGUAGE_MODEL": "HF_LANGUAGE_MODEL",
+}
+_SAME = ("PROJECTOR", "TOWER", "UPSAMPLER", "EMBEDDING", "HEAD", "same_shape")
+__getattr__ = former_names(
+    __name__,
+    {former: f"{_KEY_MAPPING}.{new}" for former, new in {**_RENAMED, **dict(zip(_SAME, _SAME, strict=True))}.items()},
+)

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
-from .links import HEAD, PROJECTOR, TOWER, Dead, Link, dead_tensors, link_names, same_shape
+from .key_mapping import (
+    HEAD,
+    PROJECTOR,
+    TOWER,
+    TensorMapping,
+    UnusedTensor,
+    build_key_mapping,
+    same_shape,
+    unused_tensors,
+)
 from .packaging import state_shapes
 from .report import Report
 from .sources import Source
@@ -26,11 +35,11 @@ class Matching:
     """Result of matching.
 
     Attributes:
-        links: key mapping of the tensors that the source has.
+        key_mapping: key mapping of the tensors that the source has.
         kept: original names of unused tensors to keep for the export.
     """
 
-    links: list[Link]
+    key_mapping: list[TensorMapping]
     kept: list[str]
 
 
@@ -41,7 +50,7 @@ def match(
     *,
     allow_missing: Sequence[str] = (),
     ignore: Sequence[str] = (),
-    keep_dead: bool = False,
+    keep_unused: bool = False,
 ) -> Matching:
     """Match a source with a model and record every tensor in the report.
 
@@ -51,53 +60,57 @@ def match(
         report: report that receives the lists of used, derived, ignored and missing tensors.
         allow_missing: patterns of original names that may be missing.
         ignore: patterns of original names that may be unexpected.
-        keep_dead: True keeps large unused tensors, too.
+        keep_unused: True keeps large unused tensors, too.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown or of another shape.
     """
-    links = link_names(config, state_shapes(config))
-    missing = _missing(source, links, allow_missing)
-    _check_shapes(source, links)
-    present = [link for link in links if not missing.intersection(link.released)]
+    key_mapping = build_key_mapping(config, state_shapes(config))
+    missing = _missing(source, key_mapping, allow_missing)
+    _check_shapes(source, key_mapping)
+    present = [mapping for mapping in key_mapping if not missing.intersection(mapping.original_names)]
     report.missing = sorted(missing)
-    for link in present:
-        infos = [source.tensors[name] for name in link.released]
-        entry = {"ours": list(link.ours), "released": [info.key for info in infos]}
+    for mapping in present:
+        infos = [source.tensors[name] for name in mapping.original_names]
+        entry = {"ours": list(mapping.hf_names), "released": [info.key for info in infos]}
         entry["files"] = sorted({info.file.name for info in infos})
-        (report.used if len(link.ours) == len(link.released) == 1 else report.derived).append(entry)
+        (report.used if len(mapping.hf_names) == len(mapping.original_names) == 1 else report.derived).append(entry)
 
-    dead = dead_tensors(config)
-    # Of a tensor of ours that is not whole, the parts that are there stand alone.
-    dead += [
-        Dead(re.escape(name), "part of a tensor of which the rest is missing")
-        for link in links
-        for name in link.released
-        if link not in present
+    unused = unused_tensors(config)
+    # Original tensors of an HF tensor whose other sources are missing.
+    unused += [
+        UnusedTensor(re.escape(name), "part of a tensor of which the rest is missing")
+        for mapping in key_mapping
+        for name in mapping.original_names
+        if mapping not in present
     ]
-    dead += [Dead(re.escape(name), "unknown, ignored as asked") for name in source.tensors if _matches(name, ignore)]
-    linked = {name for link in present for name in link.released}
+    unused += [
+        UnusedTensor(re.escape(name), "unknown, ignored as asked") for name in source.tensors if _matches(name, ignore)
+    ]
+    mapped = {name for mapping in present for name in mapping.original_names}
     kept, unknown = [], []
-    for name in sorted(source.tensors.keys() - linked):
+    for name in sorted(source.tensors.keys() - mapped):
         info = source.tensors[name]
-        found = next((entry for entry in dead if re.fullmatch(entry.pattern, name)), None)
+        found = next((entry for entry in unused if re.fullmatch(entry.pattern, name)), None)
         if found is None:
             unknown.append(info.key)
             continue
-        keep = found.keep or (keep_dead and name != HEAD)
-        kept += [name] if keep else []
-        report.ignored.append(_ignored(info, found.reason, keep))
+        is_kept = found.kept or (keep_unused and name != HEAD)
+        kept += [name] if is_kept else []
+        report.ignored.append(_ignored(info, found.reason, is_kept))
     if unknown:
         raise ValueError(f"unknown: {_listed(unknown)}; leave it out with --ignore")
     report.ignored += [_ignored(left.info, left.reason, False) for left in source.left_out]
     return Matching(present, kept)
 
 
-def plan(links: Sequence[Link], source: Source, dtype: torch.dtype | None) -> tuple[list[Planned], dict[str, Link]]:
+def plan(
+    key_mapping: Sequence[TensorMapping], source: Source, dtype: torch.dtype | None
+) -> tuple[list[Planned], dict[str, TensorMapping]]:
     """Order HF tensors by their position in the source, so that each source file is read once.
 
     Args:
-        links: key mapping of the tensors to convert.
+        key_mapping: key mapping of the tensors to convert.
         source: source that the tensors are read from.
         dtype: dtype of all written tensors; None keeps each stored dtype.
 
@@ -108,20 +121,22 @@ def plan(links: Sequence[Link], source: Source, dtype: torch.dtype | None) -> tu
         ValueError: the sources of one HF tensor are stored in different dtypes.
     """
     place = {name: index for index, name in enumerate(source.tensors)}
-    planned, link_of = [], {}
-    for link in sorted(links, key=lambda link: min(place[name] for name in link.released)):
-        stored, *others = {source.tensors[name].dtype for name in link.released}
+    planned, mapping_of = [], {}
+    for mapping in sorted(key_mapping, key=lambda mapping: min(place[name] for name in mapping.original_names)):
+        stored, *others = {source.tensors[name].dtype for name in mapping.original_names}
         if others and dtype is None:
             types = ", ".join(map(str, [stored, *others]))
-            raise ValueError(f"{', '.join(link.released)} are stored in different types ({types}): choose a --dtype")
-        for name, shape in zip(link.ours, link.our_shapes, strict=True):
+            raise ValueError(
+                f"{', '.join(mapping.original_names)} are stored in different types ({types}): choose a --dtype"
+            )
+        for name, shape in zip(mapping.hf_names, mapping.hf_shapes, strict=True):
             planned.append(Planned(name, shape, dtype or stored))
-            link_of[name] = link
-    return planned, link_of
+            mapping_of[name] = mapping
+    return planned, mapping_of
 
 
-def _missing(source: Source, links: Sequence[Link], allowed: Sequence[str]) -> set[str]:
-    missing = {name for link in links for name in link.released} - source.tensors.keys()
+def _missing(source: Source, key_mapping: Sequence[TensorMapping], allowed: Sequence[str]) -> set[str]:
+    missing = {name for mapping in key_mapping for name in mapping.original_names} - source.tensors.keys()
     if lost := sorted(name for name in missing if not _matches(name, allowed)):
         starts = [option for prefix, option in PARTS for name in lost if name.startswith(prefix)]
         part = starts[0] if starts else "--language-model"
@@ -129,11 +144,11 @@ def _missing(source: Source, links: Sequence[Link], allowed: Sequence[str]) -> s
     return missing
 
 
-def _check_shapes(source: Source, links: Sequence[Link]) -> None:
+def _check_shapes(source: Source, key_mapping: Sequence[TensorMapping]) -> None:
     wrong = [
         f"{info.key} in {info.file.name} is {list(info.shape)}, the config wants {list(shape)}"
-        for link in links
-        for name, shape in zip(link.released, link.released_shapes, strict=True)
+        for mapping in key_mapping
+        for name, shape in zip(mapping.original_names, mapping.original_shapes, strict=True)
         if (info := source.tensors.get(name)) and not same_shape(info.shape, shape)
     ]
     if wrong:

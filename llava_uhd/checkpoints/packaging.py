@@ -26,7 +26,7 @@ def write_package(
     folder: Path,
     config: LlavaUhdConfig,
     tokenizer: PreTrainedTokenizerBase,
-    released: dict[str, Any],
+    original_config: dict[str, Any],
     sources: list[Path],
 ) -> None:
     """Write everything except the weights and the model card.
@@ -35,14 +35,14 @@ def write_package(
         folder: folder to write into.
         config: model config whose `image_token_id` matches the tokenizer.
         tokenizer: tokenizer of the language model.
-        released: config of the original checkpoint.
+        original_config: config of the original checkpoint.
         sources: folders that may hold a `generation_config.json`.
     """
     tokenizer.padding_side = "left"  # left padding: generated tokens follow every prompt of a batch
     chat_template = "qwen" if config.text_config.model_type == "qwen2" else "vicuna"
     LlavaUhdProcessor.from_config(config, tokenizer, chat_template).save_pretrained(folder)
     ends = [read_json(file).get("eos_token_id") for part in sources if (file := part / GENERATION).is_file()]
-    ends += [released.get("eos_token_id"), tokenizer.eos_token_id]
+    ends += [original_config.get("eos_token_id"), tokenizer.eos_token_id]
     if chat_template == "qwen":
         ends.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     generation_config(tokenizer, ends).save_pretrained(folder)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .card import UNKNOWN, card_metadata, license_of, trained_card
+from .export import check_weights, list_weights, load_config
 from .packaging import AUTO_CLASSES
-from .released import check_weights, list_weights, load_config
 from .sources import read_json
 from .tensors import TensorReader
 
@@ -42,7 +42,7 @@ def push_checkpoint(
     """Check that a folder is complete for the hub and upload it.
 
     Args:
-        folder: folder written by `convert_to_ours` or by training; one without a model card gets one.
+        folder: folder written by `convert_to_hf` or by training; one without a model card gets one.
         repository: hub id.
         private: True creates a new repository as private.
         dry_run: only report the upload; needs no network and writes nothing.

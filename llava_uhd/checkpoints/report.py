@@ -35,14 +35,14 @@ class Report:
         """Format the report: counts, and the ignored tensors by reason."""
         lines = [f"{name.replace('_', ' ')}: {value}" for name, value in self.settings.items()]
         lines += [f"assumed: {what}" for what in self.assumed]
-        lines.append(f"carried over: {len(self.used)} tensors; cut or joined: {len(self.derived)}")
+        lines.append(f"converted: {len(self.used)} tensors; split or concatenated: {len(self.derived)}")
         by_reason: dict[str, list[dict[str, Any]]] = {}
         for entry in self.ignored:
-            reason = entry["reason"] + (" (kept for the way back)" if entry["kept"] else "")
+            reason = entry["reason"] + (" (kept for the export)" if entry["kept"] else "")
             by_reason.setdefault(reason, []).append(entry)
         for reason, entries in by_reason.items():
             parameters = sum(entry["parameters"] for entry in entries)
-            lines.append(f"left out: {len(entries)} tensors, {parameters:,} parameters: {reason}")
+            lines.append(f"unused: {len(entries)} tensors, {parameters:,} parameters: {reason}")
         lines += [f"missing, as allowed: {name}" for name in self.missing]
         lines.append(f"written: {self.num_bytes:,} bytes of weights to {self.out}")
         return lines

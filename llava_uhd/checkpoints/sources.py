@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .links import PROJECTOR, TOWER, UPSAMPLER
+from .key_mapping import PROJECTOR, TOWER, UPSAMPLER
 from .tensors import TensorInfo, TensorReader
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -39,10 +39,10 @@ class Parts:
     """Folders, files or hub ids (`name`, `name@revision`); at least one must be given.
 
     Attributes:
-        source: a full released checkpoint, or the folder of a `mm_projector.bin`.
+        source: a full original checkpoint, or the folder of a `mm_projector.bin`.
         projector: `mm_projector.bin`, or its folder.
-        language_model: such as Vicuna.
-        vision_tower: CLIP. With a fine-tuned tower in the source, of this one only the config is used.
+        language_model: language model, such as Vicuna.
+        vision_tower: CLIP. If the source has a fine-tuned tower, only the config of this one is used.
         upsampler: the pretrained JBU (`clip-large-jbu.ckpt`).
     """
 
@@ -152,17 +152,17 @@ def gather(parts: Parts, reader: TensorReader) -> Source:
         ValueError: a part holds no weights, or files are damaged.
     """
     source, files = Source(), {}
-    given = {part: name for part, name in vars(parts).items() if name is not None}
-    if not given:
-        raise ValueError("nothing to convert: name a released folder or its parts")
-    for part, name in given.items():
+    locations = {part: name for part, name in vars(parts).items() if name is not None}
+    if not locations:
+        raise ValueError("nothing to convert: name an original checkpoint folder or its parts")
+    for part, name in locations.items():
         path = resolve(name)
         source.folders[part] = path if path.is_dir() else path.parent
         files[part] = _files_of(part, path)
         for file in files[part]:
             for info in reader.list(file):
                 _add(source, part, info)
-    projector_files = [source.folders["source"] / PROJECTOR_FILE] if "source" in given else []
+    projector_files = [source.folders["source"] / PROJECTOR_FILE] if "source" in locations else []
     if projector_files and projector_files[0].is_file() and not any(n.startswith(PROJECTOR) for n in source.tensors):
         files["source"] += projector_files
         for info in reader.list(projector_files[0]):
@@ -172,7 +172,7 @@ def gather(parts: Parts, reader: TensorReader) -> Source:
             source.config |= read_json(config)
     if "vision_tower" in source.folders and (config := source.folders["vision_tower"] / "config.json").is_file():
         source.tower_config = read_json(config)
-    of_one = set(given) <= {"source", "vision_tower"}
+    of_one = set(locations) <= {"source", "vision_tower"}
     if of_one and all(info.file in files["source"] for info in source.tensors.values()):
         source.files = files["source"]
     return source

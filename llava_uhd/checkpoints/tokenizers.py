@@ -55,7 +55,7 @@ def load_tokenizer(folders: list[Path], text_config: PreTrainedConfig | None = N
 
     Args:
         folders: folders to look in. A sentencepiece model of Llama's comes before any other file: it is what the
-            published code reads.
+            reference implementation reads.
         text_config: config of the language model, which tells the class where the folder does not.
 
     Raises:

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from ..deprecation import former_names
 from ..model.configuration_llava_uhd import CLIP_LARGE_336, LEVELS, LlavaUhdConfig
+
+__getattr__ = former_names(__name__, {"to_our_config": "to_hf_config", "to_released_config": "to_original_config"})
 
 # mm_projector_type: HF projector type, and the side of its query grid.
 PROJECTOR_TYPES = {
@@ -62,13 +65,13 @@ class Overrides:
 
 
 def levels_of_mask(mask: int) -> list[int]:
-    """Levels of a `feature_scale_mask`: bit 1 is level 1x, bit 2 is 2x, 4 is 4x, 8 is 8x."""
+    """Return the levels of a `feature_scale_mask`: bit 1 is level 1x, bit 2 is 2x, 4 is 4x, 8 is 8x."""
     if not 0 < mask < 16 or not mask & 1:
         raise ValueError(f"feature_scale_mask must be odd and at most 15 (level 1x is always there), got {mask}")
     return [level for level in LEVELS if mask & level]
 
 
-def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | None) -> dict[str, Any]:
+def vision_config_of(original: dict[str, Any], tower_config: dict[str, Any] | None) -> dict[str, Any]:
     """Return the vision tower config: the one passed in, or that of the tower named by an original config.
 
     Raises:
@@ -77,19 +80,19 @@ def vision_config_of(released: dict[str, Any], tower_config: dict[str, Any] | No
     if tower_config is not None:
         values = tower_config.get("vision_config", tower_config)
         return {**values, "model_type": values.get("model_type", "clip_vision_model")}
-    name = released.get("mm_vision_tower") or released.get("vision_tower") or "none"
+    name = original.get("mm_vision_tower") or original.get("vision_tower") or "none"
     if PurePath(name).name not in KNOWN_TOWERS:
         raise ValueError(f"the vision tower of this checkpoint is {name!r}: name its folder or hub id: --vision-tower")
     return KNOWN_TOWERS[PurePath(name).name]
 
 
-def to_our_config(
-    released: dict[str, Any], vision_config: dict[str, Any], projector_dtype: torch.dtype, overrides: Overrides
+def to_hf_config(
+    original: dict[str, Any], vision_config: dict[str, Any], projector_dtype: torch.dtype, overrides: Overrides
 ) -> LlavaUhdConfig:
     """Return the HF config for an original config.
 
     Args:
-        released: contents of the original `config.json`.
+        original: contents of the original `config.json`.
         vision_config: vision tower config.
         projector_dtype: dtype of the stored weights. Anything but float32 was trained in bfloat16, window corners
             included.
@@ -98,21 +101,21 @@ def to_our_config(
     Raises:
         ValueError: a setting occurs in no original checkpoint, or the source does not specify it.
     """
-    if released.get("mm_use_im_start_end"):
-        raise ValueError("mm_use_im_start_end is true: no LLaVA-UHD was released with tokens around an image")
-    if (feature := released.get("mm_vision_select_feature", "patch")) != "patch":
+    if original.get("mm_use_im_start_end"):
+        raise ValueError("mm_use_im_start_end is true: no original checkpoint has tokens around an image")
+    if (feature := original.get("mm_vision_select_feature", "patch")) != "patch":
         raise ValueError(f"mm_vision_select_feature must be 'patch', got {feature!r}")
-    projector_type = released.get("mm_projector_type")
+    projector_type = original.get("mm_projector_type")
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"mm_projector_type must be one of {', '.join(PROJECTOR_TYPES)}, got {projector_type!r}")
     kind, query_grid = PROJECTOR_TYPES[projector_type]
-    text_config = _language_model_config(released)
+    text_config = _language_model_config(original)
     if overrides.projector_heads is None and text_config.hidden_size % 128:
         raise ValueError(
             f"the projector has one head per 128 channels, but the language model is {text_config.hidden_size} wide: "
             "name their number with --projector-heads"
         )
-    levels = list(overrides.levels or levels_of_mask(released.get("feature_scale_mask", DEFAULT_MASK)))
+    levels = list(overrides.levels or levels_of_mask(original.get("feature_scale_mask", DEFAULT_MASK)))
     return LlavaUhdConfig(
         architectures=["LlavaUhdForConditionalGeneration"],
         vision_config=dict(vision_config),
@@ -125,18 +128,18 @@ def to_our_config(
             "num_attention_heads": overrides.projector_heads,
             "box_dtype": overrides.box_dtype or ("float32" if projector_dtype == torch.float32 else "bfloat16"),
         },
-        layout=overrides.layout or _layout(released),
+        layout=overrides.layout or _layout(original),
         max_slices=overrides.max_slices or 7,
-        vision_feature_layer=released.get("mm_vision_select_layer", -2),
-        **{key: released.get(key, published) for key, published in SEPARATORS.items()},
+        vision_feature_layer=original.get("mm_vision_select_layer", -2),
+        **{key: original.get(key, default) for key, default in SEPARATORS.items()},
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
 
 
-def _layout(released: dict[str, Any]) -> str:
-    if "model_mode" in released:
+def _layout(original: dict[str, Any]) -> str:
+    if "model_mode" in original:
         return "sequential"
-    if "feature_mode" in released:
+    if "feature_mode" in original:
         return "stitched"
     raise ValueError(
         "the source's config has neither feature_mode (December 2024: stitched) nor model_mode (April 2025: "
@@ -144,26 +147,26 @@ def _layout(released: dict[str, Any]) -> str:
     )
 
 
-def _language_model_config(released: dict[str, Any]) -> PreTrainedConfig:
-    model_type = released.get("model_type", "")
+def _language_model_config(original: dict[str, Any]) -> PreTrainedConfig:
+    model_type = original.get("model_type", "")
     model_type = LANGUAGE_MODELS.get(model_type, model_type)
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"model_type {released.get('model_type')!r} names no language model that is known")
+        raise ValueError(f"model_type {original.get('model_type')!r} names no language model that is known")
     config_class = CONFIG_MAPPING[model_type]
-    known = {*config_class().to_dict(), "rope_theta", "rope_scaling"} - NOT_THE_MODEL
-    return config_class(**{key: value for key, value in released.items() if key in known})
+    text_keys = {*config_class().to_dict(), "rope_theta", "rope_scaling"} - NOT_THE_MODEL
+    return config_class(**{key: value for key, value in original.items() if key in text_keys})
 
 
-def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
+def to_original_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
     """Return the original config for an HF config, for weights that come from no original checkpoint.
 
     Raises:
-        ValueError: no released projector has these settings.
+        ValueError: no original projector has these settings.
     """
     text, projector = config.text_config, config.projector
     by_settings = {settings: name for name, settings in PROJECTOR_TYPES.items()}
     if (projector.type, projector.query_grid) not in by_settings:
-        raise ValueError(f"no released projector is a {projector.type!r} with a query grid of {projector.query_grid}")
+        raise ValueError(f"no original projector is a {projector.type!r} with a query grid of {projector.query_grid}")
     stitched = config.layout == "stitched"
     projector_type = by_settings[projector.type, projector.query_grid]
     if stitched and projector_type == "adapt_spatial_resampler_v2":
@@ -187,7 +190,7 @@ def to_released_config(config: LlavaUhdConfig, dtype: str) -> dict[str, Any]:
         "mm_use_im_patch_token": False,
         **(mode if stitched else {"model_mode": "uhd_v2" if hiwin else "uhd_v1"}),
         **({"feature_scale_mask": sum(projector.levels)} if hiwin else {}),
-        **{key: getattr(config, key) for key, published in SEPARATORS.items() if getattr(config, key) != published},
+        **{key: getattr(config, key) for key, default in SEPARATORS.items() if getattr(config, key) != default},
     }
 
 

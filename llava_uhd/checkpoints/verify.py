@@ -15,8 +15,8 @@ from PIL import Image
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..model.processing_llava_uhd import LlavaUhdProcessor
+from .export import check_weights, list_weights, load_config
 from .packaging import AUTO_CLASSES
-from .released import check_weights, list_weights, load_config
 from .tensors import TensorInfo, TensorReader, all_finite
 
 # The first match is the tensor's module.
@@ -57,7 +57,7 @@ def verify_checkpoint(folder: Path) -> Verification:
     """Check an HF folder.
 
     Raises:
-        ValueError: it is none of ours, a file is damaged, or names or shapes are not those of its config.
+        ValueError: it is not in HF format, a file is damaged, or names or shapes are not those of its config.
     """
     config = load_config(folder)
     reader = TensorReader()
@@ -101,9 +101,9 @@ def _check_tokens(folder: Path, config: LlavaUhdConfig, found: Verification) -> 
             f"the config says {config.image_token_id}"
         )
     for name in ("slice_separator_id", "row_separator_id"):
-        if (ours := getattr(config, name)) >= vocab_size or getattr(processor, name) != ours:
+        if (expected := getattr(config, name)) >= vocab_size or getattr(processor, name) != expected:
             found.problems.append(
-                f"{name} is {ours} in the config and {getattr(processor, name)} in the processor, "
+                f"{name} is {expected} in the config and {getattr(processor, name)} in the processor, "
                 f"of a vocabulary of {vocab_size}"
             )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -1,4 +1,4 @@
-"""Released checkpoints of tiny size, made of the goldens' tensors in the layout of the published files."""
+"""Original checkpoints of tiny size, made of the goldens' tensors in the layout of the original files."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ TOWER = {
 }
 
 
-def published_tensors() -> dict[str, torch.Tensor]:
+def original_tensors() -> dict[str, torch.Tensor]:
     """A full December 2024 checkpoint, dead tensors and all; scalars have no axis, as in the real files."""
     tensors = under("w.", load("e2e.npz"))
     tensors["model.embed_tokens.weight"] = procedural((32000, 64), seed=81, scale=1.0)
@@ -78,7 +78,7 @@ def published_tensors() -> dict[str, torch.Tensor]:
 def april_tensors() -> dict[str, torch.Tensor]:
     """The same vision path before a Qwen2, of random weights: an April 2025 checkpoint."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: value for name, value in published_tensors().items() if "vision" in name or "mm_" in name}
+    tensors = {name: value for name, value in original_tensors().items() if "vision" in name or "mm_" in name}
     shapes = {"model.embed_tokens.weight": (29900, 64), "lm_head.weight": (29900, 64), "model.norm.weight": (64,)}
     for layer in (0, 1):
         for name, rows, columns in (
@@ -168,7 +168,7 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor], kind: str, coun
         write_json(folder / f"{stem}{suffix}.index.json", index)
 
 
-def write_released(
+def write_original(
     folder: Path,
     tensors: dict[str, torch.Tensor] | None = None,
     config: dict[str, Any] | None = None,
@@ -176,9 +176,9 @@ def write_released(
     kind: str = "safetensors",
     count: int = 2,
 ) -> Path:
-    """A whole released folder; by default the December 2024 one of the end-to-end golden."""
+    """Write a complete original checkpoint; by default that of December 2024 of the end-to-end golden."""
     folder.mkdir(parents=True)
-    write_shards(folder, published_tensors() if tensors is None else tensors, kind, count)
+    write_shards(folder, original_tensors() if tensors is None else tensors, kind, count)
     write_json(folder / "config.json", {**LLAMA, **MULTIMODAL} if config is None else config)
     tokenizer(folder)
     return folder

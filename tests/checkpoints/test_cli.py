@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from llava_uhd.checkpoints.cli import mount
-from tests.checkpoints.layouts import write_released
+from tests.checkpoints.layouts import write_original
 
 app = typer.Typer()
 mount(app)
@@ -22,23 +22,26 @@ def run(*arguments, code=0):
     return result
 
 
-def test_there_and_back(tmp_path, released, tower):
+def test_convert_verify_export_and_push(tmp_path, original, tower):
     out = tmp_path / "uhd"
-    result = run("convert", released, "--vision-tower", tower, "--projector-heads", 2, "--out", out)
+    result = run("convert", original, "--vision-tower", tower, "--projector-heads", 2, "--out", out)
     assert "layout: stitched" in result.stdout and "never run" in result.stdout
     report = json.loads(run("verify", out, "--json").stdout)
     assert report["ok"] and len(report["fingerprints"]) == 5
     assert "model.vision_tower" in run("verify", out).stdout
-    report = json.loads(run("convert", out, "--to", "released", "--out", tmp_path / "back", "--json").stdout)
+    report = json.loads(run("convert", out, "--to", "original", "--out", tmp_path / "back", "--json").stdout)
     assert report["num_bytes"] > 0 and (tmp_path / "back" / "model-00001-of-00002.safetensors").is_file()
+    former = run("convert", out, "--to", "released", "--out", tmp_path / "former", "--json")
+    assert "warning: --to released is now --to original" in former.stderr
+    assert json.loads(former.stdout)["used"] == report["used"]
     pushed = json.loads(run("push", out, "someone/uhd", "--json").stdout)
     assert pushed["dry_run"] and pushed["num_bytes"] > 0
     assert "dry run: --upload sends this to someone/uhd" in run("push", out, "someone/uhd").stdout
 
 
-def test_a_report_in_json(tmp_path, released, tower):
+def test_a_report_in_json(tmp_path, original, tower):
     arguments = ["--vision-tower", tower, "--projector-heads", 2, "--layout", "sequential", "--levels", "1,2,4"]
-    result = run("convert", released, *arguments, "--max-slices", 9, "--out", tmp_path / "uhd", "--json")
+    result = run("convert", original, *arguments, "--max-slices", 9, "--out", tmp_path / "uhd", "--json")
     report = json.loads(result.stdout)
     assert report["settings"]["layout"] == "sequential" and report["settings"]["max_slices"] == 9
     assert {"used", "derived", "ignored", "missing"} <= report.keys()
@@ -53,8 +56,8 @@ def test_a_report_in_json(tmp_path, released, tower):
         ["convert", "in", "--out", "o", "--layout", "spiral"],
         ["convert", "in", "--out", "o", "--levels", "one"],
         ["convert", "in", "--out", "o", "--box-dtype", "float16"],
-        ["convert", "--out", "o", "--to", "released"],
-        ["convert", "in", "--out", "o", "--to", "released", "--projector", "p"],
+        ["convert", "--out", "o", "--to", "original"],
+        ["convert", "in", "--out", "o", "--to", "original", "--projector", "p"],
     ],
 )
 def test_bad_use(arguments):
@@ -71,6 +74,14 @@ def test_a_damaged_folder_is_a_failure(tmp_path, converted):
     assert json.loads(result.stdout)["ok"] is False and "error:" in result.stderr
 
 
+def test_former_options_work_and_warn(tmp_path, original, tower):
+    arguments = ["--vision-tower", tower, "--projector-heads", 2, "--to", "ours", "--keep-dead"]  # former names
+    result = run("convert", original, *arguments, "--out", tmp_path / "uhd", "--json")
+    assert "is now --to hf\nwarning: --keep-dead is now --keep-unused" in result.stderr
+    clip = [entry for entry in json.loads(result.stdout)["ignored"] if "second CLIP" in entry["reason"]]
+    assert clip and all(entry["kept"] for entry in clip)
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; sys.argv = ['llava-uhd']; import llava_uhd.checkpoints.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -81,7 +92,7 @@ def test_a_hub_id(tmp_path, tower):
     repository = tmp_path / "hub" / "models--YipengZhang--LLaVA-UHD-v2"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc123")
-    write_released(repository / "snapshots" / "abc123")
+    write_original(repository / "snapshots" / "abc123")
     code = "from llava_uhd.checkpoints.sources import resolve; print(resolve('YipengZhang/LLaVA-UHD-v2'))"
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

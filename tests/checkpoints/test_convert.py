@@ -1,11 +1,11 @@
-"""Released checkpoints, converted, answer as the published code did."""
+"""Converted original checkpoints give the outputs of the reference implementation."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_uhd.checkpoints.convert import Options, convert_to_ours
+from llava_uhd.checkpoints.convert import Options, convert_to_hf
 from llava_uhd.checkpoints.sources import Parts
 from llava_uhd.checkpoints.variants import Overrides
 from tests.checkpoints.layouts import (
@@ -16,9 +16,9 @@ from tests.checkpoints.layouts import (
     QWEN,
     TOWER_PREFIX,
     april_tensors,
-    published_tensors,
+    original_tensors,
+    write_original,
     write_qwen_tokenizer,
-    write_released,
     write_sentencepiece,
 )
 from tests.conftest import golden_image
@@ -51,18 +51,16 @@ def test_the_golden_from_a_converted_folder(converted):
 
 @pytest.mark.parametrize("mask", [3, 5, 7, 15])
 def test_masks(tmp_path, tower, mask):
-    """Projectors of every mask against the published module; its weights stand in a whole checkpoint."""
+    """Projectors of every mask against the reference module; its weights stand in a whole checkpoint."""
     golden = load("hiwin.npz")
     stack = {3: "mask3", 5: "mask7", 7: "mask7", 15: "mask15"}[mask]
     projector = {**under("w.", golden), **under(f"{stack}.w.", golden)}
     projector |= {"upsampler.model.1.norm.weight": torch.ones(16)}
-    tensors = {
-        name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name
-    }
+    tensors = {name: value for name, value in original_tensors().items() if "mm_" not in name and "vision" not in name}
     tensors |= {PROJECTOR_PREFIX + name: value for name, value in projector.items()}
     tensors |= narrow_tower()
-    source = write_released(tmp_path / "in", tensors, {**LLAMA, **MULTIMODAL, "feature_scale_mask": mask})
-    convert_to_ours(Parts(str(source), vision_tower=str(narrow_config(tmp_path))), tmp_path / "out", Options(HEADS))
+    source = write_original(tmp_path / "in", tensors, {**LLAMA, **MULTIMODAL, "feature_scale_mask": mask})
+    convert_to_hf(Parts(str(source), vision_tower=str(narrow_config(tmp_path))), tmp_path / "out", Options(HEADS))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     rows, columns = 9, 13
     features = golden["features"][0, : rows * columns].view(1, rows, columns, 16).permute(0, 3, 1, 2)
@@ -103,14 +101,12 @@ def narrow_config(tmp_path):
 
 def test_v1(tmp_path):
     golden = load("v1.npz")
-    tensors = {
-        name: value for name, value in published_tensors().items() if "mm_" not in name and "vision" not in name
-    }
+    tensors = {name: value for name, value in original_tensors().items() if "mm_" not in name and "vision" not in name}
     tensors |= {PROJECTOR_PREFIX + name: value for name, value in under("w.", golden).items()} | narrow_tower()
     config = {**LLAMA, **MULTIMODAL, "mm_projector_type": "adapt_spatial_resampler_v1", "feature_mode": "uhd_v1"}
-    source = write_released(tmp_path / "in", tensors, config)
+    source = write_original(tmp_path / "in", tensors, config)
     parts = Parts(str(source), vision_tower=str(narrow_config(tmp_path)))
-    report = convert_to_ours(parts, tmp_path / "out", Options(HEADS))
+    report = convert_to_hf(parts, tmp_path / "out", Options(HEADS))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert report.settings["projector"] == "resampler" and report.settings["layout"] == "stitched"
     features = golden["x_0"].view(2, 24, 24, 16).permute(0, 3, 1, 2)
@@ -122,8 +118,8 @@ def test_v1(tmp_path):
 def test_april_2025_with_qwen(tmp_path, tower, golden_model):
     """Sequential layout, the Vicuna separators' ids, and the very same image tokens as with a Llama behind."""
     tensors = april_tensors()
-    source = write_released(tmp_path / "in", tensors, {**QWEN, **APRIL}, write_qwen_tokenizer, count=1)
-    report = convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
+    source = write_original(tmp_path / "in", tensors, {**QWEN, **APRIL}, write_qwen_tokenizer, count=1)
+    report = convert_to_hf(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     config = model.config
@@ -139,30 +135,30 @@ def test_april_2025_with_qwen(tmp_path, tower, golden_model):
     inputs = processor(images=golden_image(240, 500), text=prompt, return_tensors="pt")
     images = {key: inputs[key] for key in ("pixel_values", "view_shapes", "num_views", "grids")}
     with torch.no_grad():
-        (ours,) = model.get_image_features(**images).pooler_output
+        (features,) = model.get_image_features(**images).pooler_output
         (expected,) = golden_model.get_image_features(**images).pooler_output
-    assert torch.equal(ours, expected)  # one column of slices: both layouts order them alike
+    assert torch.equal(features, expected)  # one column of slices: both layouts order them alike
     for name in ("model.layers.1.self_attn.q_proj.bias", "model.embed_tokens.weight"):
         assert torch.equal(model.model.language_model.state_dict()[name.removeprefix("model.")], tensors[name])
 
 
 @pytest.mark.parametrize("kind, count", [("safetensors", 1), ("bin", 1), ("bin", 3)])
 def test_file_formats_give_the_same_weights(tmp_path, tower, converted, kind, count):
-    source = write_released(tmp_path / "in", kind=kind, count=count)
-    convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
-    ours, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted[0]))
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    source = write_original(tmp_path / "in", kind=kind, count=count)
+    convert_to_hf(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
+    actual, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted[0]))
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 def test_separate_parts(tmp_path, converted, tower):
     """Vicuna, CLIP, mm_projector.bin without its up-sampler, and a Lightning checkpoint of the JBU: the same model."""
     import json
 
-    tensors = published_tensors()
+    tensors = original_tensors()
     language = {name: value for name, value in tensors.items() if "mm_" not in name and "vision" not in name}
     language["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-    vicuna = write_released(tmp_path / "vicuna", language, {**LLAMA, "model_type": "llama"}, kind="bin")
+    vicuna = write_original(tmp_path / "vicuna", language, {**LLAMA, "model_type": "llama"}, kind="bin")
     clip = tmp_path / "clip"
     clip.mkdir()
     (clip / "config.json").write_text((tower / "config.json").read_text())
@@ -191,60 +187,60 @@ def test_separate_parts(tmp_path, converted, tower):
         upsampler=str(tmp_path / "clip-large-jbu.ckpt"),
     )
     with pytest.raises(ValueError, match="neither feature_mode .* nor model_mode"):
-        convert_to_ours(parts, tmp_path / "out", Options(Overrides(projector_heads=2, levels=(1, 2, 4))))
+        convert_to_hf(parts, tmp_path / "out", Options(Overrides(projector_heads=2, levels=(1, 2, 4))))
     overrides = Overrides(projector_heads=2, levels=(1, 2, 4), layout="stitched")
-    report = convert_to_ours(parts, tmp_path / "out", Options(overrides))
-    ours, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted[0]))
-    assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
+    report = convert_to_hf(parts, tmp_path / "out", Options(overrides))
+    actual, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", converted[0]))
+    assert actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in actual)
     assert report.assumed and report.settings["vision_tower"] == "given separately"
     ignored = {entry["name"]: entry["reason"] for entry in report.ignored}
     for name in ("downsampler.w", "scale_net.net.bias", "linear_acc", "text_model.final_layer_norm.bias"):
         assert name in ignored
 
 
-def test_the_fine_tuned_tower_is_the_one_in_use(tmp_path, released, tower, converted):
+def test_the_fine_tuned_tower_is_the_one_in_use(tmp_path, original, tower, converted):
     """A CLIP given beside a full checkpoint lends its config, and not its weights."""
     from safetensors.torch import save_file
 
     clip = tmp_path / "clip"
     clip.mkdir()
     (clip / "config.json").write_text((tower / "config.json").read_text())
-    tensors = under(TOWER_PREFIX, published_tensors())
+    tensors = under(TOWER_PREFIX, original_tensors())
     save_file({f"vision_model.{n}": torch.zeros_like(v) for n, v in tensors.items()}, clip / "model.safetensors")
-    report = convert_to_ours(Parts(str(released), vision_tower=str(clip)), tmp_path / "out", Options(HEADS))
-    ours = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(ours[f"model.vision_tower.{name}"], value) for name, value in tensors.items())
+    report = convert_to_hf(Parts(str(original), vision_tower=str(clip)), tmp_path / "out", Options(HEADS))
+    actual = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(actual[f"model.vision_tower.{name}"], value) for name, value in tensors.items())
     assert report.settings["vision_tower"] == "of the checkpoint"
     reasons = {e["reason"] for e in report.ignored if e["name"].startswith("vision_model.")}
     assert reasons and all("trained later" in reason for reason in reasons)
 
 
-def test_every_tensor_is_reported_once(converted, released):
+def test_every_tensor_is_reported_once(converted, original):
     report = converted[1]
     named = [name for entry in report.used + report.derived for name in entry["released"]]
     named += [entry["name"] for entry in report.ignored]
-    assert sorted(named) == sorted(published_tensors())
+    assert sorted(named) == sorted(original_tensors())
     second = [entry for entry in report.ignored if "second CLIP inside" in entry["reason"]]
-    assert len(second) == len(under(TOWER_PREFIX, published_tensors())) and not any(e["kept"] for e in second)
-    assert any("left out" in line and "second CLIP" in line for line in report.lines())
+    assert len(second) == len(under(TOWER_PREFIX, original_tensors())) and not any(e["kept"] for e in second)
+    assert any("unused" in line and "second CLIP" in line for line in report.lines())
 
 
 def test_window_corners_follow_the_stored_type(tmp_path, tower, converted):
     """bf16 and fp16 weights were trained with rounded corners, the golden's fp32 ones not; either can be asked for."""
     assert converted[1].settings["window_corners"] == "float32"
-    half = {name: value.bfloat16() for name, value in published_tensors().items()}
-    source = write_released(tmp_path / "in", half)
+    half = {name: value.bfloat16() for name, value in original_tensors().items()}
+    source = write_original(tmp_path / "in", half)
     parts = Parts(str(source), vision_tower=str(tower))
-    report = convert_to_ours(parts, tmp_path / "a", Options(HEADS))
+    report = convert_to_hf(parts, tmp_path / "a", Options(HEADS))
     assert (report.settings["window_corners"], report.settings["dtype"]) == ("bfloat16", "bfloat16")
-    report = convert_to_ours(parts, tmp_path / "b", Options(Overrides(projector_heads=2, box_dtype="float32")))
+    report = convert_to_hf(parts, tmp_path / "b", Options(Overrides(projector_heads=2, box_dtype="float32")))
     assert report.settings["window_corners"] == "float32"
 
 
 def test_bf16_golden(tmp_path, tower):
     golden = load("e2e_bf16.npz")
-    source = write_released(tmp_path / "in", {name: value.bfloat16() for name, value in published_tensors().items()})
-    convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
+    source = write_original(tmp_path / "in", {name: value.bfloat16() for name, value in original_tensors().items()})
+    convert_to_hf(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype == torch.bfloat16
     inputs = golden_inputs(AutoProcessor.from_pretrained(tmp_path / "out"), load("e2e.npz"))
@@ -255,17 +251,17 @@ def test_bf16_golden(tmp_path, tower):
 
 def test_positions_are_loaded_not_computed(tmp_path, tower):
     """They were trained in stage 1, and differ from the formula."""
-    tensors = published_tensors()
+    tensors = original_tensors()
     tensors[PROJECTOR_PREFIX + "pos_embed"] += 0.25
-    source = write_released(tmp_path / "in", tensors)
-    convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
+    source = write_original(tmp_path / "in", tensors)
+    convert_to_hf(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert torch.equal(model.model.multi_modal_projector.positions, tensors[PROJECTOR_PREFIX + "pos_embed"])
 
 
-def test_another_type_may_be_asked_for(tmp_path, tower, released):
-    parts = Parts(str(released), vision_tower=str(tower))
-    convert_to_ours(parts, tmp_path / "out", Options(HEADS, dtype=torch.bfloat16))
+def test_another_type_may_be_asked_for(tmp_path, tower, original):
+    parts = Parts(str(original), vision_tower=str(tower))
+    convert_to_hf(parts, tmp_path / "out", Options(HEADS, dtype=torch.bfloat16))
     assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -273,22 +269,22 @@ def test_tied_head(tmp_path, tower):
     tensors = april_tensors()
     config = {**QWEN, **APRIL, "tie_word_embeddings": True}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    parts = Parts(str(write_released(tmp_path / "in", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower))
-    convert_to_ours(parts, tmp_path / "out", Options(HEADS))
+    parts = Parts(str(write_original(tmp_path / "in", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower))
+    convert_to_hf(parts, tmp_path / "out", Options(HEADS))
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     tensors["lm_head.weight"][3, 3] += 1
     parts = Parts(
-        str(write_released(tmp_path / "in2", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower)
+        str(write_original(tmp_path / "in2", tensors, config, write_qwen_tokenizer)), vision_tower=str(tower)
     )
     with pytest.raises(ValueError, match="lm_head.weight differs from .*embed_tokens"):
-        convert_to_ours(parts, tmp_path / "out2", Options(HEADS))
+        convert_to_hf(parts, tmp_path / "out2", Options(HEADS))
 
 
 def test_sentencepiece_in_the_folder(tmp_path, tower):
-    source = write_released(tmp_path / "in", tokenizer=write_sentencepiece)
-    convert_to_ours(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
+    source = write_original(tmp_path / "in", tokenizer=write_sentencepiece)
+    convert_to_hf(Parts(str(source), vision_tower=str(tower)), tmp_path / "out", Options(HEADS))
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.is_fast and processor.image_token_id == 520
     assert processor.tokenizer("Hello")["input_ids"][0] == processor.tokenizer.bos_token_id == 1

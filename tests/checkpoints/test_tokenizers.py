@@ -36,7 +36,7 @@ def corpus(seed: int, leading_space: bool) -> list[str]:
 
 @pytest.mark.parametrize("legacy", [None, True, False])
 def test_encodes_identically_after_saving(tmp_path, legacy):
-    """A config that does not say is legacy, as for the published code; there a text may begin with a space, too."""
+    """A config without `legacy` means legacy, as in the reference; there a text may begin with a space, too."""
     (tmp_path / "in").mkdir()
     write_sentencepiece(tmp_path / "in", legacy=legacy)
     from_sentencepiece(tmp_path / "in").save_pretrained(tmp_path / "out")

@@ -104,9 +104,9 @@ def test_config_against_tokenizer_and_processor(folder, name, value, problem):
     assert len(found.problems) == 1 and found.problems[0].startswith(problem)
 
 
-def test_folders_of_other_kinds(released, tmp_path):
-    with pytest.raises(ValueError, match="first made ours by convert"):
-        verify_checkpoint(released)
+def test_folders_of_other_kinds(original, tmp_path):
+    with pytest.raises(ValueError, match="convert an original checkpoint first"):
+        verify_checkpoint(original)
     with pytest.raises(ValueError, match="holds no config.json"):
         verify_checkpoint(tmp_path)
 

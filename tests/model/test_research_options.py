@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration, LlavaUhdProcessor, plan_slices
-from llava_uhd.checkpoints.links import link_names
+from llava_uhd.checkpoints.key_mapping import build_key_mapping
 from llava_uhd.flops import projector_flops
 from llava_uhd.model.attention import resize_positions
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
@@ -133,7 +133,7 @@ def test_processor_of_another_option_is_refused(name, other):
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("hiwin", "v1", "v1, fixed bins")])
 def test_original_layout_has_none_of_them(name):
     with pytest.raises(ValueError, match="released layout has no"):
-        link_names(config_of(name), {})
+        build_key_mapping(config_of(name), {})
 
 
 @pytest.mark.parametrize(
