@@ -45,9 +45,20 @@ def test_visible_text_of_former_versions():
         assert visible_text("gr\ufffd", (), False) == ("gr", False)
 
 
-def test_former_option_of_the_conversion_works_and_warns():
-    from llava_uhd.checkpoints.convert import Options
-
-    with pytest.warns(DeprecationWarning, match="keep_dead.* is now keep_unused"):
-        assert Options(keep_dead=True).keep_unused is True
-    assert Options().keep_unused is False
+@pytest.mark.parametrize(
+    ("module", "name", "former", "new", "value"),
+    [
+        ("checkpoints.convert", "Options", "keep_dead", "keep_unused", True),
+        ("serving.engine", "EngineOptions", "max_waiting", "max_queue_size", 3),
+        ("serving.engine", "EngineOptions", "preparers", "preprocessing_workers", 3),
+    ],
+)
+def test_former_fields_work_and_warn(module, name, former, new, value):
+    cls = getattr(importlib.import_module(f"llava_uhd.{module}"), name)
+    with pytest.warns(DeprecationWarning, match=rf"{name}\.{former} is now {new}$"):
+        options = cls(**{former: value})
+    assert getattr(options, new) == value and options == cls(**{new: value}) and cls() != options
+    with pytest.warns(DeprecationWarning, match=rf"{name}\.{former} is now {new}$"):
+        assert getattr(options, former) == value
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="are the same argument"):
+        cls(**{former: value, new: value})

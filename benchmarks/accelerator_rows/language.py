@@ -114,11 +114,11 @@ def serve(setting: Setting, requests: int) -> Iterator[Cells]:
     new_tokens = 4 if setting.small else NEW_TOKENS
     options = EngineOptions(
         batch_size=requests,
-        max_waiting=2 * requests + 2,
+        max_queue_size=2 * requests + 2,
         deadline=300.0,
         cache_bytes=0,
         prefix_bytes=0,
-        preparers=4 if not setting.small else 1,
+        preprocessing_workers=4 if not setting.small else 1,
     )
     sampling = Sampling(max_new_tokens=new_tokens)
 

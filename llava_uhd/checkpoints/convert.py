@@ -6,9 +6,8 @@ Values are copied unchanged, in their stored dtype unless another one is set.
 """
 
 import shutil
-import warnings
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from ..deprecation import former_names
+from ..deprecation import former_names, renamed_fields
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from .card import write_card
 from .key_mapping import HEAD, PROJECTOR, TOWER, TensorMapping, split_tensors
@@ -36,6 +35,7 @@ EXTRAS, MANIFEST, REPORT = "extras.safetensors", "manifest.json", "report.json"
 __getattr__ = former_names(__name__, {"convert_to_ours": "convert_to_hf"})
 
 
+@renamed_fields(keep_dead="keep_unused")
 @dataclass(frozen=True)
 class Options:
     """Conversion options.
@@ -61,12 +61,6 @@ class Options:
     overwrite: bool = False
     license: str | None = None
     shard_bytes: int = SHARD_BYTES
-    keep_dead: InitVar[bool | None] = None  # former name
-
-    def __post_init__(self, keep_dead: bool | None) -> None:
-        if keep_dead is not None:
-            warnings.warn("Options(keep_dead=...) is now keep_unused", DeprecationWarning, stacklevel=3)
-            object.__setattr__(self, "keep_unused", keep_dead)
 
 
 def convert_to_hf(

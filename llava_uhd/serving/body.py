@@ -127,8 +127,8 @@ def check_size(body: bytes | bytearray, limits: Limits, max_escapes: int) -> Non
             raise _too_large("bytes outside of strings", BYTES_PER_VALUE * limits.json_values)
         for start in range(place, end, PIECE):
             piece = body[start : min(start + PIECE, end)]
-            for mark in (b",", b"[", b"{"):
-                values += piece.count(mark)
+            for delimiter in (b",", b"[", b"{"):
+                values += piece.count(delimiter)
             if values > limits.json_values:
                 raise _too_large("values", limits.json_values)
             for bracket in BRACKETS.findall(piece):
@@ -153,9 +153,9 @@ def _end_of_string(body: bytes | bytearray, quote: int) -> int:
     return len(body)
 
 
-def _count(body: bytes | bytearray, mark: bytes, most: int, count: int, name: str) -> None:
+def _count(body: bytes | bytearray, token: bytes, most: int, count: int, name: str) -> None:
     for start in range(0, len(body), PIECE):
-        count += body.count(mark, start, start + PIECE)
+        count += body.count(token, start, start + PIECE)
         if count > most:
             raise _too_large(name, most)
 

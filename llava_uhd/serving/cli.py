@@ -17,15 +17,21 @@ from ..terminal import status
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Answers written at a time.")]
-MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests that may wait; one more is refused (429).")]
-Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds an answer may take, waiting included.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens, where a request names none.")]
-CacheMegabytes = Annotated[int, typer.Option(min=0, help="Image features kept for follow-up questions, in MiB.")]
-PrefixMegabytes = Annotated[
-    int, typer.Option(min=0, help="Keys and values kept of how conversations began, up to the last image, in MiB.")
+BatchSize = Annotated[int, typer.Option(min=1, help="Maximum number of requests decoded together.")]
+MaxQueueSize = Annotated[
+    int,
+    typer.Option(
+        "--max-queue-size",
+        "--max-waiting",  # former name
+        min=1,
+        help="Maximum number of queued requests; further ones get 429.",
+    ),
 ]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels of an image.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Maximum seconds from arrival to the last token.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens of a request that sets none.")]
+CacheMegabytes = Annotated[int, typer.Option(min=0, help="Size of the image feature cache in MiB.")]
+PrefixMegabytes = Annotated[int, typer.Option(min=0, help="Size of the prefix KV cache in MiB.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Maximum number of pixels of an image.")]
 
 API_KEY = "LLAVA_UHD_API_KEY"
 SECONDS_TO_READ = 30.0  # in which a client must have read the end of its answer
@@ -37,32 +43,36 @@ def serve(
     model: Model = "tiny",
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    name: Annotated[str | None, typer.Option(help="Model name clients ask for. Default: the model's own.")] = None,
+    name: Annotated[str | None, typer.Option(help="Model name in the API. Default: name of --model.")] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY, help="Key that clients must send. Default: none.")
     ] = None,
     batch_size: BatchSize = 8,
-    max_waiting: MaxWaiting = 64,
+    max_queue_size: MaxQueueSize = 64,
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
     prefix_cache_mb: PrefixMegabytes = 512,
-    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 20,
-    max_pending_mb: Annotated[int, typer.Option(min=1, help="Bodies being received or read, in MiB.")] = 256,
-    body_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request's body to arrive.")] = 30.0,
-    max_messages: Annotated[int, typer.Option(min=1, help="Most messages of a request.")] = 1000,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Maximum size of a request body in MiB.")] = 20,
+    max_pending_mb: Annotated[
+        int, typer.Option(min=1, help="Maximum total size of bodies being received or parsed, in MiB.")
+    ] = 256,
+    body_timeout: Annotated[float, typer.Option(min=0.1, help="Maximum seconds for receiving a request body.")] = 30.0,
+    max_messages: Annotated[int, typer.Option(min=1, help="Maximum number of messages of a request.")] = 1000,
     max_text: Annotated[
         int | None,
-        typer.Option(min=1, help="Most characters of a request's texts. Default: 32 for each token of the context."),
+        typer.Option(min=1, help="Maximum number of characters of a request. Default: 32 per token of the context."),
     ] = None,
-    max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 16,
-    max_slices: Annotated[int, typer.Option(min=1, help="Largest max_slices that a request may ask for.")] = 64,
+    max_images: Annotated[int, typer.Option(min=0, help="Maximum number of images of a request.")] = 16,
+    max_slices: Annotated[int, typer.Option(min=1, help="Maximum value of a request's max_slices.")] = 64,
     max_pixels: MaxPixels = LARGEST_IMAGE,
-    max_total_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a request's images together.")] = 2**27,
+    max_total_pixels: Annotated[
+        int, typer.Option(min=1, help="Maximum number of pixels of all images of a request.")
+    ] = 2**27,
     image_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that decoding and slicing a request's images may take.")
+        float, typer.Option(min=0.1, help="Maximum seconds for decoding and slicing the images of a request.")
     ] = 30.0,
-    max_connections: Annotated[int, typer.Option(min=1, help="Most connections at a time.")] = 256,
+    max_connections: Annotated[int, typer.Option(min=1, help="Maximum number of connections.")] = 256,
     head_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a connection without a request is closed.")
     ] = 10.0,
@@ -121,7 +131,7 @@ def serve(
         request_seconds=body_timeout + deadline + SECONDS_TO_READ,
     )
     check_port(host, port)
-    bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
+    bounds = _bounds(batch_size, max_queue_size, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
     bounds |= {"max_total_pixels": max_total_pixels, "image_seconds": image_timeout}
     engine = _engine(model, device, dtype, quantization, threads, **bounds)
 
@@ -163,7 +173,7 @@ def chat(
     from .chat import HELP, Chat, input_lines
     from .generation import Sampling
 
-    engine = _engine(model, device, dtype, quantization, threads, batch_size=1, preparers=1, deadline=3600)
+    engine = _engine(model, device, dtype, quantization, threads, batch_size=1, preprocessing_workers=1, deadline=3600)
     with engine, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere) if as_json else Console()
         conversation = Chat(engine, Sampling(max_new_tokens, temperature), max_slices, console, max_pages)
@@ -182,12 +192,12 @@ def web(
     host: Host = "127.0.0.1",
     port: Port = 7860,
     batch_size: BatchSize = 4,
-    max_waiting: MaxWaiting = 32,
+    max_queue_size: MaxQueueSize = 32,
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
     prefix_cache_mb: PrefixMegabytes = 512,
-    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest image file, in MiB.")] = 20,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Maximum size of an image file in MiB.")] = 20,
     max_pixels: MaxPixels = LARGEST_IMAGE,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -195,7 +205,7 @@ def web(
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout once ready.")] = False,
 ) -> None:
-    """Open a web page to ask about images and to see what the model saw; runs until stopped."""
+    """Serve a web page for questions about images that shows the slices behind each answer; runs until stopped."""
     import tempfile
     from pathlib import Path
 
@@ -203,7 +213,7 @@ def web(
     from ..web.page import build_page, launch_page, run_until_stopped
 
     check_port(host, port)
-    bounds = _bounds(batch_size, max_waiting, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
+    bounds = _bounds(batch_size, max_queue_size, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
     engine = _engine(model, device, dtype, quantization, threads, **bounds)
     with engine, tempfile.TemporaryDirectory() as folder:
         page = build_page(engine, Path(folder), _model_name(model), abilities(model))
@@ -224,7 +234,7 @@ def mount(app: typer.Typer) -> None:
 
 
 def _model_name(model: str) -> str:
-    """A model's name without the path it lies at."""
+    """Return a model's name without its path."""
     from pathlib import Path
 
     return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
@@ -232,7 +242,7 @@ def _model_name(model: str) -> str:
 
 def _bounds(
     batch_size: int,
-    max_waiting: int,
+    max_queue_size: int,
     deadline: float,
     max_new_tokens: int,
     cache_mb: int,
@@ -242,7 +252,7 @@ def _bounds(
     """Return the engine options of `serve` and `web`, in bytes instead of MiB."""
     return {
         "batch_size": batch_size,
-        "max_waiting": max_waiting,
+        "max_queue_size": max_queue_size,
         "deadline": deadline,
         "max_new_tokens": max_new_tokens,
         "cache_bytes": cache_mb * 2**20,

@@ -1,9 +1,9 @@
 """Connections of the HTTP server: a limit on their number, and on the time each may take.
 
 uvicorn closes a connection that is idle after a response, and no other. Here every state has its limit: a connection
-whose request does not begin is closed, and so is one whose response nobody reads. Where a new connection would be one
-too many, the one that has been idle for longest is closed for it, so that silent connections keep nobody out; not one
-whose next request has arrived and was not read yet, and one that is younger than a second only if there is no other.
+whose request does not begin is closed, and so is one whose client does not read the response. At the limit of their
+number, a new connection closes the one that has been idle for longest, so that silent connections do not keep others
+out; connections with an unread request are exempt, and those younger than a second are closed last.
 """
 
 import asyncio
@@ -92,16 +92,16 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         before = self.cycle
         super().data_received(data)
-        self._watch(before)
+        self._update_timer(before)
 
     def on_response_complete(self) -> None:
         self.idle_since = self.loop.time()
         before = self.cycle
         self._stop_timer()  # idle from here on: uvicorn's own time limit
         super().on_response_complete()
-        self._watch(before)
+        self._update_timer(before)
 
-    def _watch(self, before: Any) -> None:
+    def _update_timer(self, before: Any) -> None:
         """Limit the time of a request that has begun, or of a head that has not arrived."""
         if self.transport.is_closing():
             self._stop_timer()

@@ -2,7 +2,7 @@
 
     python -m llava_uhd.serving.documents '{"name": "report.pdf", ...}' < report.pdf
 
-A PDF may hold any amount of drawing, and its renderer cannot be interrupted. The process imports no more than it needs
+A PDF may take any time to render, and its renderer cannot be interrupted. The process imports no more than it needs
 (no torch), writes one line of JSON, the sizes of the pages' files or an error, and then the files.
 """
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ..confidence import Calibration
+from ..deprecation import renamed_fields
 from ..generation.generator import Generator
 from ..generation.prompt import Message, Prompt, image_parts, room_for_answer
 from ..generation.request import RequestState
@@ -39,13 +40,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@renamed_fields(max_waiting="max_queue_size", preparers="preprocessing_workers")  # former names
 @dataclass(frozen=True)
 class EngineOptions:
     """Options and limits of the engine.
 
     Attributes:
         batch_size: number of requests decoded together; every step has this many rows, used or not.
-        max_waiting: maximum number of queued requests, prepared or not; further ones are rejected.
+        max_queue_size: maximum number of queued requests, prepared or not; further ones are rejected.
         deadline: maximum seconds from arrival to the last token.
         max_new_tokens: maximum number of new tokens of a request that sets none.
         cache_bytes: maximum size of the image feature cache.
@@ -53,11 +55,11 @@ class EngineOptions:
         max_pixels: maximum number of pixels of an image; None takes the processor's limit.
         max_total_pixels: maximum number of pixels of all images of a request; at least `max_pixels` are allowed.
         image_seconds: maximum seconds for decoding and slicing the images of a request.
-        preparers: number of preprocessing threads.
+        preprocessing_workers: number of preprocessing threads.
     """
 
     batch_size: int = 8
-    max_waiting: int = 64
+    max_queue_size: int = 64
     deadline: float = 120.0
     max_new_tokens: int = 512
     cache_bytes: int = 256 * 2**20
@@ -65,10 +67,10 @@ class EngineOptions:
     max_pixels: int | None = None
     max_total_pixels: int = 2**27
     image_seconds: float = 30.0
-    preparers: int = 2
+    preprocessing_workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_waiting", "max_new_tokens", "max_total_pixels", "preparers"):
+        for name in ("batch_size", "max_queue_size", "max_new_tokens", "max_total_pixels", "preprocessing_workers"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("cache_bytes", "prefix_bytes"):
@@ -79,6 +81,7 @@ class EngineOptions:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
+@renamed_fields(late="timed_out", refused="rejected")
 @dataclass
 class Stats:
     """Counters of the engine: queue, caches, and finished requests by outcome."""
@@ -88,8 +91,8 @@ class Stats:
     finished: int
     failed: int
     cancelled: int
-    late: int
-    refused: int
+    timed_out: int
+    rejected: int
     generated_tokens: int
     cached_images: int
     cache_bytes: int
@@ -166,12 +169,14 @@ class Engine:
         self._preparing = 0
         self._closing = False
         self._mean_seconds = 1.0  # of a request once it runs
-        self._counts = dict.fromkeys(("finished", "failed", "cancelled", "late", "refused", "generated_tokens"), 0)
+        self._counts = dict.fromkeys(
+            ("finished", "failed", "cancelled", "timed_out", "rejected", "generated_tokens"), 0
+        )
         # Prepared requests are large, so few wait. One thread takes requests of text alone: images never hold them up.
-        self._max_ready = 2 * self.options.preparers
+        self._max_ready = 2 * self.options.preprocessing_workers
         self._preparers = [
             threading.Thread(target=self._prepare_all, args=(index == 0,), name=f"prepare-{index}", daemon=True)
-            for index in range(self.options.preparers + 1)
+            for index in range(self.options.preprocessing_workers + 1)
         ]
         for thread in self._preparers:
             thread.start()
@@ -225,8 +230,8 @@ class Engine:
             if self._closing:
                 raise EngineClosed("the engine is shutting down")
             waiting = self._num_waiting()
-            if waiting >= self.options.max_waiting:
-                self._counts["refused"] += 1
+            if waiting >= self.options.max_queue_size:
+                self._counts["rejected"] += 1
                 raise EngineBusy(waiting, math.ceil(waiting * self._mean_seconds / self.generator.decoder.batch_size))
 
     def run(self, function: Callable[[], T]) -> T:
@@ -319,7 +324,7 @@ class Engine:
         elif generation.cancelled:
             kind = "cancelled"
         else:
-            kind = "late" if isinstance(event, DeadlineExceeded) else "failed"
+            kind = "timed_out" if isinstance(event, DeadlineExceeded) else "failed"
         with self._changed:
             self._counts[kind] += 1
         self._emit(generation, event)

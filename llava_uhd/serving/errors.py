@@ -11,7 +11,7 @@ from .generation import Cancelled, DeadlineExceeded, EngineBusy, EngineClosed
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 1000  # characters of an error; what a client sent is not echoed at length
-CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
+CLIENT_GONE = 499  # as logged by nginx; the client has disconnected
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

@@ -79,9 +79,9 @@ class Generation:
         """Return the error that ends the request now; None if it may continue."""
         if self.cancelled:
             return Cancelled("the request was cancelled")
-        return self.late() if time.monotonic() > self.deadline else None
+        return self.deadline_error() if time.monotonic() > self.deadline else None
 
-    def late(self) -> DeadlineExceeded:
+    def deadline_error(self) -> DeadlineExceeded:
         """Return the error of a request past its deadline."""
         allowed, over = self.deadline - self.arrived, time.monotonic() - self.deadline
         return DeadlineExceeded(f"the answer was not ready within {allowed:.0f} s ({over:.1f} s over)")

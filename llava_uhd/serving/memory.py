@@ -67,14 +67,14 @@ def _collect_and_trim() -> None:
 
 def drop_frames(error: BaseException) -> None:
     """Empty the frames that an exception and its causes passed through, so that what they hold is freed at once."""
-    seen: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        each = left.pop()
-        if each is not None and not any(each is other for other in seen):
-            seen.append(each)
+    cleared: list[BaseException] = []
+    remaining: list[BaseException | None] = [error]
+    while remaining:
+        each = remaining.pop()
+        if each is not None and not any(each is other for other in cleared):
+            cleared.append(each)
             traceback.clear_frames(each.__traceback__)
-            left += [each.__cause__, each.__context__]
+            remaining += [each.__cause__, each.__context__]
 
 
 def _glibc() -> ctypes.CDLL | None:

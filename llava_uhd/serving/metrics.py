@@ -32,6 +32,9 @@ COUNTERS = {
 }
 
 
+ATTRIBUTES = {"late": "timed_out", "refused": "rejected"}  # metrics that keep their former names
+
+
 class _EngineCollector:
     """The engine's own counts, read when they are asked for."""
 
@@ -43,7 +46,7 @@ class _EngineCollector:
         for name, about in GAUGES.items():
             yield GaugeMetricFamily(PREFIX + name, about, value=getattr(stats, name))
         for name, about in COUNTERS.items():
-            yield CounterMetricFamily(PREFIX + name, about, value=getattr(stats, name))
+            yield CounterMetricFamily(PREFIX + name, about, value=getattr(stats, ATTRIBUTES.get(name, name)))
 
 
 class Metrics:

@@ -157,7 +157,7 @@ class ImageSource:
     def _fetch(self, parts: SplitResult, port: int) -> bytes:
         host, deadline = parts.hostname, time.monotonic() + self.timeout
         assert host is not None
-        late = f"the image at {host} did not arrive within {self.timeout:g} s"
+        timeout_message = f"the image at {host} did not arrive within {self.timeout:g} s"
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError as error:  # no name of the DNS
@@ -167,7 +167,7 @@ class ImageSource:
             raise ValueError(f"images of {host} are not fetched: it has an address that is not public")
         context = ssl.create_default_context() if parts.scheme == "https" else None
         if time.monotonic() >= deadline:  # the name took so long to resolve
-            raise ValueError(late)
+            raise ValueError(timeout_message)
         connection = _CheckedConnection(host, port, addresses[:MAX_ADDRESSES], context, deadline)
         try:
             connection.request("GET", encoded_target(parts.path, parts.query), headers={"Accept": "image/*"})
@@ -187,5 +187,5 @@ class ImageSource:
         finally:
             connection.stop()
         if time.monotonic() >= deadline:
-            raise ValueError(late)
+            raise ValueError(timeout_message)
         return bytes(received)

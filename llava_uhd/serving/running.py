@@ -1,4 +1,4 @@
-"""Runs the HTTP server until it is told to stop, and then lets it finish what it has begun."""
+"""Run the HTTP server until a stop signal, then finish running requests."""
 
 import asyncio
 import signal

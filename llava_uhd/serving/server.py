@@ -37,7 +37,7 @@ from .remote import ImageSource
 
 log = logging.getLogger(__name__)
 
-GRACE = 1.0  # seconds over the deadline after which a client is told even if the engine has not come to it
+GRACE = 1.0  # seconds over the deadline after which the client gets an error even if the engine has not noticed
 OPEN_ROUTES = ("/health", "/metrics")
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -110,7 +110,7 @@ class Listener:
             pass
 
     async def events(self, generation: Generation) -> AsyncIterator[str | Result]:
-        """Pieces, then the result; the request is cancelled if the client hangs up or nobody reads on.
+        """Yield pieces of text, then the result; cancel the request if the client disconnects or stops reading.
 
         Raises:
             Cancelled: the client hung up.
@@ -125,7 +125,7 @@ class Listener:
                 await asyncio.wait({event, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if not event.done():
                     event.cancel()
-                    raise Cancelled("the client hung up") if gone.done() else generation.late()
+                    raise Cancelled("the client hung up") if gone.done() else generation.deadline_error()
                 value = event.result()
                 if isinstance(value, Exception):
                     raise value

@@ -25,5 +25,5 @@ def loaded(qwen_tokenizer):
 
 @pytest.fixture(scope="module")
 def engine(loaded):
-    with Engine(*loaded, EngineOptions(batch_size=4, max_waiting=16, max_new_tokens=12)) as engine:
+    with Engine(*loaded, EngineOptions(batch_size=4, max_queue_size=16, max_new_tokens=12)) as engine:
         yield engine

@@ -224,7 +224,7 @@ def test_the_cache_is_bounded(loaded):
 
 
 def test_more_than_may_wait_are_refused(loaded):
-    with Engine(*loaded, EngineOptions(batch_size=2, max_waiting=2)) as engine:
+    with Engine(*loaded, EngineOptions(batch_size=2, max_queue_size=2)) as engine:
         with Held(engine):
             generations = [engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)) for _ in range(2)]
             assert engine.stats().waiting == 2
@@ -232,7 +232,7 @@ def test_more_than_may_wait_are_refused(loaded):
                 engine.submit(CONVERSATIONS[1])
             assert refused.value.retry_after >= 1
         assert all(generation.result().text for generation in generations)
-        assert engine.stats().refused == 1 and engine.stats().finished == 2
+        assert engine.stats().rejected == 1 and engine.stats().finished == 2
 
 
 def test_deadlines_hold_while_waiting_and_while_writing(engine):
@@ -246,7 +246,7 @@ def test_deadlines_hold_while_waiting_and_while_writing(engine):
     with pytest.raises(DeadlineExceeded):
         writing.result()
     until(lambda: engine.stats().running == 0)
-    assert engine.stats().late == 2
+    assert engine.stats().timed_out == 2
 
 
 def test_a_cancelled_request_makes_room(engine):
@@ -446,7 +446,7 @@ def test_text_alone_is_not_held_up_by_images(loaded, monkeypatch):
         original(self, generation, messages, max_slices)
 
     monkeypatch.setattr(Engine, "_prepare", slow)
-    with Engine(*loaded, EngineOptions(batch_size=2, preparers=2)) as engine:
+    with Engine(*loaded, EngineOptions(batch_size=2, preprocessing_workers=2)) as engine:
         held = [engine.submit(CONVERSATIONS[0], Sampling(max_new_tokens=2)) for _ in range(4)]
         assert engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)).result().text
         go.set()
@@ -454,7 +454,7 @@ def test_text_alone_is_not_held_up_by_images(loaded, monkeypatch):
 
 
 def test_few_requests_are_prepared_ahead(loaded):
-    with Engine(*loaded, EngineOptions(batch_size=2, preparers=1, max_waiting=30)) as engine:
+    with Engine(*loaded, EngineOptions(batch_size=2, preprocessing_workers=1, max_queue_size=30)) as engine:
         with Held(engine):
             generations = [engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)) for _ in range(20)]
             until(lambda: len(engine._ready) >= 2)

@@ -64,7 +64,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(loaded):
-    options = EngineOptions(batch_size=4, max_waiting=32, max_new_tokens=12, deadline=DEADLINE, max_pixels=2**20)
+    options = EngineOptions(batch_size=4, max_queue_size=32, max_new_tokens=12, deadline=DEADLINE, max_pixels=2**20)
     limits = Limits(body_bytes=200_000, images=3, body_seconds=1.0, text=30_000)
     with Running(loaded, options, limits=limits) as running:
         yield running
@@ -491,7 +491,7 @@ def test_a_failure_of_the_model_is_500_and_tells_nothing(running):
 
 
 def test_a_full_queue_is_429_and_the_openai_client_tries_again(loaded):
-    with Running(loaded, EngineOptions(batch_size=1, max_waiting=1)) as running:
+    with Running(loaded, EngineOptions(batch_size=1, max_queue_size=1)) as running:
         with Held(running.engine):
             waiting = ThreadPoolExecutor(1).submit(ask_raw, running, valid())
             until(lambda: running.engine.stats().waiting == 1)
