@@ -1,4 +1,4 @@
-"""Small models and pictures that many tests share."""
+"""Small models and images that many tests share."""
 
 import numpy as np
 import pytest
@@ -56,8 +56,8 @@ def qwen_tokenizer():
     return tokenizer
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture of random blocks: no two views of it look alike."""
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of random blocks, so that no two views are similar."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 9 + 1, width // 7 + 1, 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(9, axis=0).repeat(7, axis=1)[:height, :width])
 
@@ -124,7 +124,7 @@ def golden_model() -> LlavaUhdForConditionalGeneration:
 
 
 def golden_image(width: int, height: int) -> Image.Image:
-    """The picture of the end-to-end golden (its index tells the formula)."""
+    """Return the image of the end-to-end golden (the formula is in its index)."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x // 40 + y // 30) % 2 * 200], axis=-1)
     pixels[height // 4 : height // 2, width // 3 : width // 2] = (20, 130, 250)

@@ -37,7 +37,7 @@ def write_toys(folder: Path) -> None:
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
     from experiments.tiny_v1.tokenizer import VOCABULARY_SIZE, build_tokenizer
-    from tests.conftest import picture
+    from tests.conftest import random_image
     from tests.evaluation import minidata
 
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def write_toys(folder: Path) -> None:
     for index in range(6):
         for name in (f"pictures/class-{index % 2}/{index}.png", f"flat/{index}.png"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            picture(70 + 9 * index, 60, seed=index).save(folder / name)
+            random_image(70 + 9 * index, 60, seed=index).save(folder / name)
         mask = np.random.default_rng(index).integers(0, 3, (60, 70 + 9 * index), dtype=np.uint8)
         (folder / "masks").mkdir(exist_ok=True)
         Image.fromarray(mask).save(folder / "masks" / f"{index}.png")

@@ -12,7 +12,7 @@ import torch
 
 import llava_uhd
 from llava_uhd import LlavaUhdProcessor, cli
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 from tests.documents import write_encrypted_pdf, write_pdf, write_tiff
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory, qwen_tokenizer):
     config = small_config()
     build_model(config).save_pretrained(path)
     LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen").save_pretrained(path)
-    picture(300, 200).save(path / "image.png")
+    random_image(300, 200).save(path / "image.png")
     return path
 
 

@@ -14,7 +14,7 @@ from typer.main import get_command
 from llava_uhd.cli import app
 from llava_uhd.pages import OVERSAMPLING, count_pages, open_all, open_pages, page_scale, select_pages
 from llava_uhd.planning import ImagePlanner
-from tests.conftest import picture
+from tests.conftest import random_image
 from tests.documents import page_images, write_encrypted_pdf, write_pdf, write_tiff
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     write_pdf(path / "five.pdf", 5)
     write_tiff(path / "three.tif", 3)
     write_encrypted_pdf(path / "secret.pdf")
-    picture(300, 200).save(path / "picture.png")
+    random_image(300, 200).save(path / "picture.png")
     return path
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdProcessor
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
 PROJECTORS = [{}, {"type": "resampler"}, {"type": "mlp"}, {"levels": [1, 2, 4, 8]}]
 
@@ -25,7 +25,7 @@ def test_pipeline(pair):
 
     model, processor = pair
     ask = pipeline("image-text-to-text", model=model, processor=processor)
-    image = picture(300, 200)
+    image = random_image(300, 200)
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     generation = {"max_new_tokens": 5, "do_sample": False}
     (result,) = ask(text=messages, generate_kwargs=generation)
@@ -45,7 +45,7 @@ def test_saved_processor_and_model_give_the_same_answer(pair, tmp_path):
     loaded = LlavaUhdForConditionalGeneration.from_pretrained(tmp_path), LlavaUhdProcessor.from_pretrained(tmp_path)
     outputs = []
     for model, processor in (pair, loaded):
-        inputs = processor(images=picture(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
+        inputs = processor(images=random_image(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
         outputs.append(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
     assert outputs[0] == outputs[1]
 
@@ -56,7 +56,7 @@ def test_saved_folder_answers_where_the_package_is_not_installed(pair, tmp_path)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    picture(200, 300).save(tmp_path / "picture.png")
+    random_image(200, 300).save(tmp_path / "picture.png")
     script = """
 import sys
 
@@ -75,7 +75,7 @@ print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
     environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    inputs = processor(images=picture(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
+    inputs = processor(images=random_image(200, 300), text="<image>\nWhat is it?", return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist()
     assert result.stdout.strip() == str(expected), result.stderr
 
@@ -95,7 +95,7 @@ def test_prompts_have_as_many_image_tokens_as_features(qwen_tokenizer, data):
         words = data.draw(st.lists(st.sampled_from(["a", "what", "total?", "7"]), min_size=1, max_size=4))
         text = "".join(f"{'<image>' * (place < len(of_sample))}{word} " for place, word in enumerate(words))
         text += "<image>" * (len(of_sample) - text.count("<image>"))
-        samples.append((text, [picture(*size, seed=index) for size in of_sample]))
+        samples.append((text, [random_image(*size, seed=index) for size in of_sample]))
     padding_side = data.draw(st.sampled_from(["left", "right"]))
     together = processor(
         text=[text for text, _ in samples],

@@ -10,7 +10,7 @@ from llava_uhd.answering import question_message
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.generation import Sampling
-from tests.conftest import build_model, golden_image, picture, small_config
+from tests.conftest import build_model, golden_image, random_image, small_config
 from tests.golden import load, relative_error
 from tests.model.test_end_to_end import expand
 from tests.model.test_hiwin import MASKS, NUM_VIEWS, SHAPES, build
@@ -75,7 +75,8 @@ def test_autocast_stays_near_fp32(golden_on_device, golden_inputs, device):
 def test_answers_do_not_depend_on_batch_neighbors(small, batch_size):
     model, processor = small
     asked = [
-        [question_message([picture(40 + 9 * n, 60, n)], f"What is number {n}?")] for n in range(min(batch_size, 9))
+        [question_message([random_image(40 + 9 * n, 60, n)], f"What is number {n}?")]
+        for n in range(min(batch_size, 9))
     ]
     sampling = Sampling(max_new_tokens=6)
     options = EngineOptions(batch_size=batch_size, prefix_bytes=0)

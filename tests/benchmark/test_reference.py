@@ -6,7 +6,7 @@ import torch
 from llava_uhd.benchmark import reference
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.vision_tower import encode_views, patches_to_pixels
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 from tests.golden import load, relative_error
 from tests.model import test_hiwin, test_pyramid
 
@@ -37,7 +37,7 @@ def test_vision():
     config = small_config(levels=[1, 2, 4])
     model = build_model(config).model
     processor = LlavaUhdImageProcessor(view_size=56, max_slices=config.max_slices)
-    inputs = processor([picture(150, 120)], return_tensors="pt")
+    inputs = processor([random_image(150, 120)], return_tensors="pt")
     shapes = [tuple(shape) for shape in inputs["view_shapes"].tolist()]
     views = inputs["pixel_values"].split([height * width for height, width in shapes])
     with torch.no_grad():

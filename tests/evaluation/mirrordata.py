@@ -17,7 +17,7 @@ from tests.evaluation import minidata
 Row = dict[str, Any]
 
 
-def picture(sample: Sample) -> Row | None:
+def image_cell(sample: Sample) -> Row | None:
     """An image as the hub's data sets hold it."""
     if sample.image_source is None:
         return None
@@ -47,7 +47,7 @@ def mme(root: Path, samples: list[Sample]) -> None:
     rows = [
         {
             "question_id": sample.question_id,
-            "image": picture(sample),
+            "image": image_cell(sample),
             "question": f"{question(sample)} Please answer yes or no.",
             "answer": sample.answers[0],
             "category": sample.category,
@@ -64,7 +64,7 @@ def ai2d(root: Path, samples: list[Sample]) -> None:
             "question": question(sample),
             "options": options(sample),
             "answer": str("ABCD".index(sample.answers[0])),
-            "image": picture(sample),
+            "image": image_cell(sample),
         }
         for sample in samples
     ]
@@ -81,7 +81,7 @@ def docvqa(split: str) -> Callable[[Path, list[Sample]], None]:
                     "questionId": str(sample.question_id),
                     "question": question(sample),
                     "question_types": ["layout"],
-                    "image": picture(sample),
+                    "image": image_cell(sample),
                     "docId": len(rows),
                     "ucsf_document_id": document,
                     "ucsf_document_page_no": page,
@@ -102,7 +102,7 @@ def chartqa(root: Path, samples: list[Sample]) -> None:
             "type": f"{sample.category}_test",
             "question": question(sample),
             "answer": sample.answers[0],
-            "image": picture(sample),
+            "image": image_cell(sample),
         }
         for sample in samples
     ]
@@ -119,7 +119,7 @@ def textvqa(root: Path, samples: list[Sample]) -> None:
                 "image_id": sample.question_id,
                 "question_id": index,
                 "question": lines[0],
-                "image": picture(sample),
+                "image": image_cell(sample),
                 "answers": list(sample.answers),
                 "ocr_tokens": tokens,
                 "set_name": "val",
@@ -129,7 +129,7 @@ def textvqa(root: Path, samples: list[Sample]) -> None:
 
 
 def gqa(root: Path, samples: list[Sample]) -> None:
-    images = {Path(sample.image).stem: picture(sample) for sample in samples}
+    images = {Path(sample.image).stem: image_cell(sample) for sample in samples}
     rows = [
         {
             "id": sample.question_id,
@@ -151,7 +151,7 @@ def gqa(root: Path, samples: list[Sample]) -> None:
 def scienceqa(root: Path, samples: list[Sample]) -> None:
     rows = [
         {
-            "image": picture(sample),
+            "image": image_cell(sample),
             "question": question(sample),
             "choices": options(sample),
             "answer": sample.details["answer_index"],
@@ -172,7 +172,7 @@ def pope(root: Path, samples: list[Sample]) -> None:
             "question": question(sample),
             "answer": sample.answers[0],
             "image_source": Path(sample.image).stem,
-            "image": picture(sample),
+            "image": image_cell(sample),
             "category": sample.category,
         }
         for index, sample in enumerate(samples)
@@ -182,7 +182,12 @@ def pope(root: Path, samples: list[Sample]) -> None:
 
 def vqav2(root: Path, samples: list[Sample]) -> None:
     rows = [
-        {"image_id": index, "question_id": sample.question_id, "question": question(sample), "image": picture(sample)}
+        {
+            "image_id": index,
+            "question_id": sample.question_id,
+            "question": question(sample),
+            "image": image_cell(sample),
+        }
         for index, sample in enumerate(samples)
     ]
     write(root / "data/testdev-00000-of-00001.parquet", rows)
@@ -192,7 +197,7 @@ def vqav2(root: Path, samples: list[Sample]) -> None:
 
 def vizwiz(root: Path, samples: list[Sample]) -> None:
     rows = [
-        {"question_id": Path(sample.image).stem, "question": question(sample), "image": picture(sample)}
+        {"question_id": Path(sample.image).stem, "question": question(sample), "image": image_cell(sample)}
         for sample in samples
     ]
     write(root / "data/test-00000-of-00001.parquet", rows)
@@ -209,7 +214,7 @@ def mmbench(root: Path, samples: list[Sample]) -> None:
             "answer": row["answer"],
             **{letter: row[letter] or "nan" for letter in "ABCD"},
             "category": row["category"],
-            "image": picture(sample),
+            "image": image_cell(sample),
             "source": row["source"],
             "L2-category": row["l2-category"],
             "comment": "nan",
@@ -233,7 +238,7 @@ def seed(root: Path, samples: list[Sample]) -> None:
             "question_id": str(sample.question_id),
             "question_type_id": kinds[sample.category],
             # A video is several frames.
-            "image": [picture(sample)] * (3 if sample.details["data_type"] == "video" else 1),
+            "image": [image_cell(sample)] * (3 if sample.details["data_type"] == "video" else 1),
         }
         for sample in samples
     ]
@@ -247,7 +252,7 @@ def refcoco(root: Path, samples: list[Sample]) -> None:
             width, height = image.size
         row = {
             "question_id": "7",
-            "image": picture(sample),
+            "image": image_cell(sample),
             "question": "Please carefully observe the area circled in the image",
             "answer": ["the dog"],
             "segmentation": [0.0],
@@ -265,7 +270,7 @@ def ocrbench(root: Path, samples: list[Sample]) -> None:
             "question": sample.prompt,
             "question_type": sample.category,
             "answer": list(sample.answers),
-            "image": picture(sample),
+            "image": image_cell(sample),
         }
         for sample in samples
     ]

@@ -21,7 +21,7 @@ from llava_uhd.evaluation.readers import LETTER_ANSWER
 from llava_uhd.generation.batch import answer
 from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.loading import load
-from tests.conftest import picture
+from tests.conftest import random_image
 
 INTERFACES = Path(__file__).parent / "interfaces"
 
@@ -44,7 +44,7 @@ def alone(folder: Path, image, question: str, max_new_tokens: int, num_beams: in
 
 
 def test_vlmevalkit(model_folder, tmp_path):
-    image = picture(90, 60)
+    image = random_image(90, 60)
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
     row = {"index": "0", "image": base64.b64encode(encoded.getvalue()).decode(), "question": "What is it?"}
@@ -78,12 +78,12 @@ def test_lmms_eval(model_folder):
     code = f"""
 import json
 from types import SimpleNamespace
-from tests.conftest import picture
+from tests.conftest import random_image
 from llava_uhd.evaluation.adapters.lmms_eval_plugin import manifest
 module, _, name = manifest().simple_class_path.rpartition(".")
 adapter = getattr(__import__(module, fromlist=[name]), name)
 model = adapter(pretrained={str(model_folder)!r}, device="cpu", batch_size=2)
-pair = [picture(90, 60), picture(40, 80)]
+pair = [random_image(90, 60), random_image(40, 80)]
 model.task_dict = {{"task": {{"test": [[pair[0]], None, [pair[1]], pair, pair, ["a sound", b"x"]]}}}}
 options = {{"max_new_tokens": 4, "until": ["\\n\\n"]}}
 visual = lambda doc: doc
@@ -99,7 +99,7 @@ print(json.dumps([manifest().model_id, answers, len(model.cache_hook.added), str
     name, answers, cached, device, refused = json.loads(run_python(["-c", code], "lmms_eval").splitlines()[-1])
     assert (name, cached, device) == ("llava_uhd", 5, "cpu")
     assert refused == "this model takes images; the task gives a bytes"
-    images = [{"type": "image", "image": picture(*size)} for size in ((90, 60), (40, 80))]
+    images = [{"type": "image", "image": random_image(*size)} for size in ((90, 60), (40, 80))]
     text = [{"type": "text", "text": part} for part in ("First ", " then ", "?", "Both?")]
     for index, content in (
         (3, [text[0], images[0], text[1], images[1], text[2]]),
@@ -108,8 +108,8 @@ print(json.dumps([manifest().model_id, answers, len(model.cache_hook.added), str
         model, processor = load(str(model_folder), "cpu")
         inputs = prepare(model, processor, [{"role": "user", "content": content}], 4)
         assert answers[index] == answer(model, processor, inputs, 4).strip()
-    assert answers[0] == alone(model_folder, picture(90, 60), "What is it?", 4, num_beams=1)
-    assert answers[2] == alone(model_folder, picture(40, 80), "Which?", 4, num_beams=1)
+    assert answers[0] == alone(model_folder, random_image(90, 60), "What is it?", 4, num_beams=1)
+    assert answers[2] == alone(model_folder, random_image(40, 80), "Which?", 4, num_beams=1)
 
 
 def test_lmms_eval_finds_the_entry_point():

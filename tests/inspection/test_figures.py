@@ -29,9 +29,9 @@ from llava_uhd.inspection.window_attention import window_attention, window_figur
 from llava_uhd.model.hiwin import pooled_keys_and_values
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.upsample_2x import RADIUS, SPAN
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
-IMAGE = picture(300, 200)
+IMAGE = random_image(300, 200)
 
 
 def pair(qwen_tokenizer, layout: str = "stitched", **projector):
@@ -137,7 +137,7 @@ def test_projectors_without_pyramid_or_jbu_are_rejected(qwen_tokenizer):
 def asked(small):
     """(model, processor, inputs, answer ids) of a question about two images."""
     model, processor = small
-    inputs = prepare(model, processor, [question_message([IMAGE, picture(30, 40)], "What is this?")], 6)
+    inputs = prepare(model, processor, [question_message([IMAGE, random_image(30, 40)], "What is this?")], 6)
     answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return model, processor, inputs, answer.tolist()
 
@@ -191,7 +191,7 @@ def test_gradient_attribution_matches_finite_differences(asked):
 @pytest.mark.parametrize("layout", ["stitched", "sequential"])
 def test_weights_are_arranged_by_window(qwen_tokenizer, layout):
     _, processor = pair(qwen_tokenizer, layout)
-    inputs = processor.image_processor([picture(30, 40), IMAGE], return_tensors="pt")
+    inputs = processor.image_processor([random_image(30, 40), IMAGE], return_tensors="pt")
     weights = np.arange(9 + 63, dtype=float)
     first, second = image_heats(processor, inputs, weights)
     assert first.slices is None and first.overview.tolist() == weights[:9].reshape(3, 3).tolist()
@@ -214,7 +214,7 @@ def test_combined_weights_cover_the_image_and_keep_their_sum(asked):
     assert combined.shape == (200, 300) and combined.mean() == pytest.approx(shares[0], rel=0.2)
     painted = overlay(IMAGE, heats[0])
     assert painted.shape == (200, 300, 3) and 0 <= painted.min() and painted.max() <= 1
-    assert drawn(attribution_figure([IMAGE, picture(30, 40)], heats, "What?"))
+    assert drawn(attribution_figure([IMAGE, random_image(30, 40)], heats, "What?"))
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from llava_uhd.inspection.linear_probe import (
 )
 from llava_uhd.loading import load
 from llava_uhd.synthetic import make_document
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
-IMAGE = picture(300, 200)
+IMAGE = random_image(300, 200)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_labels_of_rendered_pages():
 def test_folders_of_images(tmp_path):
     for name in ("cat/1.png", "cat/deep/2.jpg", "dog/1.png", "dog/2.png"):
         (tmp_path / "classes" / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(40, 30).save(tmp_path / "classes" / name)
+        random_image(40, 30).save(tmp_path / "classes" / name)
     (tmp_path / "classes" / "empty").mkdir()
     labels = [int(sample.labels[0]) for sample in probe_data.folder_class_samples(tmp_path / "classes")]
     assert sorted(labels) == [0, 0, 1, 1]
@@ -216,7 +216,7 @@ def test_activation_figure_and_shares():
     levels = [LevelActivation(1, np.ones((2, 4)), np.ones((2, 2))), LevelActivation(2, None, np.full((4, 4), 2.25))]
     found = Activation("an answer", None, levels)
     assert found.shares() == {1: pytest.approx(0.25), 2: pytest.approx(0.75)}
-    figure = activation_figure(picture(40, 30), found, "title")
+    figure = activation_figure(random_image(40, 30), found, "title")
     assert len(figure.axes) == 6
 
 

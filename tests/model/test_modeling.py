@@ -12,7 +12,7 @@ from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.modeling_llava_uhd import CACHE_NAME, token_grid
 from llava_uhd.model.vision_tower import encode_views
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
 VARIANTS = {
     "hiwin": {},
@@ -40,7 +40,7 @@ def sample(config: LlavaUhdConfig, sizes: list[tuple[int, int]], text=(5, 6, 7),
     ids += [*text, 9]
     images = {}
     if sizes:
-        pictures = [picture(*size, seed=seed + index) for index, size in enumerate(sizes)]
+        pictures = [random_image(*size, seed=seed + index) for index, size in enumerate(sizes)]
         images = dict(processor(pictures, return_tensors="pt"))
     return {"input_ids": torch.tensor([ids]), **images}
 

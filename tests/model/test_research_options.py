@@ -16,7 +16,7 @@ from llava_uhd.model.perceiver import PerceiverResampler
 from llava_uhd.model.windows import bin_shape
 from llava_uhd.model_folder import check_processor
 from llava_uhd.planning import ImagePlanner
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 from tests.conversations import qwen_tokenizer
 
 WIDE = (230, 90)
@@ -64,7 +64,7 @@ def config_of(name: str) -> LlavaUhdConfig:
 
 def inputs_of(config: LlavaUhdConfig):
     processor = LlavaUhdProcessor.from_config(config, qwen_tokenizer(), chat_template="qwen")
-    return processor, processor(images=[picture(*WIDE)], text="<image>\nwhat?", return_tensors="pt")
+    return processor, processor(images=[random_image(*WIDE)], text="<image>\nwhat?", return_tensors="pt")
 
 
 def logits(model, inputs) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_saved_options_load(name, tmp_path):
     again = LlavaUhdForConditionalGeneration.from_pretrained(tmp_path).eval()
     same = LlavaUhdProcessor.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=1e-4, atol=1e-5)
-    again_inputs = same(images=[picture(*WIDE)], text="<image>\nwhat?", return_tensors="pt")
+    again_inputs = same(images=[random_image(*WIDE)], text="<image>\nwhat?", return_tensors="pt")
     for key, value in inputs.items():
         assert torch.equal(value, again_inputs[key]), key
     check_processor(same, again.config, str(tmp_path))

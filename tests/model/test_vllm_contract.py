@@ -6,7 +6,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel, LlavaUhdProcessor
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
 
 @pytest.fixture(scope="module", params=["stitched", "sequential"])
@@ -59,7 +59,7 @@ def test_an_attention_of_the_server_s_own_is_used_in_every_layer_and_gets_its_ar
 def test_features_come_as_one_tensor_per_image_of_the_counted_lengths(pair):
     """Counts are a function of sizes alone; pixel_values are cut along their first dimension by num_image_patches."""
     model, processor = pair
-    images = [picture(300, 200), picture(30, 40, 1), picture(90, 250, 2)]
+    images = [random_image(300, 200), random_image(30, 40, 1), random_image(90, 250, 2)]
     counts = processor._get_num_multimodal_tokens(image_sizes=[(image.height, image.width) for image in images])
     inputs = processor(images=images, text="<image> <image> <image>", return_tensors="pt")
     is_image = inputs["input_ids"] == processor.image_token_id

@@ -6,13 +6,13 @@ import pytest
 
 from llava_uhd import LlavaUhdProcessor
 from llava_uhd.serving.engine import Engine, EngineOptions
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
     """A picture as an encoded file."""
     file = io.BytesIO()
-    picture(width, height, seed).save(file, "PNG")
+    random_image(width, height, seed).save(file, "PNG")
     return file.getvalue()
 
 

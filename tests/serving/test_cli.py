@@ -14,7 +14,7 @@ from rich.console import Console
 from llava_uhd import cli
 from llava_uhd.serving.chat import Chat, split_paths
 from llava_uhd.serving.generation import Sampling
-from tests.conftest import picture
+from tests.conftest import random_image
 from tests.documents import write_pdf, write_tiff
 from tests.serving.test_engine import CONVERSATIONS
 from tests.serving.test_server import as_openai, until
@@ -26,7 +26,7 @@ def folder(loaded, tmp_path_factory):
     path = tmp_path_factory.mktemp("small")
     for part in loaded:
         part.save_pretrained(path)
-    picture(300, 200).save(path / "a picture.png")
+    random_image(300, 200).save(path / "a picture.png")
     return path
 
 

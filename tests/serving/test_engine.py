@@ -22,7 +22,7 @@ from llava_uhd.serving.generation import (
     Result,
     Sampling,
 )
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 from tests.serving.conftest import png
 
 CONVERSATIONS = [
@@ -387,7 +387,7 @@ def test_impossible_sampling(values, said):
 
 def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
     """Pictures with equal samples that are seen otherwise: by palette, by transparency, by orientation."""
-    indices = np.asarray(picture(120, 90).convert("L")) // 128
+    indices = np.asarray(random_image(120, 90).convert("L")) // 128
 
     def painted(*colors: int, **info) -> Image.Image:
         image = Image.fromarray(indices).convert("P")
@@ -396,7 +396,7 @@ def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
         return image
 
     def turned(orientation: int) -> Image.Image:
-        image = picture(120, 120)
+        image = random_image(120, 120)
         image.getexif()[0x0112] = orientation
         return image
 
@@ -407,7 +407,7 @@ def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
         painted(*black, *white, transparency=0),
         turned(1),
         turned(3),
-        picture(120, 120).convert("L"),
+        random_image(120, 120).convert("L"),
     ]
     with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
         prompts = [engine.prompts.build([question_message([each], "?")]) for each in pictures]

@@ -19,7 +19,7 @@ from llava_uhd.serving.errors import MAX_MESSAGE, ApiError
 from llava_uhd.serving.generation import DeadlineExceeded, Sampling
 from llava_uhd.serving.images import TimedFile, decode, open_image
 from llava_uhd.serving.limits import Limits
-from tests.conftest import picture
+from tests.conftest import random_image
 from tests.serving.conftest import png
 
 USER = {"role": "user", "content": "hi"}
@@ -131,7 +131,7 @@ def bomb(side: int, scans: int) -> bytes:
 def test_jpeg_scans_are_counted_and_limited():
     for options, scans in (({}, 1), ({"progressive": True}, 10)):
         file = io.BytesIO()
-        picture(80, 60).save(file, "JPEG", **options)
+        random_image(80, 60).save(file, "JPEG", **options)
         assert count_scans(file.getvalue()) == scans
         inside_a_comment = file.getvalue()[:2] + b"\xff\xfe\x00\x08" + b"\xff\xda" * 3 + file.getvalue()[2:]
         assert count_scans(inside_a_comment) == scans
@@ -214,7 +214,7 @@ def test_sizes_are_checked_before_anything_is_decoded(loaded, monkeypatch):
 @pytest.mark.parametrize("kind", ["EPS", "JPEG2000", "ICO", "TGA"])
 def test_other_formats_are_refused_at_every_door(kind):
     file = io.BytesIO()
-    picture(64, 64).save(file, kind)
+    random_image(64, 64).save(file, kind)
     for read in (decode_image, lambda data: open_image(data, "image 1", 2**20, time.monotonic() + 9)):
         with pytest.raises(ValueError, match="not an image, or of a format"):
             read(file.getvalue())
@@ -223,7 +223,7 @@ def test_other_formats_are_refused_at_every_door(kind):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
 def test_formats_that_are_read(kind):
     file = io.BytesIO()
-    picture(64, 48).save(file, kind)
+    random_image(64, 48).save(file, kind)
     assert decode_image(file.getvalue()).size == (64, 48)
     image = open_image(file.getvalue(), "image 1", 2**20, time.monotonic() + 60)
     assert decode(image, "image 1", 2**20, time.monotonic() + 60).size == (64, 48)

@@ -24,7 +24,7 @@ from llava_uhd.serving.generation import DeadlineExceeded, Sampling
 from llava_uhd.serving.limits import Limits
 from llava_uhd.serving.remote import ImageSource
 from llava_uhd.serving.server import GRACE, ServerOptions, create_app
-from tests.conftest import picture
+from tests.conftest import random_image
 from tests.documents import page_images, write_encrypted_pdf, write_pdf, write_tiff
 from tests.serving.conftest import png
 from tests.serving.test_engine import CONVERSATIONS, Held, until
@@ -603,7 +603,7 @@ FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 @cache
 def small_file(kind: str) -> bytes:
     file = io.BytesIO()
-    picture(40, 30).save(file, kind)
+    random_image(40, 30).save(file, kind)
     return file.getvalue()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava_uhd import LlavaUhdProcessor
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 
 SIZES = [(120, 80), (80, 120), (56, 56), (300, 90)]
 
@@ -31,7 +31,7 @@ def data_folder(tmp_path_factory):
     """`train.json` with 12 picture, 1 two-picture and 5 text samples, and the pictures."""
     folder = tmp_path_factory.mktemp("data")
     for index, size in enumerate(SIZES):
-        picture(*size, seed=index).save(folder / f"{index}.png")
+        random_image(*size, seed=index).save(folder / f"{index}.png")
     both = [{"from": "human", "value": "<image> and <image>: same?"}, {"from": "gpt", "value": "No."}]
     records = [image_record(index) for index in range(12)]
     records += [{"id": "two", "image": ["0.png", "1.png"], "conversations": both}]

@@ -183,7 +183,7 @@ def test_a_model_put_together_from_its_parts(recipe_values, qwen_tokenizer, tmp_
     from llava_uhd import load
     from llava_uhd.model.attention import sincos_position_embedding
     from llava_uhd.training.assembly import build_model
-    from tests.conftest import picture
+    from tests.conftest import random_image
 
     config = small_config()
     torch.manual_seed(1)
@@ -214,7 +214,7 @@ def test_a_model_put_together_from_its_parts(recipe_values, qwen_tokenizer, tmp_
     torch.testing.assert_close(projector.positions, sincos_position_embedding(32, 3))
     trained = train_stage(build_recipe(recipe_values))
     loaded, processor = load(trained.model)
-    inputs = processor(text="<image>Hi", images=picture(120, 80), return_tensors="pt")
+    inputs = processor(text="<image>Hi", images=random_image(120, 80), return_tensors="pt")
     assert loaded.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from llava_uhd import LlavaUhdProcessor
 from llava_uhd.checkpoints.tokenizers import from_sentencepiece
-from tests.conftest import picture, small_config
+from tests.conftest import random_image, small_config
 from tests.golden import GOLDENS
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def processor(request, qwen_tokenizer):
 def test_expanded_prompt_equals_the_processors_own(processor, text):
     """The renderer's ids, with each image token replaced by the ids of its image, are those of the processor."""
     sizes = [(300, 200), (30, 40)][: text.count("<image>")]
-    images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    images = [random_image(*size, seed) for seed, size in enumerate(sizes)]
     inputs = processor(images=images or None, text=text, return_tensors="pt")
     unexpanded = processor.encode_unexpanded(text)
     assert unexpanded.count(processor.image_token_id) == len(images)

@@ -15,7 +15,7 @@ from llava_uhd.serving.generation import Sampling
 from llava_uhd.web.examples import write_examples
 from llava_uhd.web.page import NO_HEAT, NO_IMAGE, Handlers, build_page, describe_model, launch_page
 from llava_uhd.web.session import Session
-from tests.conftest import build_model, picture, small_config
+from tests.conftest import build_model, random_image, small_config
 from tests.documents import write_pdf, write_tiff
 from tests.serving.test_engine import until
 
@@ -36,7 +36,7 @@ def engine(qwen_tokenizer):
 
 @pytest.fixture
 def file(tmp_path):
-    picture(300, 200).save(tmp_path / "picture.png")
+    random_image(300, 200).save(tmp_path / "picture.png")
     return str(tmp_path / "picture.png")
 
 
@@ -53,7 +53,7 @@ def test_turns_images_and_the_panel(engine, file, tmp_path):
     handlers = Handlers(engine)
     shown, session = ask(handlers, "What is this?", [file], Session())
     assert [message["role"] for message in shown] == ["user", "user", "assistant"]
-    picture(30, 40, 1).save(tmp_path / "second.png")
+    random_image(30, 40, 1).save(tmp_path / "second.png")
     _, session = ask(handlers, "And this?", [str(tmp_path / "second.png")], session)
     assert len(session.messages) == 4 and len(session.images) == 2 and session.answer_ids
     image, word, *views = handlers.look(session)

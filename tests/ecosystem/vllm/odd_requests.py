@@ -23,7 +23,7 @@ Body = dict[str, Any] | bytes
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
-def picture(rng: random.Random, mode: str = "RGB", size: tuple[int, int] | None = None) -> Image.Image:
+def random_image(rng: random.Random, mode: str = "RGB", size: tuple[int, int] | None = None) -> Image.Image:
     """A small image of noise."""
     width, height = size or (rng.randrange(1, 300), rng.randrange(1, 300))
     noise = np.frombuffer(rng.randbytes(width * height), np.uint8).reshape(height, width)
@@ -48,9 +48,9 @@ def encoded(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def png(picture: Image.Image, **options: Any) -> bytes:
+def png(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, options.pop("format", "PNG"), **options)
+    image.save(file, options.pop("format", "PNG"), **options)
     return file.getvalue()
 
 
@@ -119,12 +119,12 @@ def words(rng: random.Random) -> tuple[str, Body]:
         "\ufdd0",
     ]
     said = "".join(rng.choice([*reserved, " ", "a", "你", "\n", "🙂", "\ud83d"]) for _ in range(rng.randrange(1, 60)))
-    parts = [image(data_url(picture(rng))) for _ in range(rng.randrange(3))]
+    parts = [image(data_url(random_image(rng))) for _ in range(rng.randrange(3))]
     return chat(*parts, text(said))
 
 
 def broken_images(rng: random.Random) -> tuple[str, Body]:
-    whole = png(picture(rng))
+    whole = png(random_image(rng))
     urls = [
         "",
         "data:",
@@ -149,7 +149,7 @@ def odd_images(rng: random.Random) -> tuple[str, Body]:
     size = rng.choice([(1, 1), (1, 500), (2000, 1), (3000, 2), (4000, 7), (2, 2), (1500, 1500), (13, 900), (336, 336)])
     mode = rng.choice(["1", "L", "LA", "P", "RGB", "RGBA", "I", "CMYK"])
     options = {"format": "TIFF"} if mode in ("CMYK", "I") else {}
-    data = png(picture(rng, "L", size).convert(mode), **options)
+    data = png(random_image(rng, "L", size).convert(mode), **options)
     return chat(image(encoded(data)), text("What is this?"), max_tokens=rng.choice([1, 4, 0]))
 
 
@@ -169,7 +169,7 @@ def processor_options(rng: random.Random) -> tuple[str, Body]:
             {"tokenizer": None},
         ]
     )
-    return chat(image(data_url(picture(rng))), text("What?"), mm_processor_kwargs=options)
+    return chat(image(data_url(random_image(rng))), text("What?"), mm_processor_kwargs=options)
 
 
 def token_ids(rng: random.Random) -> tuple[str, Body]:
@@ -218,17 +218,17 @@ def sampling(rng: random.Random) -> tuple[str, Body]:
             {"use_beam_search": True, "n": 2},
         ]
     )
-    parts = [image(data_url(picture(rng))) for _ in range(rng.randrange(2))]
+    parts = [image(data_url(random_image(rng))) for _ in range(rng.randrange(2))]
     return chat(*parts, text("What is this?"), **options)
 
 
 def identities(rng: random.Random) -> tuple[str, Body]:
-    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": data_url(picture(rng))}, "uuid": "shared"}
+    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": data_url(random_image(rng))}, "uuid": "shared"}
     return chat(rng.choice([part, {"type": "image_url", "image_url": None, "uuid": rng.choice(["shared", "unseen"])}]))
 
 
 def many_images(rng: random.Random) -> tuple[str, Body]:
-    url = data_url(picture(rng, size=(200, 200)))
+    url = data_url(random_image(rng, size=(200, 200)))
     return chat(*[image(url)] * rng.choice([5, 40]), text("How many?"))
 
 

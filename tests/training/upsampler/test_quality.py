@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from llava_uhd import cli
 from llava_uhd.model.pyramid import JBUPyramid
 from llava_uhd.training.upsampler.quality import BASELINES, Moments, measure
-from tests.conftest import picture
+from tests.conftest import random_image
 
 CPU = torch.device("cpu")
 
@@ -123,7 +123,7 @@ def run(monkeypatch, capsys):
 
 def test_the_command(run, tmp_path):
     for index in range(2):
-        picture(120, 120, seed=index).save(tmp_path / f"{index}.png")
+        random_image(120, 120, seed=index).save(tmp_path / f"{index}.png")
     command = ("upsampler", "quality", "--images", tmp_path)
     table = run(*command)
     assert table.code == 0, table.err

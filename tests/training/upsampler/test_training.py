@@ -18,7 +18,7 @@ from llava_uhd.training.upsampler.pictures import Pictures, batches, find_pictur
 from llava_uhd.training.upsampler.quality import false_colors
 from llava_uhd.training.upsampler.training import train_upsampler
 from llava_uhd.training.watch import RunStopped
-from tests.conftest import picture
+from tests.conftest import random_image
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     (pictures / "nested").mkdir()
     for index in range(14):
         size = (160, 120) if index % 2 else (90, 140)
-        picture(*size, seed=index).save(pictures / ("nested" if index % 3 else ".") / f"{index:02}.png")
+        random_image(*size, seed=index).save(pictures / ("nested" if index % 3 else ".") / f"{index:02}.png")
     return tower, pictures
 
 
