@@ -11,13 +11,14 @@ from transformers import AutoConfig
 from ..loading import load_processor, resolve
 from ..model.assembly import TOWERS, from_parts, initialize
 from ..model.chat_templates import CHAT_TEMPLATES
-from ..model.configuration_llava_uhd import LlavaUhdConfig
-from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
+from ..model.configuration_llava_uhd import LlavaUhdConfig, LlavaUhdProjectorConfig
+from ..model.modeling_llava_uhd import PROJECTORS, LlavaUhdForConditionalGeneration, token_grid
 from ..model.processing_llava_uhd import LlavaUhdProcessor
+from ..model.pyramid import JBUPyramid
 from ..model_folder import check_loaded
 from ..quantization import quantization_config
 from .architectures import LANGUAGE_MODELS, VISION_TOWERS
-from .recipe import ModelRecipe, TuningRecipe
+from .recipe import ModelConfig, ModelRecipe, TuningRecipe, start_config
 
 UPSAMPLER_FILE = "upsampler.safetensors"
 
@@ -43,7 +44,11 @@ def text_config_of(name: str) -> dict[str, Any]:
 def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
     """Return the config of a recipe's model, without weights."""
     if model.start is not None:
-        return LlavaUhdConfig.from_pretrained(resolve(model.start))
+        config = start_config(model.start)
+        if has_new_projector(model):
+            config.projector = LlavaUhdProjectorConfig(**asdict(model.config.projector))
+            config.validate_values()
+        return config
     assert model.language_model is not None and model.vision_tower is not None
     text = text_config_of(model.language_model)
     largest = max(model.config.slice_separator_id, model.config.row_separator_id)
@@ -60,6 +65,11 @@ def planned_config(model: ModelRecipe) -> LlavaUhdConfig:
         image_token_id=text["vocab_size"],
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
+
+
+def has_new_projector(model: ModelRecipe) -> bool:
+    """Return True if the projector of `start` is replaced by one with another config."""
+    return model.start is not None and "projector" in model.renew and model.config.projector != ModelConfig().projector
 
 
 def _config_values(model: ModelRecipe) -> dict[str, Any]:
@@ -80,6 +90,8 @@ def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration,
         model, processor = _put_together(recipe.model)
     if recipe.model.template is not None:
         processor.chat_template = CHAT_TEMPLATES[recipe.model.template]
+    if has_new_projector(recipe.model):
+        processor = _replace_projector(model, processor, planned_config(recipe.model))
     for part in recipe.model.renew:
         _renew(model, part)
     if recipe.model.upsampler is not None:
@@ -110,6 +122,34 @@ def _put_together(recipe: ModelRecipe) -> tuple[LlavaUhdForConditionalGeneration
         chat_template=recipe.template,
         dtype=torch.float32,
     )
+
+
+def _replace_projector(
+    model: LlavaUhdForConditionalGeneration, processor: LlavaUhdProcessor, config: LlavaUhdConfig
+) -> LlavaUhdProcessor:
+    """Give the model a projector of another config, keep up-sampler weights that fit; return the processor for it."""
+    before = getattr(model.model.multi_modal_projector, "upsampler", None)
+    model.config.projector = config.projector
+    sizes = config.vision_config.hidden_size, config.text_config.hidden_size
+    projector = PROJECTORS[config.projector.type](config.projector, *sizes)
+    upsampler = getattr(projector, "upsampler", None)
+    if before is not None and upsampler is not None:
+        shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (before, upsampler)]
+        if shapes[0] == shapes[1]:
+            upsampler.load_state_dict(before.state_dict())
+    model.model.multi_modal_projector = projector
+    model.model.token_grid = token_grid(config)
+    images = processor.image_processor
+    replaced = LlavaUhdProcessor.from_config(
+        model.config,
+        processor.tokenizer,
+        processor.chat_template,
+        images.image_mean,
+        images.image_std,
+        processor.image_token,
+    )
+    replaced.image_processor = images
+    return replaced
 
 
 def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
@@ -152,14 +192,20 @@ def load_upsampler(model: LlavaUhdForConditionalGeneration, source: str) -> None
         ValueError: they do not fit its pyramid.
     """
     pyramid = getattr(model.model.multi_modal_projector, "upsampler", None)
+    if not isinstance(pyramid, JBUPyramid):
+        projector = model.config.projector
+        raise ValueError(
+            f"model.upsampler is {source}, but the projector has no JBU up-sampler: its type is {projector.type}, "
+            f"its upsampler {projector.upsampler}"
+        )
     weights = read_upsampler(source)
-    wanted = {} if pyramid is None else {key: tuple(value.shape) for key, value in pyramid.state_dict().items()}
+    wanted = {key: tuple(value.shape) for key, value in pyramid.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in weights.items()}
     if wanted != given:
         differing = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
         raise ValueError(
             f"the up-sampler {source} has {len(given)} tensors and the model wants {len(wanted)}; "
             f"{len(differing)} differ, {differing[0]} first: {given.get(differing[0])} and {wanted.get(differing[0])}"
+            f"; an up-sampler of stage 0 for this model has model.highest={pyramid.highest}"
         )
-    assert pyramid is not None
     pyramid.load_state_dict(weights)

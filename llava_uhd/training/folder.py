@@ -13,7 +13,7 @@ RECIPE_FILE = "recipe.yaml"
 DATA_FILE = "data.json"
 # Settings that may change on resume: they do not affect the results.
 FREE = (("out",), ("monitoring",), ("checkpoints",), ("data", "workers"))
-FREE_IN_TUNING = (("data", "held_out"), ("optimization", "micro_batch"))
+FREE_IN_TUNING = (("data", "held_out"), ("optimization", "micro_batch"), ("optimization", "optional_groups"))
 
 
 def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoint: Path | None = None) -> None:

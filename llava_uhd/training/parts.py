@@ -12,13 +12,16 @@
 | `adapters` | LoRA matrices |
 """
 
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.vision_tower import num_layers_used
+
+logger = logging.getLogger(__name__)
 
 NOT_RUN = " (not run)"
 TOWER, PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
@@ -72,6 +75,39 @@ def _is_behind_features(name: str, config: LlavaUhdConfig) -> bool:
 def parts_of(model: nn.Module, config: LlavaUhdConfig) -> list[str]:
     """Return the parameter groups of a model, in parameter order."""
     return list(dict.fromkeys(part_of(name, config) for name, _ in model.named_parameters()))
+
+
+def present_rates(
+    model: nn.Module, config: LlavaUhdConfig, rates: Mapping[str, float], optional: Collection[str] = ()
+) -> dict[str, float]:
+    """Return the learning rates of the parameter groups that a model has.
+
+    Args:
+        model: model that is trained, without adapters.
+        config: config of the model.
+        rates: learning rate of each parameter group.
+        optional: parameter groups that the model may lack.
+
+    Raises:
+        ValueError: the model lacks a group that is not optional, or has none of them.
+    """
+    existing = [group for group in parts_of(model, config) if not group.endswith(NOT_RUN)]
+    missing = [group for group in rates if group not in existing]
+    if required := [group for group in missing if group not in optional]:
+        raise ValueError(
+            f"optimization.learning_rates.{required[0]}: the model has no part {required[0]!r} to train; "
+            f"with a projector of type {config.projector.type} it has {', '.join(existing)}"
+        )
+    if missing:
+        logger.warning(
+            "%s: not trained, since a model with a projector of type %s has none",
+            ", ".join(missing),
+            config.projector.type,
+        )
+    present = {group: rate for group, rate in rates.items() if group in existing}
+    if not present:
+        raise ValueError(f"optimization.learning_rates: of {', '.join(rates)} the model has none to train")
+    return present
 
 
 def train_only(model: nn.Module, config: LlavaUhdConfig, parts: Collection[str]) -> None:

@@ -3,17 +3,18 @@
 llava-uhd train plan vicuna-7b-instruct --devices 64
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..flops import folding_in_training, sample_flops, standard_shape, training_flops
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from .assembly import planned_config
-from .parts import PartRow, check_table, table, train_only
+from .parts import PartRow, check_table, present_rates, table, train_only
 from .recipe import TuningRecipe, load_recipe, shipped_recipes
 
 GIB = 2**30
@@ -106,6 +107,13 @@ def trained_parts(recipe: TuningRecipe) -> list[str]:
     return ["adapters"] if recipe.lora else list(recipe.optimization.learning_rates)
 
 
+def with_present_groups(recipe: TuningRecipe, model: nn.Module, config: LlavaUhdConfig) -> TuningRecipe:
+    """Return the recipe with learning rates of the parameter groups that the model has; see `parts.present_rates`."""
+    optimization = recipe.optimization
+    rates = present_rates(model, config, optimization.learning_rates, optimization.optional_groups)
+    return replace(recipe, optimization=replace(optimization, learning_rates=rates, optional_groups=()))
+
+
 def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None) -> Plan:
     """Plan a run.
 
@@ -121,6 +129,7 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
     config = config_of(recipe)
     with torch.device("meta"):
         model: Any = LlavaUhdForConditionalGeneration(config)
+    recipe = with_present_groups(recipe, model, config)
     if recipe.lora:
         from .adapters import add_adapters
 

@@ -6,19 +6,20 @@ another. Reading files, bases and overrides is `recipe_files`. Shipped recipes a
     recipe = load_recipe("vicuna-7b-align", ["data.train.0.path=captions.json", "schedule.epochs=2"])
 """
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field, make_dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, Strict, StrictBool, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ..model.configuration_llava_uhd import LlavaUhdConfig, LlavaUhdProjectorConfig
+from ..model.configuration_llava_uhd import HEAD_SIZE, LlavaUhdConfig, LlavaUhdProjectorConfig
 from .recipe_errors import describe
 from .recipe_files import FOLDER as FOLDER
-from .recipe_files import read_values, rename_keys
+from .recipe_files import read_named_values, rename_keys
 from .recipe_files import shipped_recipes as shipped_recipes
 from .recipe_types import (
     LARGEST_INT,
@@ -37,11 +38,15 @@ from .recipe_types import (
 )
 from .upsampler.recipe import UpsamplerRecipe
 
+logger = logging.getLogger(__name__)
+
 # Parameter groups that each stage may train. The published recipes of `align` train the first two.
 TRAINED_BY = {
     "align": ("projector", "positions", "vision_tower", "upsampler_fixup", "upsampler"),
     "instruct": ("language_model", "projector", "positions", "vision_tower", "upsampler_fixup", "upsampler"),
 }
+# Parameter groups that depend on type and up-sampler of the projector.
+NOT_IN_EVERY_MODEL = ("positions", "upsampler", "upsampler_fixup")
 
 
 def _tuple(value: Any) -> Any:
@@ -89,8 +94,9 @@ class ModelRecipe:
         upsampler: up-sampler from stage 0: folder of its run, or the published `clip-large-jbu.ckpt`.
         renew: parameter groups of `start` to reinitialize: `projector`, `upsampler`.
         config: config of a model built from pretrained backbones: the fields of `LlavaUhdConfig`, and in `projector`
-            those of `LlavaUhdProjectorConfig`. Separator ids are those of Vicuna's "," and newline as in the
-            reference, for Qwen2 too.
+            those of `LlavaUhdProjectorConfig`. With `start` only `projector` may be named, for a projector that is
+            reinitialized; values not named are those of `start`. Separator ids are those of Vicuna's "," and newline
+            as in the reference, for Qwen2 too.
         template: chat template saved with the trained model: `vicuna` or `qwen`; None keeps that of `start`.
     """
 
@@ -187,6 +193,8 @@ class OptimizationRecipe:
 
     Attributes:
         learning_rates: learning rate of each trained parameter group; other groups are frozen. See `parts`.
+        optional_groups: parameter groups among `learning_rates` that are trained where the model has them; any other
+            group that the model lacks is an error. Unless it is named, those whose rates a shipped recipe gives.
         global_batch: samples per step, over all devices and accumulations.
         micro_batch: samples per device and forward pass.
         max_grad_norm: maximum gradient norm; 0 disables clipping.
@@ -203,10 +211,18 @@ class OptimizationRecipe:
     precision: Literal["bf16", "fp32"] = "bf16"
     checkpoint_activations: StrictBool = True
     loss_chunk: Count = 1024
+    # No difference between two runs: a missing group is left out of both, or refused.
+    optional_groups: tuple[StrictStr, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.learning_rates:
-            raise ValueError("optimization.learning_rates: name at least one part to train")
+            raise ValueError("optimization.learning_rates: name at least one parameter group to train")
+        for group in self.optional_groups:
+            if group not in self.learning_rates:
+                raise ValueError(
+                    f"optimization.optional_groups: {group} is not among the learning rates, "
+                    f"{', '.join(self.learning_rates)}"
+                )
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"optimization: global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}"
@@ -323,7 +339,88 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: the recipe does not exist, or a value in it or in the overrides is invalid.
     """
-    return build_recipe(read_values(name, overrides))
+    values, named = read_named_values(name, overrides)
+    recipe = build_recipe(values)
+    if not isinstance(recipe, TuningRecipe):
+        return recipe
+    recipe = _with_optional_groups(recipe, named)
+    return _without_unused_upsampler(_with_named_projector(recipe, named), named)
+
+
+def _with_optional_groups(recipe: TuningRecipe, named: Set[str]) -> TuningRecipe:
+    """Make the parameter groups optional whose rates come from a shipped recipe and that not every projector has.
+
+    Args:
+        recipe: recipe as merged.
+        named: dotted keys that the user names, in files or overrides.
+    """
+    if "optimization.optional_groups" in named:
+        return recipe
+    rates = [rate for rate in recipe.optimization.learning_rates if f"optimization.learning_rates.{rate}" not in named]
+    groups = tuple(rate for rate in rates if rate in NOT_IN_EVERY_MODEL)
+    return replace(recipe, optimization=replace(recipe.optimization, optional_groups=groups))
+
+
+def _with_named_projector(recipe: TuningRecipe, named: Set[str]) -> TuningRecipe:
+    """Complete the config of a projector that replaces that of `start`: values not named are those of `start`.
+
+    Args:
+        recipe: recipe as merged.
+        named: dotted keys that the user names, in files or overrides.
+
+    Raises:
+        ValueError: a named value of the config would have no effect.
+    """
+    keys = sorted(key for key in named if key.startswith("model.config."))
+    if recipe.model.start is None or not keys or recipe.model.config == ModelConfig():
+        return recipe
+    prefix = "model.config.projector."
+    unused = [key for key in keys if not key.startswith(prefix) and f"{key}." != prefix]
+    if unused or "projector" not in recipe.model.renew:
+        advice = "" if unused else "name model.renew=[projector] for a new projector, or "
+        raise ValueError(
+            f"{(unused or keys)[-1]} has no effect: model.start ({recipe.model.start}) brings its own config; {advice}"
+            "set model.start to null and name model.language_model, model.vision_tower and model.template"
+        )
+    of_start = start_config(recipe.model.start)
+    values = {key: getattr(of_start.projector, key) for key in asdict(recipe.model.config.projector)}
+    # Named, so that the config is not the default, which stands for that of `start`.
+    values["num_attention_heads"] = of_start.projector.num_attention_heads or (
+        of_start.text_config.hidden_size // HEAD_SIZE
+    )
+    own = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    values |= {key: getattr(recipe.model.config.projector, key) for key in own}
+    projector = type(recipe.model.config.projector)(**values)
+    return replace(recipe, model=replace(recipe.model, config=replace(recipe.model.config, projector=projector)))
+
+
+def start_config(start: str) -> LlavaUhdConfig:
+    """Return the config of a complete model, of a built-in one, a folder or a hub id."""
+    from ..loading import resolve
+
+    return LlavaUhdConfig.from_pretrained(resolve(start))
+
+
+def _without_unused_upsampler(recipe: TuningRecipe, named: Set[str]) -> TuningRecipe:
+    """Leave out the up-sampler of a shipped recipe where the projector that the user names has no JBU pyramid.
+
+    Args:
+        recipe: recipe as merged.
+        named: dotted keys that the user names, in files or overrides.
+    """
+    projector = recipe.model.config.projector
+    levels = projector.levels if projector.type == "hiwin" else (1, projector.input_level)
+    has_jbu = projector.upsampler == "jbu" and max(levels) > 1
+    changed = any(key.startswith("model.config.projector.") for key in named)
+    if recipe.model.upsampler is None or has_jbu or not changed or "model.upsampler" in named:
+        return recipe
+    logger.warning("model.upsampler is left out: a projector %s", _described(projector))
+    return replace(recipe, model=replace(recipe.model, upsampler=None))
+
+
+def _described(projector: LlavaUhdProjectorConfig) -> str:
+    levels = f"levels {list(projector.levels)}" if projector.type == "hiwin" else f"level {projector.input_level}"
+    return f"of type {projector.type} with {levels} and upsampler {projector.upsampler} has no JBU up-sampler"
 
 
 def build_recipe(values: Any) -> Recipe:

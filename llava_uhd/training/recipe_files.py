@@ -96,27 +96,43 @@ def read_about(name: str) -> About:
 
 
 def read_values(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the values of a recipe with its base and overrides.
+    """Return the values of a recipe with its base and overrides; see `read_named_values`."""
+    return read_named_values(name, overrides)[0]
+
+
+def read_named_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], set[str]]:
+    """Return the values of a recipe with its base and overrides, and the keys that the user names.
 
     Args:
         name: name of a shipped recipe, or path of a YAML file.
         overrides: `key=value` with dotted keys and values in YAML.
 
+    Returns:
+        nested values, and the dotted keys that stand in files of the user's or in overrides.
+
     Raises:
         ValueError: the recipe does not exist or is not YAML, or an override names no place in it.
     """
     renamed: dict[str, str] = {}
-    values = _with_bases(_find(name), renamed, ())
+    named: set[str] = set()
+    values = _with_bases(_find(name), renamed, named, ())
     former = _former_names(values)
     for override in overrides:
-        _override(values, override, former, renamed)
+        named |= _override(values, override, former, renamed)
     if renamed:
         told = [f"{before} is {now}" for before, now in renamed.items()]
         more = f" and {len(told) - LONGEST_LIST} more" if len(told) > LONGEST_LIST else ""
         logger.warning("former names of keys, which still work: %s%s", ", ".join(told[:LONGEST_LIST]), more)
     if name in shipped_recipes():
         _forget_other_data(values, [_renamed(override.partition("=")[0], former) for override in overrides])
-    return values
+    return values, named
+
+
+def _dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of nested values, those of sections and of their entries."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def rename_keys(values: dict[str, Any], renamed: dict[str, str] | None = None) -> dict[str, Any]:
@@ -197,12 +213,13 @@ def _find(name: str) -> Path:
     raise ValueError(f"no recipe {name!r}; nearest: {near}; shipped: {', '.join(known)}")
 
 
-def _with_bases(path: Path, renamed: dict[str, str], below: tuple[Path, ...]) -> dict[str, Any]:
+def _with_bases(path: Path, renamed: dict[str, str], named: set[str], below: tuple[Path, ...]) -> dict[str, Any]:
     """Return the values of a file merged into those of its base.
 
     Args:
         path: file of the recipe.
         renamed: receives former and today's names of keys.
+        named: receives the dotted keys of files that are not shipped.
         below: files that have this one as their base.
 
     Raises:
@@ -213,8 +230,11 @@ def _with_bases(path: Path, renamed: dict[str, str], below: tuple[Path, ...]) ->
     values = _read_yaml(path)
     values.pop("about", None)
     base = values.pop("base", None)
+    is_shipped = path.parent == FOLDER
     if base is None:
-        return rename_keys(values, renamed)
+        values = rename_keys(values, renamed)
+        named.update(() if is_shipped else _dotted_keys(values))
+        return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: base must be the name of a recipe or a path, got {base!r}")
     beside = path.parent / base
@@ -222,10 +242,12 @@ def _with_bases(path: Path, renamed: dict[str, str], below: tuple[Path, ...]) ->
         found = beside if beside.is_file() else _find(base)
     except ValueError as error:
         raise ValueError(f"{path}: base: {error}") from error
-    inherited = _with_bases(found, renamed, (*below, path.resolve()))
+    inherited = _with_bases(found, renamed, named, (*below, path.resolve()))
     if isinstance(values.get("stage", ""), str):
         values = {"stage": inherited.get("stage"), **values}
-    return _merged(inherited, rename_keys(values, renamed))
+    values = rename_keys(values, renamed)
+    named.update(() if is_shipped else _dotted_keys(values))
+    return _merged(inherited, values)
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +293,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str, former: dict[str, str], renamed: dict[str, str]) -> None:
+def _override(values: dict[str, Any], override: str, former: dict[str, str], renamed: dict[str, str]) -> set[str]:
+    """Set the value of an override, and return the dotted keys that it names.
+
+    Raises:
+        ValueError: it is no `key=value`, or names no place in the recipe.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"expected key=value, got {override!r}")
@@ -285,11 +312,14 @@ def _override(values: dict[str, Any], override: str, former: dict[str, str], ren
     if moved and key not in moved:
         kept = {part[len(key) + 1 :]: item for part, item in parts.items() if part not in moved}
         parts = {key: kept, **moved}
+    named: set[str] = set()
     for part, item in parts.items():
         now = _renamed(part, former)
         if now != part:
             renamed[part] = now
         _set(values, now, item)
+        named |= {now, *_dotted_keys(item, f"{now}.")}
+    return named
 
 
 def _set(values: Any, key: str, value: Any) -> None:

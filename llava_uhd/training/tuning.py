@@ -26,7 +26,7 @@ from .data.order import EpochOrder
 from .folder import check_data, check_folder, claim_folder, record_data
 from .loss import use_training_forward
 from .parts import PartRow, check_table, part_of, table, train_only
-from .plan import accumulation_of, trained_parts
+from .plan import accumulation_of, trained_parts, with_present_groups
 from .recipe import TuningRecipe, recipe_text
 from .trainer import StageTrainer, last_checkpoint
 from .watch import Meter
@@ -98,6 +98,8 @@ def _find_checkpoint(recipe: TuningRecipe, out: Path, arguments: TrainingArgumen
 def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | None, devices: int) -> Trained:
     out = Path(recipe.out)
     model, processor = build_model(recipe)
+    text = recipe_text(recipe)
+    claimed, recipe = recipe, with_present_groups(recipe, model, model.config)
     config, parts = model.config, trained_parts(recipe)
     encoder = Encoder(processor, recipe.data)
     dataset = partial(Mixture, encoder=encoder, seed=recipe.seed, report=out / "left-out.jsonl")
@@ -132,11 +134,11 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
         meter=Meter(config, parts, devices, recipe.monitoring.peak_tflops),
         max_loss_rise=recipe.monitoring.max_loss_rise,
         keep=recipe.checkpoints.keep,
-        recipe_text=recipe_text(recipe),
+        recipe_text=text,
     )
     _refuse_zero3(trainer)
     if arguments.process_index == 0:
-        claim_folder(recipe, out)
+        claim_folder(claimed, out)
         record_data(out, train.fingerprint())
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     _save(trainer, recipe, processor, out)

@@ -4,7 +4,7 @@ import copy
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from llava_uhd import LlavaUhdConfig
+from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
 from llava_uhd.training.assembly import planned_config
 from llava_uhd.training.parts import part_of, train_only
-from llava_uhd.training.plan import make_plan
+from llava_uhd.training.plan import make_plan, with_present_groups
 from llava_uhd.training.recipe import FOLDER, build_recipe, load_recipe, recipe_text, shipped_recipes
 from llava_uhd.training.recipe_files import read_about, read_values
 from llava_uhd.training.upsampler.plan import make_plan as plan_upsampler
@@ -411,3 +411,86 @@ def test_heads_state_what_the_plan_computes(name):
         assert f" {gib} GiB" in about.needs
     if plan.hours is not None:
         assert f"for {plan.hours:.2g} hours" in about.needs
+
+
+PROJECTORS = {
+    "mlp": {"type": "mlp"},
+    "resampler": {"type": "resampler"},
+    "perceiver of an up-sampled map": {"type": "perceiver", "input_level": 2, "upsampler": "deconvolution"},
+    "mlp of an up-sampled map": {"type": "mlp", "input_level": 2, "upsampler": "jbu"},
+    "one level": {"levels": [1]},
+    "no up-sampler": {"levels": [1], "upsampler": "none"},
+    "bilinear": {"levels": [1, 2], "upsampler": "bilinear"},
+    "deconvolution": {"levels": [1, 2], "upsampler": "deconvolution"},
+}
+WITHOUT_POSITIONS = {"mlp", "mlp of an up-sampled map"}
+WITH_FIXUP = {"mlp of an up-sampled map"}
+
+
+def small_model(projector):
+    with torch.device("meta"):
+        config = small_config(**{"levels": [1], "upsampler": "none"} | projector)
+        return LlavaUhdForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.endswith("upsampler")])
+def test_shipped_recipes_train_what_a_chosen_projector_has(name, caplog):
+    """Every shipped recipe with every kind of projector: rates of missing groups and up-samplers are left out."""
+    for kind, projector in PROJECTORS.items():
+        overrides = [f"model.config.projector.{key}={json.dumps(value)}" for key, value in projector.items()]
+        # Stage 2 takes the projector of stage 1.
+        recipe = load_recipe(name, overrides if name.endswith("align") else [])
+        model = small_model(projector)
+        fitted = with_present_groups(recipe, model, model.config).optimization
+        missing = ({"positions"} if kind in WITHOUT_POSITIONS else set()) | (
+            set() if kind in WITH_FIXUP else {"upsampler_fixup"}
+        )
+        rates = recipe.optimization.learning_rates
+        assert fitted.learning_rates == {group: rate for group, rate in rates.items() if group not in missing}
+        train_only(model, model.config, list(fitted.learning_rates))
+        if name.endswith("align"):
+            assert recipe.model.upsampler is None or kind in WITH_FIXUP
+
+
+def test_rates_that_a_user_names_are_required(tmp_path):
+    """By override, in a file of the user's, or in a copy: an error that lists what the model has."""
+    model = small_model({"type": "mlp"})
+    mlp = "model.config.projector.type=mlp"
+    (tmp_path / "mine.yaml").write_text(
+        "base: vicuna-7b-align\nmodel: {config: {projector: {type: mlp}}}\n"
+        "optimization: {learning_rates: {projector: 1e-3, positions: 1e-3}}"
+    )
+    (tmp_path / "inherits.yaml").write_text("base: vicuna-7b-align\nmodel: {config: {projector: {type: mlp}}}")
+    for recipe in (
+        load_recipe("vicuna-7b-align", [mlp, "optimization.learning_rates.positions=1e-3"]),
+        load_recipe("vicuna-7b-align", [mlp, "optimization.learning_rates={projector: 1e-3, positions: 1e-3}"]),
+        load_recipe(str(tmp_path / "mine.yaml")),
+        build_recipe(asdict(load_recipe(str(tmp_path / "mine.yaml")))),
+    ):
+        with pytest.raises(ValueError, match="no part 'positions' to train; .*it has vision_tower, projector"):
+            with_present_groups(recipe, model, model.config)
+    inherits = load_recipe(str(tmp_path / "inherits.yaml"))
+    assert inherits.model.upsampler is None and inherits.optimization.optional_groups == ("positions",)
+    again = build_recipe(yaml.safe_load(recipe_text(inherits)))
+    assert list(with_present_groups(again, model, model.config).optimization.learning_rates) == ["projector"]
+    named = load_recipe("vicuna-7b-align", [mlp, "model.upsampler=mine"])
+    assert named.model.upsampler == "mine"  # refused when the model is built
+    alone = load_recipe("vicuna-7b-align", [mlp, "optimization.learning_rates={positions: 1e-3}"])
+    optional = replace(alone.optimization, optional_groups=("positions",))
+    with pytest.raises(ValueError, match="of positions the model has none"):
+        with_present_groups(replace(alone, optimization=optional), model, model.config)
+
+
+def test_config_of_a_model_that_starts_from_another():
+    recipe = load_recipe("tiny-align", ["model.config.projector.levels=[1, 2]", "model.config.projector.query_grid=4"])
+    assert planned_config(recipe.model).projector.query_grid == 4
+    assert planned_config(recipe.model).projector.box_dtype == "float32"  # of tiny
+    assert recipe.model.upsampler == "runs/tiny-upsampler"
+    whole = load_recipe("tiny-align", ["model.config.projector={query_grid: 4}"])
+    assert planned_config(whole.model).projector.query_grid == 4 and whole.model.config.projector.levels == (1, 2)
+    for name, override, expected in (
+        ("tiny-align", "model.config.layout=sequential", "layout has no effect: model.start .tiny. brings its own"),
+        ("tiny-instruct", "model.config.projector.type=mlp", r"type has no effect.*model.renew=\[projector\]"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            load_recipe(name, [override])

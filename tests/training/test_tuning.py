@@ -61,6 +61,27 @@ def test_align_trains_the_projector_from_the_overview_alone(recipe_values, model
     assert json.loads((Path(trained.model) / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_projector_of_another_type_is_trained(recipe_values, tmp_path):
+    """A new MLP in place of the start's HiWin; the rate of its positions comes from a base and is left out."""
+    recipe_values |= {"stage": "align"}
+    recipe_values["model"] |= {"renew": ["projector"], "config": {"projector": {"type": "mlp", "upsampler": "none"}}}
+    recipe_values["model"]["config"]["projector"]["levels"] = [1]
+    recipe_values["optimization"]["learning_rates"] = {"projector": 1e-3, "positions": 1e-3}
+    recipe_values["schedule"]["max_steps"] = 1
+    with pytest.raises(ValueError, match="no part 'positions' to train"):
+        train_stage(build_recipe(recipe_values))
+    recipe_values["optimization"]["optional_groups"] = ["positions"]
+    trained = train_stage(build_recipe(recipe_values))
+    assert {row.part for row in trained.parts if row.trainable} == {"projector"}
+    model = LlavaUhdForConditionalGeneration.from_pretrained(trained.model)
+    assert model.config.projector.type == "mlp" and model.model.multi_modal_projector.linear_1.weight.isfinite().all()
+    recipe_values |= {"out": str(tmp_path / "next"), "stage": "instruct"}
+    recipe_values["model"] = {"start": trained.model, "upsampler": "clip-large-jbu.ckpt"}
+    recipe_values["optimization"] |= {"learning_rates": {"projector": 1e-3}, "optional_groups": []}
+    with pytest.raises(ValueError, match="the projector has no JBU up-sampler: its type is mlp"):
+        train_stage(build_recipe(recipe_values))
+
+
 def test_learning_rates_by_part(recipe_values, monkeypatch):
     seen = {}
 
