@@ -12,9 +12,12 @@ Sizes are (width, height) in pixels, grids (columns, rows), shapes of feature ma
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 Size = tuple[int, int]
 
+VIEW_SIZE = 336  # pixels, as published
+PATCH_SIZE = 14
 LARGEST_VIEW = 2  # square views; most views have the patches of one at most
 LEAST_LIMIT = 1152  # patches
 MAX_PADDED = 2**28  # pixels of an image padded to a square
@@ -35,7 +38,7 @@ class SlicePlan:
     grid: tuple[int, int] | None
     overview_size: Size
     slice_size: Size | None
-    patch_size: int = 14
+    patch_size: int = PATCH_SIZE
     padded_size: Size | None = None
 
     @property
@@ -83,13 +86,23 @@ class SlicePlan:
         ]
 
 
+class SlicingOptions(TypedDict, total=False):
+    """Options of `plan_slices`, which has their meaning and defaults, for functions that pass them on."""
+
+    max_slices: int
+    view_size: int
+    patch_size: int
+    slice_grid: Sequence[int] | None
+    pad_to_square: bool
+
+
 def plan_slices(
     width: int,
     height: int,
     *,
     max_slices: int = 7,
-    view_size: int = 336,
-    patch_size: int = 14,
+    view_size: int = VIEW_SIZE,
+    patch_size: int = PATCH_SIZE,
     slice_grid: Sequence[int] | None = None,
     pad_to_square: bool = False,
 ) -> SlicePlan:
@@ -143,17 +156,7 @@ def max_view_patches(view_size: int, patch_size: int) -> int:
     return max(LARGEST_VIEW * (view_size // patch_size) ** 2, LEAST_LIMIT)
 
 
-def plan_views(
-    width: int,
-    height: int,
-    *,
-    max_slices: int = 7,
-    view_size: int = 336,
-    patch_size: int = 14,
-    slice_grid: Sequence[int] | None = None,
-    pad_to_square: bool = False,
-    limit: int | None = None,
-) -> SlicePlan:
+def plan_views(width: int, height: int, *, limit: int | None = None, **options: Unpack[SlicingOptions]) -> SlicePlan:
     """Plan the views of an image as `plan_slices` does, and refuse one so narrow that a view has too many patches.
 
     A side shorter than a patch becomes a patch, and the other side then grows with the aspect ratio: with views of
@@ -162,39 +165,27 @@ def plan_views(
     Args:
         width: image width in pixels.
         height: image height in pixels.
-        max_slices: maximum number of slices.
-        view_size: side of the square whose area a view has, in pixels.
-        patch_size: side of a patch in pixels.
-        slice_grid: fixed (columns, rows) of the slices, see `plan_slices`.
-        pad_to_square: pad the image to a square first; a square of more than `MAX_PADDED` pixels is refused.
         limit: maximum number of patches of a view; None for `max_view_patches`.
+        options: see `plan_slices`; a square of more than `MAX_PADDED` pixels is refused.
 
     Raises:
         ValueError: a view has more patches than the limit, or a size is out of range; the message has the numbers.
     """
-    if pad_to_square and max(width, height) ** 2 > MAX_PADDED:
+    if options.get("pad_to_square") and max(width, height) ** 2 > MAX_PADDED:
         side = max(width, height)
         raise ValueError(
             f"an image of {width} x {height} pixels is too narrow: padded to a square it would have {side} x {side} "
             f"pixels; at most {MAX_PADDED} are allowed: crop it, or cut it into several images"
         )
-
-    def plan_size(columns: int, rows: int, grid: Sequence[int] | None) -> SlicePlan:
-        return plan_slices(
-            columns,
-            rows,
-            max_slices=max_slices,
-            view_size=view_size,
-            patch_size=patch_size,
-            slice_grid=grid,
-            pad_to_square=pad_to_square,
-        )
-
-    plan = plan_size(width, height, slice_grid)
+    plan = plan_slices(width, height, **options)
     plans = [plan]
     if any(1 in shape for shape in plan.view_shapes):
-        plans.append(plan_size(height, width, None if slice_grid is None else slice_grid[::-1]))
-    limit = max_view_patches(view_size, patch_size) if limit is None else limit
+        turned = options.copy()
+        if (slice_grid := options.get("slice_grid")) is not None:
+            turned["slice_grid"] = slice_grid[::-1]
+        plans.append(plan_slices(height, width, **turned))
+    if limit is None:
+        limit = max_view_patches(options.get("view_size", VIEW_SIZE), plan.patch_size)
     patches = max(rows * columns for each in plans for rows, columns in each.view_shapes)
     if patches > limit:
         raise ValueError(
