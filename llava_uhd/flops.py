@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from .model.configuration_llava_uhd import LlavaUhdConfig
 from .model.hiwin import NUM_QUERY_SETS
-from .model.pyramid import KEY_DIM, TAPS
+from .model.pyramid import KEY_DIM
+from .model.upsample_2x import TAPS
 from .model.vision_tower import num_layers_used
 from .model.windows import bin_shape
 
@@ -75,7 +76,8 @@ def tower_flops(config: LlavaUhdConfig, shape: tuple[int, int], layers: int | No
     layer = 2 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * tokens**2 * width
     if layers is None:
         layers = num_layers_used(vision.num_hidden_layers, config.vision_feature_layer)
-    return layers * layer + 2 * patches * 3 * vision.patch_size**2 * width
+    operations: float = layers * layer + 2 * patches * 3 * vision.patch_size**2 * width
+    return operations
 
 
 def upsampled_levels(config: LlavaUhdConfig) -> list[int]:
@@ -103,9 +105,9 @@ def _pooling(config: LlavaUhdConfig, shape: tuple[int, int], channels: int) -> f
 
 def _keys(config: LlavaUhdConfig, shape: tuple[int, int]) -> int:
     """Count the pooled keys of all windows and levels."""
-    projector = config.projector
-    bins = (bin_shape(shape, projector.bin_grid, level) for level in projector.levels)
-    return projector.query_grid**2 * sum(rows * columns for rows, columns in bins)
+    bins = (bin_shape(shape, config.projector.bin_grid, level) for level in config.projector.levels)
+    query_grid: int = config.projector.query_grid
+    return query_grid**2 * sum(rows * columns for rows, columns in bins)
 
 
 def _sizes(config: LlavaUhdConfig) -> tuple[int, int, int, int]:
@@ -212,7 +214,9 @@ def language_flops(config: LlavaUhdConfig, length: float, learned: float, past: 
     key_values = getattr(text, "num_key_value_heads", None) or heads
     weights = 2 * width * heads * head_dim + 2 * width * key_values * head_dim + 3 * width * text.intermediate_size
     attention = 2 * (length + 2 * past) * heads * head_dim  # 4, halved for the sequence itself
-    return text.num_hidden_layers * length * (2 * weights + attention) + 2 * learned * width * text.vocab_size
+    layers: float = text.num_hidden_layers * length * (2 * weights + attention)
+    head: float = 2 * learned * width * text.vocab_size
+    return layers + head
 
 
 def sample_flops(

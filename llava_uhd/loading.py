@@ -98,7 +98,8 @@ def ask_hub(model: str) -> tuple[str | None, bool]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        from huggingface_hub.utils import httpx  # the HTTP library that this release of the hub's client talks with
+        # The HTTP library that this release of the hub's client talks with: imported there, not exported.
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
     except ImportError:
         import httpx  # type: ignore[no-redef]
 
@@ -130,7 +131,8 @@ def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
         read_config(Path(folder))
         check_processor_files(Path(folder))
     try:
-        return LlavaUhdProcessor.from_pretrained(folder)
+        processor: LlavaUhdProcessor = LlavaUhdProcessor.from_pretrained(folder)
+        return processor
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
     except ImportError:

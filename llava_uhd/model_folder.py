@@ -44,7 +44,8 @@ def read_config(folder: Path) -> LlavaUhdConfig:
     if kind != LlavaUhdConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind!r}, not a {LlavaUhdConfig.model_type}")
     try:
-        return LlavaUhdConfig.from_pretrained(folder)
+        config: LlavaUhdConfig = LlavaUhdConfig.from_pretrained(folder)
+        return config
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

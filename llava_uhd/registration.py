@@ -21,7 +21,7 @@ def _register_config() -> None:
     from .model.configuration_llava_uhd import LlavaUhdConfig
 
     AutoConfig.register(LlavaUhdConfig.model_type, LlavaUhdConfig, exist_ok=True)
-    LlavaUhdConfig.register_for_auto_class()
+    LlavaUhdConfig.register_for_auto_class()  # type: ignore[no-untyped-call]  # transformers' has no types
 
 
 def _register_image_processor() -> None:
@@ -32,7 +32,7 @@ def _register_image_processor() -> None:
     from .model.image_processing_llava_uhd import LlavaUhdImageProcessor
 
     AutoImageProcessor.register(LlavaUhdConfig, image_processor_classes={"pil": LlavaUhdImageProcessor}, exist_ok=True)
-    LlavaUhdImageProcessor.register_for_auto_class()
+    LlavaUhdImageProcessor.register_for_auto_class()  # type: ignore[no-untyped-call]  # likewise
 
 
 def _register_processor() -> None:

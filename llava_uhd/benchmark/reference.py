@@ -10,6 +10,8 @@ Shapes: N views of one shape, C channels of the encoder, h w source map, H W = 2
 E hidden size of the language model, G query grid, K keys of a window over all levels, p patch side in pixels.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -140,7 +142,7 @@ def encode(tower: PreTrainedModel, pixels: torch.Tensor, feature_layer: int = -2
     hidden = tower.embeddings(pixels, interpolate_pos_encoding=True)
     states = [tower.pre_layrnorm(hidden) if is_clip else hidden]
     # By the class: the model's own tower skips the layers behind the one that is used.
-    run = CLIPEncoderLayer.forward if is_clip else SiglipEncoderLayer.forward
+    run: Callable[..., torch.Tensor] = CLIPEncoderLayer.forward if is_clip else SiglipEncoderLayer.forward
     for layer in tower.encoder.layers:
         states.append(run(layer, states[-1], None))
     p = tower.config.patch_size

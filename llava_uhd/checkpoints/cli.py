@@ -6,12 +6,15 @@ Only typer is imported here: help answers at once.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..options import AsJson
 from ..terminal import stderr_console
+
+if TYPE_CHECKING:
+    from ..model.layout import LayoutName
 
 FORMER_LAYOUTS = {"ours": "hf", "released": "original"}  # former names of the values of --to
 
@@ -96,7 +99,8 @@ def convert(
             assert source is not None
             report = convert_to_original(Path(source), out, overwrite, bar.show)
         else:
-            overrides = Overrides(layout, numbers, box_dtype, max_slices, projector_heads)
+            checked_layout = cast("LayoutName | None", layout)
+            overrides = Overrides(checked_layout, numbers, box_dtype, max_slices, projector_heads)
             options = Options(
                 overrides=overrides,
                 tokenizer=tokenizer,

@@ -177,5 +177,5 @@ def split_tensors(tensors: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> l
     if len(tensors) == len(shapes) == 1:
         return [tensors[0].reshape(shapes[0])]
     numbers = torch.cat([tensor.flatten() for tensor in tensors])
-    parts = numbers.split([torch.Size(shape).numel() for shape in shapes])
+    parts = torch.split(numbers, [torch.Size(shape).numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

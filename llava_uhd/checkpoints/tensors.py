@@ -70,7 +70,8 @@ class TensorReader:
             return self._load(info.file)[info.key]
         # Reopen for each tensor: the mapping and its resident memory are released with the tensor.
         with _open_safetensors(info.file) as handle:
-            return handle.get_tensor(info.key)
+            tensor: torch.Tensor = handle.get_tensor(info.key)
+            return tensor
 
     def _load(self, file: Path) -> dict[str, torch.Tensor]:
         if self._open is None or self._open[0] != file:
@@ -81,10 +82,10 @@ class TensorReader:
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Return whether all values are finite; checked in chunks to bound memory."""
-    return all(bool(piece.isfinite().all()) for piece in tensor.reshape(-1).split(1 << 24))
+    return all(bool(piece.isfinite().all()) for piece in torch.split(tensor.reshape(-1), 1 << 24))
 
 
-def _open_safetensors(file: Path):
+def _open_safetensors(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:

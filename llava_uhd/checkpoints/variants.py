@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..deprecation import former_names
 from ..model.configuration_llava_uhd import CLIP_LARGE_336, LEVELS, LlavaUhdConfig
+from ..model.layout import LayoutName
 
 __getattr__ = former_names(__name__, {"to_our_config": "to_hf_config", "to_released_config": "to_original_config"})
 
@@ -57,7 +58,7 @@ class Overrides:
         projector_heads: number of attention heads of the projector; `hidden_size` / 128 in the reference.
     """
 
-    layout: str | None = None
+    layout: LayoutName | None = None
     levels: tuple[int, ...] | None = None
     box_dtype: str | None = None
     max_slices: int | None = None
@@ -136,7 +137,7 @@ def to_hf_config(
     )
 
 
-def _layout(original: dict[str, Any]) -> str:
+def _layout(original: dict[str, Any]) -> LayoutName:
     if "model_mode" in original:
         return "sequential"
     if "feature_mode" in original:

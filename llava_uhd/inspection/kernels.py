@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..model.pyramid import SPAN, JBUPyramid
+from ..model.pyramid import JBUPyramid
+from ..model.upsample_2x import SPAN
 from .view import encode_view, hiwin_projector
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from transformers import (
 
 from .chat_templates import CHAT_TEMPLATES, flattened
 from .configuration_llava_uhd import HEAD_SIZE, LlavaUhdConfig, LlavaUhdProjectorConfig
+from .layout import LayoutName
 from .modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from .processing_llava_uhd import LlavaUhdProcessor
 from .vision_tower import adapt_tower
@@ -46,7 +47,7 @@ def from_parts(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     *,
     projector: LlavaUhdProjectorConfig | dict[str, Any] | None = None,
-    layout: str = "stitched",
+    layout: LayoutName = "stitched",
     max_slices: int = 7,
     slice_grid: Sequence[int] | None = None,
     pad_to_square: bool = False,
@@ -95,10 +96,11 @@ def from_parts(
     if not isinstance(vision_tower, str):
         vision_tower = _tower_of(vision_tower)
     vision_config = _vision_config(vision_tower)
-    separators = {"slice_separator_id": slice_separator_id, "row_separator_id": row_separator_id}
-    for name, text in SEPARATORS.items():
-        if separators[name] is None:
-            separators[name] = separator_id(tokenizer, text, name)
+    ids = {"slice_separator_id": slice_separator_id, "row_separator_id": row_separator_id}
+    separators = {
+        name: separator_id(tokenizer, SEPARATORS[name], name) if token_id is None else token_id
+        for name, token_id in ids.items()
+    }
     tokenizer.add_tokens([image_token], special_tokens=True)
     tokenizer.padding_side = "left"  # what is generated stands to the right of every prompt of a batch
     config = LlavaUhdConfig(
@@ -113,7 +115,8 @@ def from_parts(
         vision_feature_layer=vision_feature_layer,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
-        **separators,
+        slice_separator_id=separators["slice_separator_id"],
+        row_separator_id=separators["row_separator_id"],
     )
     template = chat_template
     if template is None and tokenizer.chat_template is not None:

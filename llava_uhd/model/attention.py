@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """Split channels into heads: (..., T, E) to (..., h, T, d)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(-3, -2)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attend from queries (W, S, E), shared by all views, to keys and values (N, W, L, E); (N, W, S, E).
@@ -73,4 +73,5 @@ class WindowAttention(nn.Module):
         q = self.heads(self.q_proj(queries)).expand(len(keys), -1, -1, -1, -1)  # N, W, h, S, d
         k, v = self.heads(self.k_proj(keys)), self.heads(self.v_proj(values))  # N, W, h, L, d
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(out.transpose(-3, -2).flatten(-2))
+        attended: torch.Tensor = self.out_proj(out.transpose(-3, -2).flatten(-2))
+        return attended

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from .upsampler_registry import check_upsampler
 from .validation import (
@@ -53,7 +54,7 @@ CLIP_LARGE_336: dict[str, Any] = {
 
 @raise_value_errors
 @strict
-class LlavaUhdProjectorConfig(PreTrainedConfig):
+class LlavaUhdProjectorConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__init_subclass__` has no types
     """Settings of the projector, which turns the features of a view into image tokens.
 
     Attributes:
@@ -95,10 +96,10 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
     bin_grid: Literal["selective", "fixed", "pyramid"] = "selective"
     input_level: int = 1
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_keys(self, kwargs)
         check_dtype("projector.dtype", self.dtype)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers' has no types
         self.validate_values()
 
     def validate_values(self) -> None:
@@ -135,7 +136,7 @@ class LlavaUhdProjectorConfig(PreTrainedConfig):
 
 @raise_value_errors
 @strict
-class LlavaUhdConfig(PreTrainedConfig):
+class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__init_subclass__` has no types
     """Configuration of a whole model. The defaults are the published v2: CLIP-ViT-L/14-336 and a Llama.
 
     The three nested configs are given as a config, a dict or None for the defaults, and are configs afterwards.
@@ -173,7 +174,7 @@ class LlavaUhdConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_keys(self, kwargs)
         check_dtype("dtype", self.dtype)
         vision = dict(CLIP_LARGE_336) if self.vision_config is None else self.vision_config
@@ -186,12 +187,13 @@ class LlavaUhdConfig(PreTrainedConfig):
             raise ValueError(f"projector must be a config or a dict, got {type(self.projector).__name__}")
         if not self.tie_word_embeddings and self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers' has no types
         self.validate_values()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Return the config of a file's values, checked after the options of the call are in it."""
+        # With `return_unused_kwargs` a pair, which transformers' type leaves out.
         loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config.validate_values()
@@ -262,7 +264,7 @@ def _sub_config(name: str, values: Any, default_type: str) -> PreTrainedConfig:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
         hint = f": did you mean {near[0]}?" if near else ""
         raise ValueError(f"{name}.model_type {model_type!r} is unknown to transformers{hint}")
-    config_class = CONFIG_MAPPING[model_type]
+    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     check_misspelled(name, config_class, values)
     check_dtype(f"{name}.dtype", values.get("dtype", values.get("torch_dtype")))
     try:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import WindowAttention, resize_positions
+from .compilation import constant_result, not_compiled
 from .level_projection import LevelProjection
 from .pyramid import FIXUP_SCALE, BilinearPyramid, JBUPyramid, MapFixup
 from .upsample_2x import bands, pad_source, piece_size, tile_matrices, upsample_2x_band, upsample_2x_tiled
@@ -39,6 +40,10 @@ from .windows import BinGrid, bin_shape, bin_weights, pool_windows, pooling_matr
 
 # Layers whose weights are all there is to them; a subclass or wrapper may compute something else.
 FOLDABLE_LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Dropout2d)
+
+
+# Memory address, version, dtype and device of a parameter, by which a change is noticed.
+ParameterState = tuple[int, int, torch.dtype, torch.device]
 
 
 class HiWinWeights(Protocol):
@@ -90,11 +95,12 @@ def fused_hiwin_attention(
         with without_autocast(groups[0][0].device):
             folded = projector.folded_weights.get(projector, dtype)
         heads = torch.cat([_group_output(projector, *group, folded, dtype, False) for group in groups])
-    return projector.attention.out_proj(heads)
+    attended: torch.Tensor = projector.attention.out_proj(heads)
+    return attended
 
 
 # Left out of compiled graphs: folding has an autograd function of its own, and bands are recomputed by checkpoints.
-@torch.compiler.disable
+@not_compiled
 def _heads_output_with_gradient(
     projector: HiWinWeights, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
@@ -164,7 +170,7 @@ def matmul_dtype(features: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if has_autocast else features.dtype
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Context in which nothing is autocast; devices such as meta have no autocast to turn off."""
     return (
         torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
@@ -243,7 +249,7 @@ class FoldedWeightCache(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._entry: tuple[tuple, FoldedWeights] | None = None
+        self._entry: tuple[tuple[torch.dtype, tuple[ParameterState, ...]], FoldedWeights] | None = None
 
     def get(self, projector: HiWinWeights, dtype: torch.dtype) -> FoldedWeights:
         """Return the folded weights with value matrices in `dtype`, from the last call if nothing has changed.
@@ -284,9 +290,10 @@ class FoldedWeightCache(nn.Module):
         self.clear()
         return super().train(mode)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "FoldedWeightCache":
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FoldedWeightCache":
         self.clear()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_entry": None}
@@ -324,7 +331,7 @@ def level_geometries(
     return [LevelGeometry(*tensors[first : first + size]) for first in range(0, len(tensors), size)]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _geometry_tensors(
     shape: tuple[int, int],
     levels: tuple[int, ...],
@@ -373,7 +380,8 @@ def cached_geometries(
 def recomputed(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
     """Call a function; where gradients are recorded, intermediates are recomputed in the backward pass."""
     if torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        result: torch.Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return result
     return function(*arguments)
 
 
@@ -388,7 +396,7 @@ def normalize_and_pool_width(
         hidden_size: E, number of channels that the variance is a mean over.
         eps: epsilon of the LayerNorm.
     """
-    norm = torch.linalg.vector_norm(maps[-1], dim=-1)
+    norm: torch.Tensor = torch.linalg.vector_norm(maps[-1], dim=-1)
     scale = (norm.square() / hidden_size + eps).rsqrt()  # N, R, W
     weights = columns * scale[:, :, None]  # N, R, G · pw, W
     pooled = weights @ maps[0]
@@ -437,7 +445,7 @@ def upsample_normalize_pool(
     """
     maps = {
         level: [
-            part.unflatten(1, shape) + offset[:, None, None]
+            part.view(len(part), *shape, -1) + offset[:, None, None]
             for part, offset in zip(level_parts.parts, level_parts.offsets[0], strict=True)
         ]
         for level, level_parts in zip(levels, pushed, strict=True)
@@ -514,7 +522,7 @@ def attend(
         of_shape = folded.positional_scores @ geometry.position_weights + folded.key_bias  # G², h · S, L
         if level.bin_scores is not None:
             of_shape = of_shape + level.bin_scores @ geometry.bin_weights
-        scores.append(of_view.unflatten(2, (n, -1)) + of_shape[:, :, None])
+        scores.append(of_view.view(*of_view.shape[:2], n, -1) + of_shape[:, :, None])
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)  # G², h · S, N, L of all levels
     weights = weights.transpose(1, 2).flatten(0, 1)  # G² · N, h · S, L of all levels
     num_sets = weights.shape[1] // heads
@@ -524,7 +532,7 @@ def attend(
 
     def attend_heads(first: int, last: int, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         half, out = len(tensors) // 2, None
-        weights_by_level = weights[:, first * num_sets : last * num_sets].split(lengths, dim=-1)
+        weights_by_level = torch.split(weights[:, first * num_sets : last * num_sets], lengths, dim=-1)
         for level_weights, pooled_level, values in zip(weights_by_level, tensors[:half], tensors[half:], strict=True):
             summed = level_weights @ pooled_level.flatten(0, 1)  # G² · N, heads here · S, K + 1
             # One product for each head and set: their rows lie at one stride, so that nothing is copied.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -52,7 +52,7 @@ def normalization_of(model_type: str) -> tuple[list[float], list[float]]:
     return NORMALIZATIONS[model_type]
 
 
-class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, misc]  # not followed, see pyproject.toml
     """Options of the image processor, besides `resample`, `rescale_factor`, `image_mean` and `image_std`.
 
     Attributes:

@@ -199,7 +199,7 @@ def _from_string(text: str, name: str) -> tuple[Any, str]:
     return _PathLike(path), name
 
 
-class _PathLike(os.PathLike):
+class _PathLike(os.PathLike[str]):
     """A path given as a string, called as it was given."""
 
     def __init__(self, path: str) -> None:
@@ -237,7 +237,7 @@ def _is_image(content: bytes) -> bool:
 def _download(url: str) -> bytes:
     try:
         with urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-            content = response.read(MAX_DOWNLOAD + 1)
+            content: bytes = response.read(MAX_DOWNLOAD + 1)
     except (OSError, ValueError) as error:
         raise ValueError(f"{url} cannot be fetched: {error}") from error
     if len(content) > MAX_DOWNLOAD:
@@ -311,12 +311,14 @@ def _from_array(array: "np.ndarray | torch.Tensor", name: str, max_pixels: int) 
 
 def _from_16_bits(array: np.ndarray, name: str) -> np.ndarray:
     _check_range(array, 65535, name)
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scaled: np.ndarray = (array.astype(np.uint32) + 128) // 257
+    return scaled.astype(np.uint8)
 
 
 def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
     _check_range(array, 1.0, name)
-    return np.rint(array * 255).astype(np.uint8)
+    scaled: np.ndarray = np.rint(array * 255)
+    return scaled.astype(np.uint8)
 
 
 def _check_range(array: np.ndarray, largest: float, name: str) -> None:

@@ -53,11 +53,12 @@ class ImageTextInputs(BatchFeature):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a worker process of a data loader sends."""
-        return {**super().__getstate__(), "token_ids": self.token_ids, "tokens_per_image": self.tokens_per_image}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # transformers' has no types
+        return {**state, "token_ids": self.token_ids, "tokens_per_image": self.tokens_per_image}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` returned."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # likewise
         self.token_ids, self.tokens_per_image = state["token_ids"], state["tokens_per_image"]
 
 

@@ -70,20 +70,20 @@ def _one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | No
 
 
 @dataclass
-class LlavaUhdModelOutputWithPast(BaseModelOutputWithPast):
+class LlavaUhdModelOutputWithPast(BaseModelOutputWithPast):  # type: ignore[misc]  # not followed, see pyproject.toml
     """Outputs of the base class, and `image_hidden_states`, the (T, E) image tokens, where images were given."""
 
     image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
-class LlavaUhdCausalLMOutputWithPast(CausalLMOutputWithPast):
+class LlavaUhdCausalLMOutputWithPast(CausalLMOutputWithPast):  # type: ignore[misc]  # likewise
     """Outputs of the base class, and `image_hidden_states`, the (T, E) image tokens, where images were given."""
 
     image_hidden_states: torch.Tensor | None = None
 
 
-class LlavaUhdPreTrainedModel(PreTrainedModel):
+class LlavaUhdPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # not followed, see pyproject.toml
     """Base class: configuration, capabilities and the initialization of new weights."""
 
     config_class = LlavaUhdConfig
@@ -125,7 +125,7 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):
             "pip install 'llava-uhd[vllm]' and leave --model-impl at auto"
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
@@ -147,7 +147,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the language model."""
-        return self.language_model.get_input_embeddings()
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings of the language model."""
@@ -161,7 +162,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
 
     def project_views(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Compute the image tokens of views of one shape: patches (N, H·W, 3·p·p) to (N, tokens, E)."""
-        return self.multi_modal_projector(*self.encode(patches, shape))
+        tokens: torch.Tensor = self.multi_modal_projector(*self.encode(patches, shape))
+        return tokens
 
     def group_views(
         self,
@@ -199,7 +201,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         """
         views = self.group_views(len(pixel_values), view_shapes, num_views, grids, pixel_values.device)
         tokens = self.image_tokens(pixel_values, views)
-        return BaseModelOutputWithPooling(pooler_output=list(tokens.split(views.tokens_per_image)))
+        return BaseModelOutputWithPooling(pooler_output=list(torch.split(tokens, views.tokens_per_image)))
 
     def image_tokens(self, pixel_values: torch.Tensor, views: GroupedViews) -> torch.Tensor:
         """Compute the image tokens of grouped views: (patches of all views, 3·p·p) to (T, E).
@@ -217,7 +219,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         tokens = torch.cat([group.flatten(0, 1) for group in projected])
         return tokens[views.order.to(tokens.device)]
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # not followed, see pyproject.toml
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -312,7 +314,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         return torch.eq(inputs_embeds, placeholder.to(inputs_embeds.device, inputs_embeds.dtype)).all(dim=-1)
 
 
-class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin):
+class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin):  # type: ignore[misc]  # likewise
     """The model with its language modeling head: `generate`, and a loss where labels are given."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -351,7 +353,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         """See `LlavaUhdModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # not followed, see pyproject.toml
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -433,7 +435,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         """Prepare the inputs of a decoding step; images go with the step that reads the prompt."""
         images = {name: kwargs.pop(name, None) for name in (*IMAGE_INPUTS, "image_features")}
         cache = _one_cache(past_key_values, cache)
-        inputs = super().prepare_inputs_for_generation(
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             **{CACHE_NAME: cache},
             inputs_embeds=inputs_embeds,
@@ -481,7 +483,9 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
             tokens_per_sample = torch.eq(input_ids, self.config.image_token_id).sum(dim=1).tolist()
             if sum(tokens_per_sample) != len(features):
                 raise _mismatch(sum(tokens_per_sample), len(features))
-            features = torch.cat([sample.repeat(expand_size, 1) for sample in features.split(tokens_per_sample)])
+            features = torch.cat(
+                [sample.repeat(expand_size, 1) for sample in torch.split(features, tokens_per_sample)]
+            )
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )

@@ -32,4 +32,5 @@ class PerceiverResampler(SpatiallyConstrainedResampler):
         queries = self.ln_q(self.queries) + self.positions  # 1, G², E
         # The whole map is one window: N, 1, H·W, E.
         attended = self.attention(queries, keys.flatten(1, 2)[:, None], values.flatten(1, 2)[:, None])  # N, 1, G², E
-        return self.ln_post(attended.squeeze(1)) @ self.proj
+        tokens: torch.Tensor = self.ln_post(attended.squeeze(1))
+        return tokens @ self.proj

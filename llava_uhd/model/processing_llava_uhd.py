@@ -30,7 +30,7 @@ SLICE_SEPARATOR = "<|slice_separator|>"
 ROW_SEPARATOR = "<|row_separator|>"
 
 
-class LlavaUhdProcessor(ProcessorMixin):
+class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, see pyproject.toml
     """`processor(images=..., text=..., max_slices=..., padding=True, return_tensors="pt")`.
 
     Prompts come alone or in a list; images in one flat list for all prompts, in the order of the placeholders, or in
@@ -288,6 +288,7 @@ class LlavaUhdProcessor(ProcessorMixin):
         if isinstance(self.chat_template, dict):
             template = self.chat_template["default" if chat_template is None else chat_template]
         variables = {**self.tokenizer.special_tokens_map, **kwargs}
+        spans: list[list[tuple[int, int]]]
         _, spans = render_jinja_template(
             conversations=conversations,
             tools=variables.pop("tools", None),
@@ -411,7 +412,8 @@ class LlavaUhdProcessor(ProcessorMixin):
         texts, _ = self.get_text_with_replacements([text], replacements)
         encoded = self.tokenizer(texts)
         self._check_special_mm_tokens(texts, encoded, modalities=["image"])
-        return encoded["input_ids"][0]
+        input_ids: list[int] = encoded["input_ids"][0]
+        return input_ids
 
     def encode_unexpanded(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a prompt with one image token for each image, for a server that expands them later.

@@ -179,7 +179,8 @@ class SpatiallyConstrainedResampler(Projector):
         )
         queries = self.ln_q(self.queries) + self.positions  # 1, G², E
         attended = self.attention(queries.transpose(0, 1), pooled_value + pooled_position, pooled_value)
-        return self.ln_post(attended.squeeze(2)) @ self.proj  # N, G², E
+        tokens: torch.Tensor = self.ln_post(attended.squeeze(2))
+        return tokens @ self.proj  # N, G², E
 
 
 class UnshuffleMLP(Projector):
@@ -216,4 +217,5 @@ class UnshuffleMLP(Projector):
         height, width = feature_map.shape[-2:]
         padded = F.pad(feature_map, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
         squares = F.pixel_unshuffle(padded, self.factor).flatten(2).transpose(1, 2)  # N, T, C·factor²
-        return self.linear_2(F.gelu(self.linear_1(squares)))
+        tokens: torch.Tensor = self.linear_2(F.gelu(self.linear_1(squares)))
+        return tokens

@@ -88,7 +88,7 @@ class JointBilateralUpsampler(nn.Module):
         """Compute the kernels, (N, 3, H, W) to (N, P, H, W). The fix-up keeps them from summing to one."""
         combined = self.range_kernel(guidance) * self.spatial_kernel()
         combined = combined / combined.sum(dim=1, keepdim=True).clamp(min=1e-7)
-        fixup = self.fixup_proj(torch.cat([combined.to(guidance.dtype), guidance], dim=1))
+        fixup: torch.Tensor = self.fixup_proj(torch.cat([combined.to(guidance.dtype), guidance], dim=1))
         return combined + FIXUP_SCALE * fixup
 
 
@@ -121,7 +121,8 @@ class MapFixup(nn.Sequential):
         """Draw the factors by which a training step's dropout multiplies channels: (N, C), float32."""
         dropout, convolution = self[0], self.convolution
         assert isinstance(dropout, nn.Dropout2d)
-        return dropout(convolution.weight.new_ones(num_views, convolution.in_channels, 1, 1)).flatten(1).float()
+        factors: torch.Tensor = dropout(convolution.weight.new_ones(num_views, convolution.in_channels, 1, 1))
+        return factors.flatten(1).float()
 
 
 class JBUPyramid(nn.Module):

@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
+from .compilation import constant_result
+
 RADIUS = 3
 SPAN = 2 * RADIUS + 1
 TAPS = SPAN**2
@@ -42,7 +44,7 @@ def border_mode(shape: tuple[int, int]) -> str:
     return "reflect" if min(shape) > RADIUS else "replicate"
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def constant_sliding_matrices(
     shape: tuple[int, int], mode: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +74,8 @@ def sliding_matrices(side: int, mode: str, device: torch.device, dtype: torch.dt
         position = torch.arange(tiles * TILE)
         neighbors = position[:, None] + torch.arange(SPAN)
         sources = position[:, None] // TILE * STEP + torch.arange(REACH)
-        return matrix[neighbors[:, :, None], sources[:, None, :]].to(device, dtype)
+        pieces: torch.Tensor = matrix[neighbors[:, :, None], sources[:, None, :]]
+        return pieces.to(device, dtype)
 
 
 def tile_matrices(kernels: torch.Tensor) -> torch.Tensor:

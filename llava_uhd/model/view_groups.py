@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from .compilation import not_compiled
 from .layout import LayoutName, TokenGrid, layout_views
 
 
@@ -48,14 +49,16 @@ class GroupedViews:
 CACHED_BATCHES = 32
 
 Rows = tuple[tuple[int, ...], ...]
+Integers = torch.Tensor | np.ndarray | Sequence[int]
+IntegerRows = torch.Tensor | np.ndarray | Sequence[Sequence[int]]
 
 
-@torch.compiler.disable
+@not_compiled
 def group_views(
     num_patches: int,
-    view_shapes: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
-    num_views: torch.Tensor | np.ndarray | Sequence[int],
-    grids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+    view_shapes: IntegerRows,
+    num_views: Integers,
+    grids: IntegerRows,
     token_grid: TokenGrid,
     layout: LayoutName,
     device: torch.device | None = None,
@@ -77,7 +80,7 @@ def group_views(
     Raises:
         ValueError: the patches do not add up to the view shapes, or the views to the images.
     """
-    shapes, counts, grid_rows = _rows(view_shapes), tuple(_host(num_views)), _rows(grids)
+    shapes, counts, grid_rows = _rows(view_shapes), _integers(num_views), _rows(grids)
     total = sum(height * width for height, width in shapes)
     if total != num_patches or sum(counts) != len(shapes) or len(grid_rows) != len(counts):
         raise ValueError(
@@ -88,12 +91,12 @@ def group_views(
     return _grouped(shapes, counts, grid_rows, token_grid, layout, device or torch.device("cpu"))
 
 
-def _host(values: torch.Tensor | np.ndarray | Sequence) -> list:
-    return values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else list(values)
+def _integers(values: Integers) -> tuple[int, ...]:
+    return tuple(values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else values)
 
 
-def _rows(values: torch.Tensor | np.ndarray | Sequence) -> Rows:
-    return tuple(tuple(row) for row in _host(values))
+def _rows(values: IntegerRows) -> Rows:
+    return tuple(tuple(row) for row in (values.tolist() if isinstance(values, torch.Tensor | np.ndarray) else values))
 
 
 @lru_cache(maxsize=CACHED_BATCHES)
@@ -104,17 +107,19 @@ def _grouped(
     """Compute the groups of a batch from its shapes alone; see `group_views`."""
     # Made outside of inference mode even when first asked for inside it: a later training step may use them.
     with torch.inference_mode(False):
-        view_shapes = torch.tensor(shape_of_view, dtype=torch.int64).view(-1, 2)
-        areas = view_shapes.prod(dim=1)
-        shapes, group_of_view = view_shapes.unique(dim=0, return_inverse=True)
+        areas = torch.tensor([height * width for height, width in shape_of_view], dtype=torch.int64)
+        shapes = [(height, width) for height, width in sorted(set(shape_of_view))]
+        group_of_view = torch.tensor(
+            [shapes.index((height, width)) for height, width in shape_of_view], dtype=torch.int64
+        )
         first_patch = areas.cumsum(0) - areas
         groups = []
-        for index, (height, width) in enumerate(shapes.tolist()):
+        for index, (height, width) in enumerate(shapes):
             views = (group_of_view == index).nonzero().flatten()
             patch_indices = first_patch[views, None] + torch.arange(height * width)
             groups.append(ViewGroup((height, width), _to_device(patch_indices, device)))
 
-        tokens_of_shape = torch.tensor([rows * columns for rows, columns in map(token_grid.shape, shapes.tolist())])
+        tokens_of_shape = torch.tensor([rows * columns for rows, columns in map(token_grid.shape, shapes)])
         tokens_of_view = tokens_of_shape[group_of_view]
         # Where a view's tokens begin among the groups' tokens; the sort is stable: views of a group are in order.
         by_group = group_of_view.argsort(stable=True)

@@ -55,7 +55,7 @@ class AnyGridSiglipEmbeddings(SiglipVisionEmbeddings):
         return position_embedding(table, (height // self.patch_size, width // self.patch_size))[None]
 
 
-class UnusedCLIPLayer(CLIPEncoderLayer):
+class UnusedCLIPLayer(CLIPEncoderLayer):  # type: ignore[no-untyped-call]  # `__init_subclass__` has no types
     """A layer behind the one whose output is used: kept for the checkpoint, not run."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -63,7 +63,7 @@ class UnusedCLIPLayer(CLIPEncoderLayer):
         return hidden_states
 
 
-class UnusedSiglipLayer(SiglipEncoderLayer):
+class UnusedSiglipLayer(SiglipEncoderLayer):  # type: ignore[no-untyped-call]  # likewise
     """A layer behind the one whose output is used: kept for the checkpoint, not run."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -112,13 +112,17 @@ def adapt_tower(tower: PreTrainedModel, feature_layer: int) -> PreTrainedModel:
     if not isinstance(embeddings, CLIPVisionEmbeddings | SiglipVisionEmbeddings):
         raise ValueError(f"the vision tower must be a CLIP or SigLIP vision model, got {type(tower).__name__}")
     layers = tower.encoder.layers
-    embeddings.__class__ = _ADAPTED.get(type(embeddings), type(embeddings))
+    _change_class(embeddings, _ADAPTED)
     used = num_layers_used(len(layers), feature_layer)
     as_used = {unused: layer for layer, unused in _UNUSED.items()}
     for index, layer in enumerate(layers):
-        classes = as_used if index < used else _UNUSED
-        layer.__class__ = classes.get(type(layer), type(layer))
+        _change_class(layer, as_used if index < used else _UNUSED)
     return tower
+
+
+def _change_class(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Give a module the class that belongs to its own; it keeps another one."""
+    module.__class__ = classes.get(type(module), type(module))
 
 
 def encode_pixels(tower: PreTrainedModel, pixels: torch.Tensor, feature_layer: int) -> torch.Tensor:
@@ -134,13 +138,14 @@ def encode_pixels(tower: PreTrainedModel, pixels: torch.Tensor, feature_layer: i
     """
     p = tower.config.patch_size
     shape = (pixels.shape[2] // p, pixels.shape[3] // p)
+    hidden: torch.Tensor
     if tower.config.model_type == "clip_vision_model":
         # What comes out of the last layer that runs: CLIP's LayerNorm behind it serves the pooled output alone.
         hidden = tower(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     else:
         outputs = tower(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True)
         hidden = outputs.hidden_states[feature_layer]
-    return hidden[:, -shape[0] * shape[1] :].transpose(1, 2).unflatten(2, shape)
+    return hidden[:, -shape[0] * shape[1] :].transpose(1, 2).view(len(hidden), -1, *shape)
 
 
 def encode_views(

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn import functional as F
 
 from .attention import WindowAttention
@@ -111,13 +112,16 @@ class _RFactor(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, a: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, a: torch.Tensor) -> torch.Tensor:
+        q: torch.Tensor
+        r: torch.Tensor
         q, r = torch.linalg.qr(a)
         ctx.save_for_backward(q)
         return r
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: BackwardCFunction, grad: torch.Tensor) -> torch.Tensor:
+        q: torch.Tensor
         (q,) = ctx.saved_tensors
         return q @ grad
 
@@ -133,7 +137,8 @@ def fold_level(linear: nn.Linear, ln_kv: nn.LayerNorm, with_gradient: bool) -> t
     wide = torch.cat([linear.weight.float(), linear.bias.float()[:, None]], dim=1)
     centered = wide - wide.mean(dim=0)
     if with_gradient:
-        r_factor, columns = _RFactor.apply(centered), centered
+        r_factor: torch.Tensor = _RFactor.apply(centered)  # type: ignore[no-untyped-call]  # torch's has no types
+        columns = centered
     else:
         columns, r_factor = torch.linalg.qr(centered)
     gain, bias = ln_kv.weight.float()[:, None], ln_kv.bias.float()[:, None]
@@ -147,8 +152,9 @@ def window_queries(
     normed = F.layer_norm(queries.float(), ln_q.normalized_shape, ln_q.weight.float(), ln_q.bias.float(), ln_q.eps)
     projection = attention.q_proj
     q = F.linear(normed + positions.float(), projection.weight.float(), projection.bias.float())
-    q = q.unflatten(-1, (attention.num_heads, -1))  # S, G², h, d
-    return q.permute(2, 1, 0, 3).flatten(1, 2) * q.shape[-1] ** -0.5
+    heads = q.view(*q.shape[:-1], attention.num_heads, -1)  # S, G², h, d
+    scale: float = heads.shape[-1] ** -0.5
+    return heads.permute(2, 1, 0, 3).flatten(1, 2) * scale
 
 
 def score_vectors(queries: torch.Tensor, keys: torch.Tensor, windows: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ except (ImportError, RuntimeError) as error:
         sys.exit(f"error: {_reason}")
     raise ImportError(_reason) from error
 
-from ...loading import first_line
+from ...errors import first_line
 from ..generation import BatchGenerator, GenerationOptions
 from ..samples import LETTER_ANSWER
 from .answering import answer_questions, load_generator

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_text
-from ...model.image_processing_llava_uhd import decode_image
+from ...model.images import decode_image
 from ...model.processing_llava_uhd import LlavaUhdProcessor
 from ..recipe import Source
 from .conversations import IMAGE, BadSample, read_conversation

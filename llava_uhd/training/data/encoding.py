@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ...model.chat_templates import CHAT_TEMPLATES
-from ...model.image_processing_llava_uhd import decode_image, enlarge
+from ...model.image_processing_llava_uhd import enlarge
+from ...model.images import decode_image
 from ...model.processing_llava_uhd import LlavaUhdProcessor
 from ..labels import IGNORE, answer_labels, chatml_labels
 from ..recipe import DataRecipe
