@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # The part of the default tests that a release of transformers can break, and that fits into every check.
 COMPATIBILITY := tests/model tests/test_transformers.py tests/test_loading.py
 
-.PHONY: demo test test-slow test-accelerator test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs pictures
+.PHONY: demo test test-slow test-accelerator test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs figures
 .PHONY: format clean
 
 demo: $(VENV)/.core
@@ -60,16 +60,16 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-# Everything that README and documentation show, drawn anew.
-pictures: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-pictures: $(VENV)/.dev
-	mkdir -p docs/pictures
+# Draw all images of README and documentation.
+figures: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+figures: $(VENV)/.dev
+	mkdir -p docs/images
 	llava-uhd explain examples/receipt.png --save docs/explain.png
-	llava-uhd explain examples/receipt.png --figure slices --save docs/pictures/slices.png
-	llava-uhd explain examples/receipt.png --figure pyramid --save docs/pictures/pyramid.png
-	llava-uhd explain examples/receipt.png --figure kernels --point 0.5 0.15 --save docs/pictures/kernels.png
-	llava-uhd explain examples/receipt.png --figure windows --save docs/pictures/windows.png
-	llava-uhd explain examples/receipt.png --figure answer --question "What is the total?" --method rollout --save docs/pictures/answer.png
+	llava-uhd explain examples/receipt.png --figure slices --save docs/images/slices.png
+	llava-uhd explain examples/receipt.png --figure pyramid --save docs/images/pyramid.png
+	llava-uhd explain examples/receipt.png --figure kernels --point 0.5 0.15 --save docs/images/kernels.png
+	llava-uhd explain examples/receipt.png --figure windows --save docs/images/windows.png
+	llava-uhd explain examples/receipt.png --figure answer --question "What is the total?" --method rollout --save docs/images/answer.png
 	LLAVA_UHD_SCREENSHOT=docs/web.png python -m pytest -q -m slow tests/web -k screenshot
 
 format: $(VENV)/.dev

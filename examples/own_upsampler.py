@@ -40,7 +40,7 @@ class GuidedFilter(nn.Module):
 
 
 class AnyUp(nn.Module):
-    """AnyUp's published model, frozen; it takes the features of any encoder.
+    """AnyUp's pretrained model, frozen; it takes the features of any encoder.
 
     JAFAR, LoftUp, NAF and UPLiFT are wrapped likewise: load their module, reorder its arguments.
     """

@@ -29,7 +29,7 @@ def built_in(name: str = "tiny") -> str:
 
 
 def resolve(model: str) -> str:
-    """Return the folder of a built-in model, a folder, or a hub id that is known to exist.
+    """Return the folder of a built-in model, a folder, or a hub id that is allowed to exist.
 
     A hub id that the cache holds becomes the folder in the cache where the hub cannot be reached.
 
@@ -50,17 +50,17 @@ def _resolve_on_hub(model: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    known = f"built in: {', '.join(BUILT_IN)}; or a folder with a config.json, or a hub id"
+    allowed = f"built in: {', '.join(BUILT_IN)}; or a folder with a config.json, or a hub id"
     try:
         cached = try_to_load_from_cache(model, "config.json")
         problem, is_offline = ask_hub(model)
     except HFValidationError as error:
-        raise ValueError(f"unknown model {model!r}: there is no such folder ({known})") from error
+        raise ValueError(f"unknown model {model!r}: there is no such folder ({allowed})") from error
     if problem is None:
         return model
     if is_offline and isinstance(cached, str):
         return str(Path(cached).parent)
-    raise ValueError(f"cannot load model {model!r} from the hub ({known}): {problem}")
+    raise ValueError(f"cannot load model {model!r} from the hub ({allowed}): {problem}")
 
 
 def abilities(model: str) -> str | None:

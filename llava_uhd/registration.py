@@ -90,7 +90,7 @@ class RegistrationHook:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    self._watch(spec.loader)
+                    self._hook_loader(spec.loader)
                 return spec
         return None
 
@@ -104,7 +104,7 @@ class RegistrationHook:
             if not self.pending and self in sys.meta_path:
                 sys.meta_path.remove(self)
 
-    def _watch(self, loader: object) -> None:
+    def _hook_loader(self, loader: object) -> None:
         execute = loader.exec_module  # type: ignore[attr-defined]
 
         def exec_module(module: ModuleType) -> None:

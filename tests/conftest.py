@@ -115,9 +115,9 @@ def golden_model() -> LlavaUhdForConditionalGeneration:
     for key, value in under("model.vision_tower.vision_tower.vision_model.", published).items():
         state[f"model.vision_tower.{key}"] = value
     projector = under("model.mm_projector.", published)
-    ours = hiwin_state(projector, [1, 2, 4])
-    ours |= {f"upsampler.{key}": value for key, value in under("upsampler.upsampler.", projector).items()}
-    state |= {f"model.multi_modal_projector.{key}": value for key, value in ours.items()}
+    hf_state = hiwin_state(projector, [1, 2, 4])
+    hf_state |= {f"upsampler.{key}": value for key, value in under("upsampler.upsampler.", projector).items()}
+    state |= {f"model.multi_modal_projector.{key}": value for key, value in hf_state.items()}
     model = LlavaUhdForConditionalGeneration(config).eval()
     model.load_state_dict(state)
     return model

@@ -27,7 +27,7 @@ def qwen_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def one_token_processor(tokenizer: PreTrainedTokenizerBase, template: str) -> LlavaUhdProcessor:
-    """A processor whose images are one token each, as the placeholders of the published code."""
+    """A processor whose images are one token each, as the placeholders of the reference implementation."""
     return LlavaUhdProcessor(
         LlavaUhdImageProcessor(max_slices=1), tokenizer, chat_template=CHAT_TEMPLATES[template], query_grid=1
     )

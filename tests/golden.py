@@ -1,4 +1,4 @@
-"""Access to the goldens, and the map from published names to ours that the tests need."""
+"""Access to the goldens, and the key mapping from original names to HF names that the tests need."""
 
 from pathlib import Path
 

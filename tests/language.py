@@ -129,7 +129,7 @@ PHRASES = {
 }
 # Text that is not read: names that other files and users rely on. `cancelled` is asyncio's word and a counter's label,
 # `utilisation` a key of logs.
-ALLOWED = re.compile(r"docs/pictures|\(pictures/|cancelled|utilisation|TRANSFORMERS_.*|https?://\S+", re.IGNORECASE)
+ALLOWED = re.compile(r"cancelled|utilisation|TRANSFORMERS_.*|https?://\S+", re.IGNORECASE)
 # Names and words that stay: beginning of the path, the names and words, the reason.
 STAY = (
     ("llava_uhd/synthetic/vocabulary.py", {"grey"}, "data; another word would change the documents"),
@@ -137,7 +137,9 @@ STAY = (
     ("llava_uhd/synthetic/varied/fonts.py", {"condensed"}, "names of fonts"),
     ("llava_uhd/synthetic/varied/", {"picture", "pictures"}, "a kind of question, in training data and recipes"),
     ("tests/synthetic/", {"picture"}, "a kind of question, in training data and recipes"),
-    ("tests/evaluation/", {"colour"}, "questions of the data"),
+    ("tests/evaluation/minidata.py", {"colour", "picture"}, "questions of the data"),
+    ("tests/evaluation/test_scorers.py", {"colour", "picture"}, "answers of the data"),
+    ("tests/evaluation/test_benchmarks.py", {"colour"}, "a question of the data"),
     ("tests/model/test_configuration.py", {"colour"}, "a wrong key"),
     ("tests/training/test_recipe.py", {"optimisation"}, "a wrong key"),
     ("benchmarks/webdocs/", {"enrolment", "centred"}, "functions and texts of pages that questions are about"),

@@ -63,7 +63,7 @@ def write_toys(folder: Path) -> None:
     build_tokenizer().save_pretrained(folder / "language-model")
     samples = []
     for index in range(6):
-        for name in (f"pictures/class-{index % 2}/{index}.png", f"flat/{index}.png"):
+        for name in (f"images/class-{index % 2}/{index}.png", f"flat/{index}.png"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             random_image(70 + 9 * index, 60, seed=index).save(folder / name)
         mask = np.random.default_rng(index).integers(0, 3, (60, 70 + 9 * index), dtype=np.uint8)
@@ -91,8 +91,9 @@ DATA = {
     "pope",
     "vizwiz",
 }
-SMALL_STAGE0 = ["vision_tower=tower", "images=flat", "image_size=56", "held_out=2", "batch=2", "max_steps=1"]
-SMALL_STAGE0 += ["max_pad=3", "crf_samples=20", "pictures=0", "workers=0", "pictures_per_jitter=null"]
+SMALL_STAGE0 = ["model.vision_tower=tower", "data.images=flat", "data.image_size=56", "data.held_out=2"]
+SMALL_STAGE0 += ["data.workers=0", "optimization.global_batch=2", "schedule.max_steps=1", "loss.max_pad=3"]
+SMALL_STAGE0 += ["loss.crf_samples=20", "loss.images_per_jitter=null", "monitoring.images_every=0"]
 SMALL_RUN = ["data.max_length=2000", "data.workers=0", "data.labels=answers", "data.template=plain"]
 SMALL_RUN += ["optimization.global_batch=2", "optimization.micro_batch=2", "optimization.max_steps=1"]
 SMALL_RUN += ["optimization.precision=fp32", "optimization.checkpoint_activations=false"]
@@ -132,7 +133,7 @@ RULES: list[tuple[str, Callable[[list[str]], list[str]]]] = [
     ("explain", list),
     ("probe activation", list),
     ("probe levels --count", lambda arguments: [*arguments, "--count", "8"]),
-    ("probe levels --images", lambda arguments: [*arguments, "--images", "pictures"]),
+    ("probe levels --images", lambda arguments: [*arguments, "--images", "images"]),
     ("upsampler quality", lambda arguments: [*arguments, "--images", "flat", "--limit", "2"]),
     (
         "experiments.ablation",

@@ -50,7 +50,7 @@ def test_visible_text_of_former_versions():
     [
         ("checkpoints.convert", "Options", "keep_dead", "keep_unused", True),
         ("serving.engine", "EngineOptions", "max_waiting", "max_queue_size", 3),
-        ("serving.engine", "EngineOptions", "preparers", "preprocessing_workers", 3),
+        ("serving.engine", "EngineOptions", "preparers", "preprocessing_workers", 3),  # former name
     ],
 )
 def test_former_fields_work_and_warn(module, name, former, new, value):

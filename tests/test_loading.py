@@ -52,8 +52,8 @@ def test_only_the_language_model_is_quantized(folder, bits):
     plain, _ = load(str(folder), device="cpu", dtype="float32")
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        expected, given = plain(input_ids=ids).logits, quantized(input_ids=ids).logits
-    error = (given - expected).norm() / expected.norm()
+        expected, actual = plain(input_ids=ids).logits, quantized(input_ids=ids).logits
+    error = (actual - expected).norm() / expected.norm()
     assert 0 < error < 0.3
 
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     write_pdf(path / "five.pdf", 5)
     write_tiff(path / "three.tif", 3)
     write_encrypted_pdf(path / "secret.pdf")
-    random_image(300, 200).save(path / "picture.png")
+    random_image(300, 200).save(path / "image.png")
     return path
 
 
@@ -95,7 +95,7 @@ def test_bytes_files_and_data_urls_are_the_same_document(folder):
         assert [page.image.tobytes() for page in open_pages(source, "1-2", name="file 1")] == expected
     assert open_pages(content, "2", name="file 1")[0].name == "file 1, page 2 of 5"
     assert count_pages(content) == 5 and count_pages(folder / "three.tif") == 3
-    assert count_pages(folder / "picture.png") == 1
+    assert count_pages(folder / "image.png") == 1
 
 
 def test_encrypted_damaged_and_too_long_documents_are_refused(folder, tmp_path):
@@ -133,13 +133,13 @@ def test_pages_are_rendered_at_what_the_slices_can_use(folder):
 
 
 def test_several_sources(folder):
-    sources = [folder / "picture.png", folder / "five.pdf", folder / "three.tif"]
+    sources = [folder / "image.png", folder / "five.pdf", folder / "three.tif"]
     assert [page.number for page in open_all(sources)] == [1, 1, 2, 3, 4, 5, 1, 2, 3]
     assert [page.number for page in open_all(sources, "2")] == [1, 2, 2]
     with pytest.raises(ValueError, match="none of the 2 files"):
-        open_all([folder / "picture.png"] * 2, "1")
+        open_all([folder / "image.png"] * 2, "1")
     with pytest.raises(ValueError, match="has 1 page, and no page 2"):
-        open_all([folder / "picture.png"], "2")
+        open_all([folder / "image.png"], "2")
 
 
 def test_planner_agrees_with_the_processor():

@@ -49,6 +49,6 @@ def test_the_notebook_runs_from_top_to_bottom():
     assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is kept without its outputs"
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
-    assert len(pictures) == 7 and "(true: " in printed and "1 view instead of" in printed
+    assert len(figures) == 7 and "(true: " in printed and "1 view instead of" in printed

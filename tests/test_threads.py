@@ -32,16 +32,16 @@ def test_the_limit_of_a_control_group(tmp_path, files, limit):
     assert limit is None or cpus <= max(limit, 1)
 
 
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_threads_wait_passively_and_their_number_is_set(given):
+@pytest.mark.parametrize("threads", [None, "ACTIVE"])
+def test_threads_wait_passively_and_their_number_is_set(threads):
     code = (
         "import os; from llava_uhd.threads import use_threads, wait_passively; wait_passively(); "
         "print(os.environ['OMP_WAIT_POLICY'], use_threads(1)); import torch; print(torch.get_num_threads())"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_"))}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    environment |= {} if threads is None else {"OMP_WAIT_POLICY": threads}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [given or "PASSIVE", "1", "1"]
+    assert done.stdout.split() == [threads or "PASSIVE", "1", "1"]
 
 
 @pytest.mark.parametrize("verb", ["ask", "chat", "serve", "web", "eval run"])

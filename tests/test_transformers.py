@@ -56,7 +56,7 @@ def test_saved_folder_answers_where_the_package_is_not_installed(pair, tmp_path)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    random_image(200, 300).save(tmp_path / "picture.png")
+    random_image(200, 300).save(tmp_path / "image.png")
     script = """
 import sys
 
@@ -69,7 +69,7 @@ sys.meta_path.insert(0, Blocker())
 from transformers import AutoModelForImageTextToText, AutoProcessor
 processor = AutoProcessor.from_pretrained('model', trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained('model', trust_remote_code=True)
-inputs = processor(images='picture.png', text='<image>\\nWhat is it?', return_tensors='pt')
+inputs = processor(images='image.png', text='<image>\\nWhat is it?', return_tensors='pt')
 print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
 """
     environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}

@@ -29,7 +29,8 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder for predictions, results and reports.")]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Score what is missing, double or broken 0 and say so in the headline.")
+    bool,
+    typer.Option("--allow-missing", help="Score missing, duplicate and broken answers 0 and say so in the headline."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N questions.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
@@ -256,7 +257,7 @@ def report(
     from .results import load_result
     from .storage import printable, write_atomically
 
-    paths = [path for given in results for path in _result_files(given)]
+    paths = [path for name in results for path in _result_files(name)]
     text = markdown_report([load_result(path) for path in paths], list(map(str, paths)))
     if out is None:
         typer.echo(printable(text))
@@ -351,9 +352,9 @@ def _check_own_options(tasks: list["Task"], images: Path | None, metric: str | N
             if value:
                 raise typer.BadParameter(f"{name} is for a file of your own, such as questions.jsonl")
     names = [task.name for task in tasks]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise typer.BadParameter(f"{double!r} is given twice; each needs a folder of results of its own")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise typer.BadParameter(f"{duplicate!r} is given twice; each needs a folder of results of its own")
 
 
 def _result_files(path: Path) -> list[Path]:

@@ -49,11 +49,11 @@ def _row_scores(result: Result) -> dict[tuple[str, ...], float]:
     if not rows or any(row["score"] is None for row in rows):
         raise ValueError(f"the result of {result['benchmark']} has {len(rows)} rows, not all of them with a score")
     scores: dict[tuple[str, ...], float] = {}
-    seen: Counter[tuple[str, ...]] = Counter()
+    occurrences: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         key = (str(row["question_id"]), str(row["image"]), row["prompt"])
-        seen[key] += 1  # duplicate question in the data
-        scores[*key, str(seen[key])] = row["score"]
+        occurrences[key] += 1  # duplicate question in the data
+        scores[*key, str(occurrences[key])] = row["score"]
     return scores
 
 

@@ -156,10 +156,10 @@ def _score_pope(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scor
     rows = []
     for sample, text in zip(samples, texts, strict=True):
         label = sample.answers[0]
-        given = text if text is not None else ("no" if label == "yes" else "yes")
-        rows.append(float(parse_pope(given) == label))
+        judged = text if text is not None else ("no" if label == "yes" else "yes")
+        rows.append(float(parse_pope(judged) == label))
         group = by_category.setdefault(sample.category, ([], []))
-        group[0].append(given)
+        group[0].append(judged)
         group[1].append(label)
     values: dict[str, float | int | None] = {"mean F1": None}
     notes = []
@@ -173,7 +173,7 @@ def _score_pope(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scor
             f"{name} yes": 100 * scores.yes_ratio,
         }
         if scores.undefined:
-            notes.append(f"{name}: {', '.join(scores.undefined)} undefined (no such answers), given as 0")
+            notes.append(f"{name}: {', '.join(scores.undefined)} undefined (no such answers), reported as 0")
     values["mean F1"] = sum(values[f"{name} F1"] or 0.0 for name in by_category) / len(by_category)
     return Scores("mean F1", values, rows, notes)
 
@@ -280,15 +280,15 @@ def _score_declining(samples: Sequence[Sample], texts: Texts, compat: Compat) ->
         judge_answer(text or "", sample.answers, may)
         for sample, text, may in zip(samples, texts, declinable, strict=True)
     ]
-    rows = [float(outcome == "right") for outcome in outcomes]
+    rows = [float(kind == "right") for kind in outcomes]
     answerable = [place for place, may in enumerate(declinable) if not may]
     asked, right = [samples[place] for place in answerable], [rows[place] for place in answerable]
-    refused = [float(outcomes[place] == "declined") for place in answerable]
+    declined = [float(outcomes[place] == "declined") for place in answerable]
     values: dict[str, float | int | None] = {
         "answered right": _percent(right),
-        "declined though answerable": _percent(refused),
+        "declined though answerable": _percent(declined),
         "declined rightly": _percent([row for row, may in zip(rows, declinable, strict=True) if may]),
-        "wrong without saying so": _percent([float(outcome == "wrong") for outcome in outcomes]),
+        "wrong without saying so": _percent([float(kind == "wrong") for kind in outcomes]),
     }
     values |= _by_category(asked, right)
     for detail in ("ability", "print"):

@@ -21,7 +21,7 @@ from .samples import LETTER_ANSWER, SHORT_ANSWER, DataError, Sample, mmbench_sam
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 _LETTERS = "ABCDEFGHIJ"
 _YES_NO = "Please answer yes or no."
 # Question types of SEED-Bench by number, as its own release names them; 1 to 9 are about images.
@@ -102,7 +102,7 @@ class ParquetImage:
         return open_image(content)
 
 
-def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[tuple[Row, int, int]]:
+def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[tuple[Record, int, int]]:
     """Yield rows of a Parquet file without some columns, each with its row group and index in it.
 
     Raises:
@@ -146,7 +146,7 @@ class Mirror:
     """
 
     repo: str
-    read: Callable[[Row, Place], list[Sample]]
+    read: Callable[[Record, Place], list[Sample]]
     parts: tuple[tuple[str, tuple[str, ...]], ...] = (("", ("test",)),)
     every: bool = False
     images: str | None = None
@@ -233,26 +233,26 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def _docvqa(row: Row, place: Place) -> list[Sample]:
+def _docvqa(row: Record, place: Place) -> list[Sample]:
     name = f"documents/{row['ucsf_document_id']}_{row['ucsf_document_page_no']}.png"
     answers = () if place.split == "test" else tuple(row["answers"])
     return [Sample(_number(row["questionId"]), row["question"] + SHORT_ANSWER, name, place.image, answers=answers)]
 
 
-def _chartqa(row: Row, place: Place) -> list[Sample]:
+def _chartqa(row: Record, place: Place) -> list[Sample]:
     half = row["type"].removesuffix("_test")
     number = f"{half}-{place.number}"
     prompt = row["question"] + SHORT_ANSWER
     return [Sample(number, prompt, f"{number}.png", place.image, answers=(str(row["answer"]),), category=half)]
 
 
-def _textvqa(row: Row, place: Place) -> list[Sample]:
+def _textvqa(row: Record, place: Place) -> list[Sample]:
     tokens = f"\nReference OCR token: {', '.join(row['ocr_tokens'])}"
     prompt = row["question"].capitalize() + tokens + SHORT_ANSWER
     return [Sample(row["image_id"], prompt, f"{row['image_id']}.jpg", place.image, answers=tuple(row["answers"]))]
 
 
-def _gqa(row: Row, place: Place) -> list[Sample]:
+def _gqa(row: Record, place: Place) -> list[Sample]:
     if not row.get("isBalanced", True):
         return []
     prompt, name = row["question"] + SHORT_ANSWER, f"{row['imageId']}.jpg"
@@ -260,13 +260,13 @@ def _gqa(row: Row, place: Place) -> list[Sample]:
     return [Sample(row["id"], prompt, name, place.image, answers=(row["answer"],), category=kind)]
 
 
-def _ai2d(row: Row, place: Place) -> list[Sample]:
+def _ai2d(row: Record, place: Place) -> list[Sample]:
     prompt = row["question"] + _choices(row["options"]) + LETTER_ANSWER
     answer = _LETTERS[int(row["answer"])]
     return [Sample(f"{place.split}-{place.number}", prompt, f"{place.number}.png", place.image, answers=(answer,))]
 
 
-def _scienceqa(row: Row, place: Place) -> list[Sample]:
+def _scienceqa(row: Record, place: Place) -> list[Sample]:
     context = f"Context: {row['hint']}\n" if row["hint"] else ""
     has_image = place.image.exists()
     return [
@@ -282,12 +282,12 @@ def _scienceqa(row: Row, place: Place) -> list[Sample]:
     ]
 
 
-def _mme(row: Row, place: Place) -> list[Sample]:
+def _mme(row: Record, place: Place) -> list[Sample]:
     name, prompt = row["question_id"], row["question"].strip().removesuffix(_YES_NO).rstrip() + SHORT_ANSWER
     return [Sample(name, prompt, name, place.image, answers=(row["answer"],), category=row["category"])]
 
 
-def _pope(row: Row, place: Place) -> list[Sample]:
+def _pope(row: Record, place: Place) -> list[Sample]:
     category = row["category"]
     return [
         Sample(
@@ -301,22 +301,22 @@ def _pope(row: Row, place: Place) -> list[Sample]:
     ]
 
 
-def _vqav2(row: Row, place: Place) -> list[Sample]:
+def _vqav2(row: Record, place: Place) -> list[Sample]:
     name = f"COCO_test2015_{int(row['image_id']):012d}.jpg"
     return [Sample(_number(row["question_id"]), row["question"] + SHORT_ANSWER, name, place.image)]
 
 
-def _vizwiz(row: Row, place: Place) -> list[Sample]:
+def _vizwiz(row: Record, place: Place) -> list[Sample]:
     advice = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
     prompt = row["question"].capitalize() + advice + SHORT_ANSWER
     return [Sample(row["question_id"], prompt, f"{row['question_id']}.jpg", place.image)]
 
 
-def _mmbench(row: Row, place: Place) -> list[Sample]:
+def _mmbench(row: Record, place: Place) -> list[Sample]:
     return [mmbench_sample(row, place.image)]
 
 
-def _seed(row: Row, place: Place) -> list[Sample]:
+def _seed(row: Record, place: Place) -> list[Sample]:
     options = [row[f"choice_{letter}"] for letter in "abcd"]
     kind = int(row["question_type_id"])
     return [
@@ -332,7 +332,7 @@ def _seed(row: Row, place: Place) -> list[Sample]:
     ]
 
 
-def _refcoco(row: Row, place: Place) -> list[Sample]:
+def _refcoco(row: Record, place: Place) -> list[Sample]:
     """One question per expression, the box as fractions of the image."""
     left, top, width, height = row["bbox"]
     full_width, full_height = place.image().size
@@ -352,7 +352,7 @@ def _refcoco(row: Row, place: Place) -> list[Sample]:
     ]
 
 
-def _ocrbench(row: Row, place: Place) -> list[Sample]:
+def _ocrbench(row: Record, place: Place) -> list[Sample]:
     answers = tuple(row["answer"]) if isinstance(row["answer"], list) else (row["answer"],)
     number, kind = place.number, row["question_type"]
     return [Sample(number, row["question"], f"{number}.png", place.image, answers=answers, category=kind)]

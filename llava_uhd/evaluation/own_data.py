@@ -139,9 +139,9 @@ def read_own_file(path: Path, images: Path | None = None, suffix: str = "") -> l
         )
     if not samples:
         raise DataError(f"{path} has 0 rows")
-    double = [name for name, count in Counter(str(sample.question_id) for sample in samples).items() if count > 1]
-    if double:
-        raise DataError(f"{path}: {len(double)} ids name more than one row, the first is {double[0]!r}")
+    duplicates = [name for name, count in Counter(str(sample.question_id) for sample in samples).items() if count > 1]
+    if duplicates:
+        raise DataError(f"{path}: {len(duplicates)} ids name more than one row, the first is {duplicates[0]!r}")
     return samples
 
 

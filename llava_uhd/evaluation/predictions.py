@@ -17,7 +17,7 @@ from ..files import drop_partial_line, lock_folder
 from .samples import MatchKey, Sample
 from .storage import (
     CHECKSUM,
-    Row,
+    Record,
     append_rows,
     dump_row,
     read_rows,
@@ -89,7 +89,7 @@ def _keys(match_key: MatchKey, question_id: Any, image: str | None, prompt: str 
 
 
 def match_predictions(
-    samples: Sequence[Sample], rows: Sequence[Row], match_key: MatchKey
+    samples: Sequence[Sample], rows: Sequence[Record], match_key: MatchKey
 ) -> tuple[list[str | None], Problems]:
     """Find each question's answer by its match key, never by order.
 
@@ -152,13 +152,13 @@ class PredictionStore:
             drop_partial_line(self.shard)
             yield
 
-    def read(self, report: bool = False) -> dict[int, Row]:
+    def read(self, report: bool = False) -> dict[int, Record]:
         """Return all predictions so far by position; an answer takes precedence over a failed image.
 
         Args:
             report: warn of damaged lines.
         """
-        rows: dict[int, Row] = {}
+        rows: dict[int, Record] = {}
         for path in (*sorted(self.shards.glob("*.jsonl")), self.whole):
             if not path.exists():
                 continue
@@ -176,7 +176,7 @@ class PredictionStore:
                 warn(f"{path}: {len(damaged)} damaged predictions are asked for again ({names})")
         return rows
 
-    def _is_answer_to(self, row: Row, index: int) -> bool:
+    def _is_answer_to(self, row: Record, index: int) -> bool:
         if not 0 <= index < len(self.samples):
             return False
         sample = self.samples[index]
@@ -190,10 +190,10 @@ class PredictionStore:
         """
         append_rows(self.shard, (self._row(*answer) for answer in answers))
 
-    def _row(self, index: int, text: str, error: str | None, probability: float | None) -> Row:
+    def _row(self, index: int, text: str, error: str | None, probability: float | None) -> Record:
         """Return a prediction in the fields of LLaVA's loader, plus the question's match key."""
         sample = self.samples[index]
-        row: Row = {
+        row: Record = {
             "question_id": sample.question_id,
             "prompt": sample.prompt,
             "text": text,
@@ -210,7 +210,7 @@ class PredictionStore:
             row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
         return row
 
-    def collect(self) -> list[Row]:
+    def collect(self) -> list[Record]:
         """Return all predictions in the order of the data, once every rank has written its own.
 
         Raises:
@@ -233,7 +233,7 @@ class PredictionStore:
                 )
             time.sleep(_POLL)
 
-    def merge(self, rows: Sequence[Row]) -> None:
+    def merge(self, rows: Sequence[Record]) -> None:
         """Write all predictions into one file, in the order of the data, and remove the shards."""
         write_atomically(self.whole, "".join(map(dump_row, rows)))
         for shard in self.shards.glob("*.jsonl"):

@@ -151,7 +151,7 @@ def build_result(
 ) -> Result:
     """Score a task's answers in both modes and add protocol and limits."""
     # Official mode: an empty answer is missing, even if a metric would interpret it (POPE: "yes").
-    spoken = [text if text is not None and text.strip() else None for text in texts]
+    non_blank = [text if text is not None and text.strip() else None for text in texts]
     warnings = [f"scored 0: {line}" for line in problems.lines()]
     if task.count is not None and len(samples) != task.count:
         warnings.append(f"{len(samples)} questions instead of the {task.count} of the split {task.split}")
@@ -170,7 +170,7 @@ def build_result(
     if task.metric is not None:
         metric = METRICS[task.metric]
         for mode, scores in (
-            (OFFICIAL, metric(samples, spoken, None)),
+            (OFFICIAL, metric(samples, non_blank, None)),
             *([(PUBLISHED, metric(samples, texts, "llava-uhd"))] if task.published else []),
         ):
             values = dict(scores.values)
@@ -252,7 +252,7 @@ def load_result(path: Path) -> Result:
         ):
             raise StorageError(f"{file} is no whole result file: its scores of {mode!r} are {scores!r:.80}")
     for number, row in enumerate(result["rows"], start=1):
-        known = isinstance(row, dict) and {"question_id", "image", "prompt", "score"} <= row.keys()
-        if not known or not isinstance(row["score"], int | float | None):
+        is_complete = isinstance(row, dict) and {"question_id", "image", "prompt", "score"} <= row.keys()
+        if not is_complete or not isinstance(row["score"], int | float | None):
             raise StorageError(f"{file} is no whole result file: its row {number} is {row!r:.80}")
     return result

@@ -18,7 +18,7 @@ from .. import files
 from ..errors import InputError
 from ..terminal import note
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 CHECKSUM = "checksum"
 # Fields of a prediction that its checksum covers.
 _COVERED = ("question_id", "prompt", "text", "image", "index", "error")
@@ -110,12 +110,12 @@ def row_checksum(row: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(covered).encode()):08x}"
 
 
-def dump_row(row: Row) -> str:
+def dump_row(row: Record) -> str:
     """Return one line of a prediction file."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
+def append_rows(path: Path, rows: Iterable[Record]) -> None:
     """Append predictions and wait until they are on disk.
 
     Raises:
@@ -128,7 +128,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         os.fsync(file.fileno())
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+def read_rows(path: Path) -> tuple[list[Record], list[str]]:
     """Read a prediction file.
 
     Returns:

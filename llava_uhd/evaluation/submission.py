@@ -8,26 +8,26 @@ from typing import Any
 from .readers import mmbench_rows, read_vqav2_all
 from .samples import Sample
 from .scorers import evalai_normalize
-from .storage import Row, dump_row, printable, replace_file, write_atomically
+from .storage import Record, dump_row, printable, replace_file, write_atomically
 
 # Columns that the MMBench server must not get or does not accept.
 _MMBENCH_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "split")
 _MMBENCH_PREDICTION_COLUMN = 6
 
 
-def docvqa_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+def docvqa_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Record]:
     """Answers for the RRC server."""
     return [
         {"questionId": int(sample.question_id), "answer": text} for sample, text in zip(samples, texts, strict=True)
     ]
 
 
-def vqav2_submission(all_ids: Sequence[str | int], texts: Mapping[str | int, str]) -> list[Row]:
+def vqav2_submission(all_ids: Sequence[str | int], texts: Mapping[str | int, str]) -> list[Record]:
     """Normalized answer to every test question; "" if missing."""
     return [{"question_id": number, "answer": evalai_normalize(texts.get(number, ""))} for number in all_ids]
 
 
-def vizwiz_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+def vizwiz_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Record]:
     """Normalized answers by image."""
     return [
         {"image": sample.image, "answer": evalai_normalize(text)} for sample, text in zip(samples, texts, strict=True)
@@ -39,7 +39,7 @@ def mmvet_submission(samples: Sequence[Sample], texts: Sequence[str]) -> dict[st
     return {f"v1_{sample.question_id}": text for sample, text in zip(samples, texts, strict=True)}
 
 
-def seed_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+def seed_submission(samples: Sequence[Sample], texts: Sequence[str]) -> list[Record]:
     """Answers in the format of SEED-Bench's leaderboard, one object per line."""
     return [
         {"question_id": str(sample.question_id), "prediction": text}

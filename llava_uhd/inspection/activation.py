@@ -189,16 +189,16 @@ def activation_figure(image: Any, activation: Activation, title: str = "") -> "F
     """Draw the image and, level by level, the activation over slices (upper row) and overview (lower row)."""
     from matplotlib.figure import Figure
 
-    picture = np.asarray(decode_image(image))
+    pixels = np.asarray(decode_image(image))
     shares, levels = activation.shares(), activation.levels
     figure = Figure(figsize=(3 * (len(levels) + 1), 6), dpi=130, layout="constrained")
     axes = figure.subplots(2, len(levels) + 1, squeeze=False)
-    axes[0, 0].imshow(picture)
+    axes[0, 0].imshow(pixels)
     axes[0, 0].set_title("image")
     for column, level in enumerate(levels, start=1):
         for row, part in enumerate((level.slices, level.overview)):
             if part is not None:
-                extent = (0.0, float(picture.shape[1]), float(picture.shape[0]), 0.0)
+                extent = (0.0, float(pixels.shape[1]), float(pixels.shape[0]), 0.0)
                 axes[row, column].imshow(part, cmap="inferno", extent=extent)
         axes[0, column].set_title(f"{level.level}x, slices: {shares[level.level]:.0%} of all")
         axes[1, column].set_title(f"{level.level}x, overview")

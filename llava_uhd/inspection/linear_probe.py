@@ -51,7 +51,7 @@ class LevelScore:
 
     Attributes:
         level: factor of the level.
-        accuracy: share of held-out labels that are predicted right.
+        accuracy: share of held-out labels that are predicted correct_counts.
         low: lower end of the 95 % bootstrap interval over images.
         high: upper end.
         difference: accuracy minus that of the first level.
@@ -182,40 +182,42 @@ def probe_levels(
         if not len(sample.labels):
             continue
         labels.append(torch.from_numpy(np.asarray(sample.labels)).long())
-        for level, of_level in level_features(model, processor, sample).items():
-            features.setdefault(level, []).append(of_level)
+        for level, feature_map in level_features(model, processor, sample).items():
+            features.setdefault(level, []).append(feature_map)
     held_out = [index for index in range(len(labels)) if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
     fitted = [index for index in range(len(labels)) if index % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     if not held_out:
         raise ValueError(f"{task}: {len(labels)} images have labels, at least {HELD_OUT_EVERY} are needed")
-    known = torch.cat([labels[index] for index in fitted])
+    train_labels = torch.cat([labels[index] for index in fitted])
     classes = int(torch.cat(labels).max()) + 1
-    if len(known.unique()) < 2:
+    if len(train_labels.unique()) < 2:
         raise ValueError(f"{task}: the images have only one class")
-    majority = known.bincount().argmax()
-    right: dict[int, np.ndarray] = {}
+    majority = train_labels.bincount().argmax()
+    correct_counts: dict[int, np.ndarray] = {}
     for level, maps in features.items():
-        probe = fit_probe(torch.cat([maps[index] for index in fitted]), known, classes)
-        right[level] = np.array([float((probe.predict(maps[i]) == labels[i]).sum()) for i in held_out])
+        probe = fit_probe(torch.cat([maps[index] for index in fitted]), train_labels, classes)
+        correct_counts[level] = np.array([float((probe.predict(maps[i]) == labels[i]).sum()) for i in held_out])
     counts = np.array([float(len(labels[index])) for index in held_out])
     most_frequent = sum(float((labels[index] == majority).sum()) for index in held_out)
-    scores = _scores(right, counts)
+    scores = _scores(correct_counts, counts)
     return ProbeResult(
         task, len(fitted), len(held_out), int(counts.sum()), classes, most_frequent / counts.sum(), scores
     )
 
 
-def _scores(right: dict[int, np.ndarray], counts: np.ndarray) -> list[LevelScore]:
-    """Accuracy of every level and its paired difference to the first, with bootstrap intervals over images."""
+def _scores(correct_counts: dict[int, np.ndarray], counts: np.ndarray) -> list[LevelScore]:
+    """Return accuracy of every level and its paired difference to the first, with bootstrap intervals over images."""
     drawn = np.random.default_rng(0).integers(0, len(counts), (DRAWS, len(counts)))
-    draws = {level: of_level[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for level, of_level in right.items()}
-    first = next(iter(right))
+    draws = {
+        level: correct[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for level, correct in correct_counts.items()
+    }
+    first = next(iter(correct_counts))
     scores = []
-    for level, of_level in right.items():
-        accuracy = of_level.sum() / counts.sum()
+    for level, correct in correct_counts.items():
+        accuracy = correct.sum() / counts.sum()
         low, high = np.quantile(draws[level], [0.025, 0.975])
         difference_low, difference_high = np.quantile(draws[level] - draws[first], [0.025, 0.975])
-        difference = accuracy - right[first].sum() / counts.sum()
+        difference = accuracy - correct_counts[first].sum() / counts.sum()
         numbers = (accuracy, low, high, difference, difference_low, difference_high)
         scores.append(LevelScore(level, *map(float, numbers)))
     return scores

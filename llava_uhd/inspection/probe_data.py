@@ -80,8 +80,8 @@ def _draw_points(image: Image.Image, mask: np.ndarray, points: int, seed: str) -
     rows, columns = np.nonzero(mask != MASK_IGNORED)
     chosen = random.Random(f"points:{seed}").sample(range(len(rows)), min(points, len(rows)))
     height, width = mask.shape
-    places = np.stack([(columns[chosen] + 0.5) / width, (rows[chosen] + 0.5) / height], axis=1)
-    return Sample(image, places, mask[rows[chosen], columns[chosen]].astype(np.int64))
+    points_xy = np.stack([(columns[chosen] + 0.5) / width, (rows[chosen] + 0.5) / height], axis=1)
+    return Sample(image, points_xy, mask[rows[chosen], columns[chosen]].astype(np.int64))
 
 
 def class_samples(count: int, seed: int = 0) -> Iterator[Sample]:

@@ -58,11 +58,11 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
     """Make the tool's environment, unless it is there with these requirements; return its Python."""
     folder = home / tool.name
     python = folder / "bin" / "python"
-    wanted = hashlib.sha256(
+    expected = hashlib.sha256(
         b"\n".join([tool.requirements.read_bytes(), repr(tool).encode(), (ROOT / "pyproject.toml").read_bytes()])
     ).hexdigest()
     stamp = folder / ".installed"
-    if stamp.is_file() and stamp.read_text() == wanted:
+    if stamp.is_file() and stamp.read_text() == expected:
         return python
     if not python.is_file():
         run([sys.executable, "-m", "venv", str(folder)], log)
@@ -79,7 +79,7 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     run([*pip, "--no-deps", "-e", str(ROOT)], log)
-    stamp.write_text(wanted)
+    stamp.write_text(expected)
     return python
 
 
@@ -105,12 +105,12 @@ def main() -> int:
     parser.add_argument("tools", nargs="*", help=f"names of tools; default: all of {[tool.name for tool in TOOLS]}")
     parser.add_argument("--home", type=Path, default=ROOT / ".ecosystem", help="folder of the environments")
     options = parser.parse_args()
-    known = {tool.name: tool for tool in TOOLS}
-    if unknown := [name for name in options.tools if name not in known]:
-        parser.error(f"unknown tools {', '.join(unknown)}; there are {', '.join(known)}")
+    tools = {tool.name: tool for tool in TOOLS}
+    if unknown := [name for name in options.tools if name not in tools]:
+        parser.error(f"unknown tools {', '.join(unknown)}; there are {', '.join(tools)}")
     options.home.mkdir(parents=True, exist_ok=True)
     failed = False
-    for tool in [known[name] for name in options.tools] or TOOLS:
+    for tool in [tools[name] for name in options.tools] or TOOLS:
         log = options.home / f"{tool.name}.log"
         log.write_text("")
         started = time.monotonic()

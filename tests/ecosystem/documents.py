@@ -95,7 +95,7 @@ def color_modes(image: Image.Image) -> list[Image.Image]:
     return [with_alpha, with_alpha.convert("LA"), image.convert("P"), image.convert("L"), image.convert("1"), turned]
 
 
-def answer_all(folder: str, questions: Sequence[Question]) -> None:
+def answer_with_package(folder: str, questions: Sequence[Question]) -> None:
     """Note the answers of `generate`, one question at a time."""
     model, processor = load(folder, device="cpu", dtype="float32")
     for question in questions:

@@ -45,10 +45,10 @@ async def ask(client: openai.AsyncOpenAI, question: Question, stream: bool) -> s
 async def ask_all(questions: list[Question]) -> list[str]:
     """Ask all questions, every other one as a stream."""
     client = openai.AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", timeout=300)
-    places = asyncio.Semaphore(CONCURRENCY)
+    semaphore = asyncio.Semaphore(CONCURRENCY)
 
     async def one(index: int, question: Question) -> str:
-        async with places:
+        async with semaphore:
             return await ask(client, question, stream=index % 2 == 1)
 
     return await asyncio.gather(*(one(index, question) for index, question in enumerate(questions)))

@@ -45,18 +45,22 @@ def data(form: str) -> Dataset:
     for index in range(ROWS):
         document = make_document("trl", index)
         question, answer = document.questions[0].text, document.questions[0].answer
-        asked, told = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+        question_turn, answer_turn = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
         row: dict[str, Any] = {"images": [render(document.page)]}
         if form == "parts":
             row["messages"] = [message("user", question, image=True), message("assistant", answer)]
         elif form == "strings":
-            row["messages"] = [asked, told]
+            row["messages"] = [question_turn, answer_turn]
         elif form == "text":
-            row = {"messages": [asked, told]}
+            row = {"messages": [question_turn, answer_turn]}
         elif form == "completion":
-            row |= {"prompt": [asked], "completion": [told]}
+            row |= {"prompt": [question_turn], "completion": [answer_turn]}
         else:
-            row |= {"prompt": [asked], "chosen": [told], "rejected": [{"role": "assistant", "content": "nothing"}]}
+            row |= {
+                "prompt": [question_turn],
+                "chosen": [answer_turn],
+                "rejected": [{"role": "assistant", "content": "nothing"}],
+            }
         rows.append(row)
     return Dataset.from_list(rows)
 
@@ -174,10 +178,10 @@ def check_combinations(folder: Path, out: Path) -> int:
                 if adapter is prompt and form != "text":
                     model = load(str(folder), "cpu", "float32")[0]
                     model.resize_token_embeddings(processor.image_token_id + 1)
-                given = {} if by_path and isinstance(model, str) else {"processing_class": processor}
+                options = {} if by_path and isinstance(model, str) else {"processing_class": processor}
                 kind, config = (DPOTrainer, DPOConfig) if form == "preference" else (SFTTrainer, SFTConfig)
                 args = config(**settings(out, max_length=None))
-                logged(kind(model=model, args=args, train_dataset=data(form), peft_config=adapter, **given))
+                logged(kind(model=model, args=args, train_dataset=data(form), peft_config=adapter, **options))
                 count += 1
     model = load(str(folder), "cpu", "float32")[0]
     args = TrainingArguments(**settings(out, remove_unused_columns=False))

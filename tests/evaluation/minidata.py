@@ -1,4 +1,4 @@
-"""Miniature data sets in the official file formats: a few questions each, pictures that differ."""
+"""Miniature data sets in the official file formats: a few questions each, distinct images."""
 
 import base64
 import csv
@@ -14,7 +14,7 @@ SEVEN = ("mme", "ai2d", "docvqa_val", "chartqa", "textvqa", "gqa", "scienceqa_im
 
 
 def draw(path: Path, index: int) -> None:
-    """A small picture in a colour and size of its own."""
+    """Return a small image of its own color and size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = (60 + 37 * index % 90, 80 + 53 * index % 70)
     image = Image.new("RGB", size, (37 * index % 256, 91 * index % 256, 155))
@@ -218,12 +218,12 @@ def mmbench(data: Path) -> None:
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category"]
     buffer = BytesIO()
     Image.new("RGB", (70, 50), "red").save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    encoded = base64.b64encode(buffer.getvalue()).decode()
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(columns)
         for index, options, answer in ((7, ["red", "green", "", ""], "A"), (1_000_007, ["green", "red", "", ""], "B")):
-            writer.writerow([index, "Which colour?", "nan", *options, answer, "colour", picture, "me", "fine"])
+            writer.writerow([index, "Which colour?", "nan", *options, answer, "colour", encoded, "me", "fine"])
 
 
 def seed(data: Path) -> None:

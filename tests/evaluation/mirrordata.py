@@ -14,10 +14,10 @@ from llava_uhd.evaluation.samples import Sample, open_image
 from llava_uhd.evaluation.tasks import TASKS
 from tests.evaluation import minidata
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
-def image_cell(sample: Sample) -> Row | None:
+def image_cell(sample: Sample) -> Record | None:
     """An image as the hub's data sets hold it."""
     if sample.image_source is None:
         return None
@@ -29,7 +29,7 @@ def image_cell(sample: Sample) -> Row | None:
     return {"bytes": buffer.getvalue(), "path": sample.image}
 
 
-def write(path: Path, rows: list[Row], per_group: int = 2) -> None:
+def write(path: Path, rows: list[Record], per_group: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=per_group)
 

@@ -93,12 +93,12 @@ answers = model.generate_until(requests)
 try:
     model.generate_until([SimpleNamespace(args=("?", options, visual, 5, "task", "test"))])
 except ValueError as error:
-    refused = str(error)
-print(json.dumps([manifest().model_id, answers, len(model.cache_hook.added), str(model.device), refused]))
+    rejection = str(error)
+print(json.dumps([manifest().model_id, answers, len(model.cache_hook.added), str(model.device), rejection]))
 """
-    name, answers, cached, device, refused = json.loads(run_python(["-c", code], "lmms_eval").splitlines()[-1])
+    name, answers, cached, device, rejection = json.loads(run_python(["-c", code], "lmms_eval").splitlines()[-1])
     assert (name, cached, device) == ("llava_uhd", 5, "cpu")
-    assert refused == "this model takes images; the task gives a bytes"
+    assert rejection == "this model takes images; the task gives a bytes"
     images = [{"type": "image", "image": random_image(*size)} for size in ((90, 60), (40, 80))]
     text = [{"type": "text", "text": part} for part in ("First ", " then ", "?", "Both?")]
     for index, content in (

@@ -13,7 +13,7 @@ from llava_uhd.evaluation.tasks import TASKS
 from tests.evaluation import minidata, mirrordata
 from tests.evaluation.test_scoring import ANSWERS
 
-# Where the mini data cannot be told by the mirror: its prompts or names are the mirror's own.
+# Tasks whose mirrors have prompts or names of their own.
 OWN_PROMPTS = ("refcoco", "textvqa", "vizwiz")
 OWN_CATEGORIES = ("seed", "refcoco")
 SAME_IDS = ("mme", "docvqa_val", "docvqa_test", "chartqa", "textvqa", "gqa", "vqav2", "mmbench", "seed", "ocrbench")
@@ -30,17 +30,17 @@ def test_same_rows(name, tmp_path):
     found, mirror_form = TASKS[name].read_data(mirror)
     assert form == "official files" and mirror_form.startswith(f"Parquet mirror {MIRRORS[name].repo}: ")
     assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
+    for actual, reference in zip(found, expected, strict=True):
         if name == "refcoco":
-            assert json.loads(ours.answers[0]) == pytest.approx(json.loads(theirs.answers[0]), abs=1e-4)
+            assert json.loads(actual.answers[0]) == pytest.approx(json.loads(reference.answers[0]), abs=1e-4)
         else:
-            assert ours.answers == theirs.answers and ours.details == theirs.details
-        assert ours.prompt == theirs.prompt or name in OWN_PROMPTS
-        assert ours.category == theirs.category or name in OWN_CATEGORIES
-        assert ours.question_id == theirs.question_id or name not in SAME_IDS
-        assert (ours.image is None) == (theirs.image is None) and ours.prompt.endswith(TASKS[name].suffix)
-        if theirs.image_source is not None:
-            with open_image(ours.image_source) as image, open_image(theirs.image_source) as other:
+            assert actual.answers == reference.answers and actual.details == reference.details
+        assert actual.prompt == reference.prompt or name in OWN_PROMPTS
+        assert actual.category == reference.category or name in OWN_CATEGORIES
+        assert actual.question_id == reference.question_id or name not in SAME_IDS
+        assert (actual.image is None) == (reference.image is None) and actual.prompt.endswith(TASKS[name].suffix)
+        if reference.image_source is not None:
+            with open_image(actual.image_source) as image, open_image(reference.image_source) as other:
                 assert not ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox()
     # The official files are read where both are there, and the mirror may lie in the data folder itself.
     minidata.build(mirror, name)

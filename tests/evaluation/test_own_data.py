@@ -33,9 +33,9 @@ def write(path, rows):
     elif suffix == ".json":
         path.write_text(json.dumps(rows))
     elif suffix in (".csv", ".tsv"):
-        mark = "," if suffix == ".csv" else "\t"
-        lines = [mark.join(("id", "question", "answer", "image", "category"))]
-        lines += [mark.join(str(row.get(name, "")) for name in lines[0].split(mark)) for row in rows]
+        delimiter = "," if suffix == ".csv" else "\t"
+        lines = [delimiter.join(("id", "question", "answer", "image", "category"))]
+        lines += [delimiter.join(str(row.get(name, "")) for name in lines[0].split(delimiter)) for row in rows]
         path.write_text("\n".join(lines))
     else:
         names = ("id", "question", "answers", "image", "category")

@@ -62,8 +62,8 @@ def test_features_of_a_level_are_the_pyramids(small):
     found = level_features(*small, Sample(IMAGE, points, np.array([0, 1])))
     maps = view_pyramid(*small, IMAGE, max_slices=1)
     assert list(found) == [1, 2, 4]
-    for level, of_level in found.items():
-        assert torch.equal(of_level, sample_points(maps[level], points))
+    for level, actual in found.items():
+        assert torch.equal(actual, sample_points(maps[level], points))
     whole = level_features(*small, Sample(IMAGE, None, np.array([0])))
     assert whole[2].shape == (1, 2 * maps[2].shape[0])
     assert torch.allclose(whole[2][0, : maps[2].shape[0]], maps[2].mean(dim=(1, 2)))
@@ -116,8 +116,8 @@ def test_labels_of_rendered_pages():
     middle = round(text.baseline - 0.3 * text.size), round(text.x + text.width / 2)
     assert mask.shape == document.page.size[::-1] and mask[middle] == probe_data.TEXT
     sample = next(iter(probe_data.dense_samples(1, points=50)))
-    places = (sample.points * np.array(mask.shape[::-1])).astype(int)
-    assert np.array_equal(mask[places[:, 1], places[:, 0]], sample.labels) and len(set(sample.labels)) > 1
+    indices = (sample.points * np.array(mask.shape[::-1])).astype(int)
+    assert np.array_equal(mask[indices[:, 1], indices[:, 0]], sample.labels) and len(set(sample.labels)) > 1
     kinds = [int(sample.labels[0]) for sample in probe_data.class_samples(30)]
     assert len(set(kinds)) == 4
 

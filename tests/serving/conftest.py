@@ -1,4 +1,4 @@
-"""An engine on a small model with random weights, and the pictures to ask it about."""
+"""An engine on a small model with random weights, and images for questions."""
 
 import io
 
@@ -10,7 +10,7 @@ from tests.conftest import build_model, random_image, small_config
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
-    """A picture as an encoded file."""
+    """Return an image as an encoded file."""
     file = io.BytesIO()
     random_image(width, height, seed).save(file, "PNG")
     return file.getvalue()

@@ -22,11 +22,11 @@ from tests.serving.test_server import as_openai, until
 
 @pytest.fixture(scope="module")
 def folder(loaded, tmp_path_factory):
-    """A model folder, and a picture in it."""
+    """Return a model folder with an image in it."""
     path = tmp_path_factory.mktemp("small")
     for part in loaded:
         part.save_pretrained(path)
-    random_image(300, 200).save(path / "a picture.png")
+    random_image(300, 200).save(path / "an image.png")
     return path
 
 
@@ -47,7 +47,7 @@ def chat(monkeypatch, capsys, folder):
 
 
 def test_a_piped_conversation_prints_answers_alone(chat, folder, engine, tmp_path):
-    image = folder / "a picture.png"
+    image = folder / "an image.png"
     lines = [f"/image '{image}'", "What is this?", "And the total?", f"/save {tmp_path / 'chat.json'}",
              f"/save {tmp_path / 'chat.md'}", "/slices", "/exit", "never asked"]  # fmt: skip
     code, out, err = chat(lines)
@@ -69,7 +69,7 @@ def test_a_piped_conversation_prints_answers_alone(chat, folder, engine, tmp_pat
 
 
 def test_json_and_images_on_the_command_line(chat, folder):
-    image = folder / "a picture.png"
+    image = folder / "an image.png"
     code, out, err = chat(["/slices 1", f"/image '{image}'", "/clear", "What?"], image, "--json")
     assert code == 0 and len(out.splitlines()) == 1
     conversation = json.loads(out)

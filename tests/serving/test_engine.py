@@ -27,7 +27,7 @@ from tests.serving.conftest import png
 
 CONVERSATIONS = [
     [question_message([png(150, 120)], "What is this?")],
-    [question_message([], "No picture at all?")],
+    [question_message([], "No image at all?")],
     [question_message([png(30, 40), png(61, 200, 3)], "Which is larger?")],
     [question_message([png(300, 200, 5)], "What is the total of all of these?")],
     [
@@ -154,17 +154,17 @@ def test_an_image_is_encoded_once(loaded):
 
 
 def test_a_known_beginning_is_not_read_again_and_changes_no_bit(loaded):
-    """Logits after prompts whose images were seen before, in the same conversation and in another."""
+    """Logits after prompts whose images are cached, in the same conversation and in another."""
     follow_up = CONVERSATIONS[4]
     both = [CONVERSATIONS[0], follow_up, CONVERSATIONS[2], CONVERSATIONS[0]]
     logits = []
     for bound in (0, 2**20):
         with Engine(*loaded, EngineOptions(batch_size=2, prefix_bytes=bound)) as engine:
-            read, seen = engine.generator.decoder.read, []
+            read, recorded = engine.generator.decoder.read, []
 
-            def noted(ids, *args, read=read, seen=seen, **kwargs):
+            def noted(ids, *args, read=read, recorded=recorded, **kwargs):
                 result = read(ids, *args, **kwargs)
-                seen.append((ids.shape[1], result[0]))
+                recorded.append((ids.shape[1], result[0]))
                 return result
 
             engine.generator.decoder.read = noted
@@ -174,8 +174,8 @@ def test_a_known_beginning_is_not_read_again_and_changes_no_bit(loaded):
             assert (stats.prefix_hits, stats.prefix_misses) == ((2, 2) if bound else (0, 4))
             assert (stats.cached_prefixes > 0) == (stats.prefix_bytes > 0) == bool(bound)
             assert (stats.cache_hits, stats.cache_misses) == (2, 3)
-            assert len(seen) == (6 if bound else 8)
-            logits.append([given for size, given in seen if size < results[0].num_image_tokens])
+            assert len(recorded) == (6 if bound else 8)
+            logits.append([values for size, values in recorded if size < results[0].num_image_tokens])
             assert len(logits[-1]) == len(both)
     assert all(torch.equal(kept, anew) for kept, anew in zip(*logits, strict=True))
 
@@ -228,9 +228,9 @@ def test_more_than_may_wait_are_refused(loaded):
         with Held(engine):
             generations = [engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=2)) for _ in range(2)]
             assert engine.stats().waiting == 2
-            with pytest.raises(EngineBusy, match="2 requests") as refused:
+            with pytest.raises(EngineBusy, match="2 requests") as rejected:
                 engine.submit(CONVERSATIONS[1])
-            assert refused.value.retry_after >= 1
+            assert rejected.value.retry_after >= 1
         assert all(generation.result().text for generation in generations)
         assert engine.stats().rejected == 1 and engine.stats().finished == 2
 
@@ -264,7 +264,7 @@ def test_a_cancelled_request_makes_room(engine):
     "message, said",
     [
         (question_message([b""], "?"), "image 1 is empty"),
-        (question_message([png(40, 40), b"no picture"], "?"), "image 2 is not an image"),
+        (question_message([png(40, 40), b"no image"], "?"), "image 2 is not an image"),
         (question_message([png(300, 200)[:2000]], "?"), "image 1 is damaged"),
         (question_message([], "word " * 3000), "context of 2048"),
     ],
@@ -277,7 +277,7 @@ def test_a_bad_request_fails_alone(engine, message, said):
 
 
 def test_files_are_read_from_paths_alone(engine, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(png(150, 120))
     expected = engine.submit(CONVERSATIONS[0]).result().text
     assert engine.submit([question_message([path], "What is this?")]).result().text == expected
@@ -386,7 +386,7 @@ def test_impossible_sampling(values, said):
 
 
 def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
-    """Pictures with equal samples that are seen otherwise: by palette, by transparency, by orientation."""
+    """Images of equal samples that decode differently: palette, transparency, orientation."""
     indices = np.asarray(random_image(120, 90).convert("L")) // 128
 
     def painted(*colors: int, **info) -> Image.Image:
@@ -401,7 +401,7 @@ def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
         return image
 
     black, white = (0, 0, 0), (255, 255, 255)
-    pictures = [
+    images = [
         painted(*black, *white),
         painted(*white, *white),
         painted(*black, *white, transparency=0),
@@ -410,12 +410,12 @@ def test_two_pictures_never_share_an_entry_of_the_cache(loaded):
         random_image(120, 120).convert("L"),
     ]
     with Engine(*loaded, EngineOptions(batch_size=2)) as engine:
-        prompts = [engine.prompts.build([question_message([each], "?")]) for each in pictures]
-        assert len({prompt.images[0].key for prompt in prompts}) == len(pictures) - 1  # the second and third are white
+        prompts = [engine.prompts.build([question_message([each], "?")]) for each in images]
+        assert len({prompt.images[0].key for prompt in prompts}) == len(images) - 1  # the second and third are white
         again = engine.prompts.build([question_message([painted(*black, *white)], "?")])
         assert again.images[0].key == prompts[0].images[0].key
-        seen = [engine.prompts.build([question_message([decode_image(each)], "?")]) for each in pictures]
-        assert [prompt.images[0].key for prompt in seen] == [prompt.images[0].key for prompt in prompts]
+        recorded = [engine.prompts.build([question_message([decode_image(each)], "?")]) for each in images]
+        assert [prompt.images[0].key for prompt in recorded] == [prompt.images[0].key for prompt in prompts]
 
 
 def test_a_sliding_window_is_served_one_at_a_time_and_answers_as_generate(loaded):

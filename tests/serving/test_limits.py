@@ -1,4 +1,4 @@
-"""Limits of a request: what exceeds one is refused with its number, before work is spent on it."""
+"""Limits of a request: what exceeds one is rejected with its number, before work is spent on it."""
 
 import io
 import json
@@ -28,9 +28,9 @@ TEXT = {"type": "text", "text": ""}
 
 def refusal(values, limits: Limits | None = None, **options) -> ApiError:
     body = values if isinstance(values, bytes) else json.dumps({"model": "small", **values}).encode()
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as rejected:
         parse_request(body, "small", limits, **options)
-    return refused.value
+    return rejected.value
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_what_a_client_sent_is_not_echoed_at_length():
     ):
         error = refusal(values, max_text=2**24)
         assert len(json.dumps(error.body())) < MAX_MESSAGE + 500
-    with pytest.raises(ValueError, match="1000 characters; one has 600000") as refused:
+    with pytest.raises(ValueError, match="1000 characters; one has 600000") as rejected:
         Sampling(stop=("s" * 600_000,))
-    assert len(str(refused.value)) < 200
+    assert len(str(rejected.value)) < 200
 
 
 # Images
@@ -119,12 +119,12 @@ def bomb(side: int, scans: int) -> bytes:
     """A progressive JPEG whose smallest scan is repeated."""
     file = io.BytesIO()
     Image.new("L", (side, side), 200).save(file, "JPEG", progressive=True)
-    data, places = file.getvalue(), []
+    data, positions = file.getvalue(), []
     place = data.find(b"\xff\xda")
     while place >= 0:
-        places.append(place)
+        positions.append(place)
         place = data.find(b"\xff\xda", place + 2)
-    first, last = places[-2], places[-1]
+    first, last = positions[-2], positions[-1]
     return data[:last] + data[first:last] * scans + data[last:]
 
 
@@ -161,7 +161,7 @@ def test_parts_of_a_file_are_limited():
     jpeg = io.BytesIO()
     Image.new("RGB", (30, 20)).save(jpeg, "JPEG")
     head, pixels = data[:33], data[33:-12]
-    refused = {
+    rejected = {
         "before": head + comment * 200_000 + pixels,
         "after": head + pixels + comment * 300_000,
         "empty": head + _chunk(b"IDAT", b"") * 300_000 + pixels,
@@ -169,7 +169,7 @@ def test_parts_of_a_file_are_limited():
         "fill": jpeg.getvalue()[:2] + b"\xff" * 1_000_000 + jpeg.getvalue()[2:],
         "ppm": b"P3 1000 1000 255 " + b"#\n" * 1_000_000,
     }
-    for name, content in refused.items():
+    for name, content in rejected.items():
         end = time.monotonic() + 60
         started = time.thread_time()
         with pytest.raises(ValueError, match="too many parts|at most 100"):

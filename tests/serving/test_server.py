@@ -193,7 +193,7 @@ def test_transformers_chat(running):
     command = [Path(sys.executable).parent / "transformers", "chat", "small", f"{running.url}/v1"]
     flags = ["max_new_tokens=6", "do_sample=False"]
     result = subprocess.run(
-        [*command, *flags, "--user", "me"], input="No picture at all?\n!exit\n", capture_output=True, text=True
+        [*command, *flags, "--user", "me"], input="No image at all?\n!exit\n", capture_output=True, text=True
     )
     expected = running.engine.submit(CONVERSATIONS[1], Sampling(max_new_tokens=6)).result().text
     assert expected in result.stdout, result.stdout + result.stderr
@@ -327,7 +327,7 @@ def with_parts(*parts) -> dict:
         ),
         (valid(messages=[{"role": "user", "content": 5}]), 400, "messages.0.content: must be a string or a list"),
         (with_parts({"type": "audio"}), 400, "messages.0.content"),
-        (with_parts(image_part(b"no picture")), 400, "not an image"),
+        (with_parts(image_part(b"no image")), 400, "not an image"),
         (with_parts(image_part(b"")), 400, "empty"),
         (with_parts(image_part(png(300, 200)[:3000])), 400, "damaged"),
         (with_parts(image_part(png(1025, 1024, 1))), 400, "at most 1048576"),
@@ -439,9 +439,9 @@ def test_errors_after_the_first_piece_reach_the_client(running):
 
 
 def test_the_deadline_is_503(running):
-    with pytest.raises(openai.InternalServerError) as late:
+    with pytest.raises(openai.InternalServerError) as error:
         running.client().chat.completions.create(model="small", messages=as_openai(CONVERSATIONS[1]), max_tokens=1900)
-    assert late.value.status_code == 503 and late.value.code == "deadline_exceeded"
+    assert error.value.status_code == 503 and error.value.code == "deadline_exceeded"
 
 
 def test_the_deadline_holds_even_while_the_engine_is_kept(loaded):

@@ -36,8 +36,8 @@ def engine(qwen_tokenizer):
 
 @pytest.fixture
 def file(tmp_path):
-    random_image(300, 200).save(tmp_path / "picture.png")
-    return str(tmp_path / "picture.png")
+    random_image(300, 200).save(tmp_path / "image.png")
+    return str(tmp_path / "image.png")
 
 
 # Without a browser
@@ -80,7 +80,7 @@ def test_slices_are_a_setting(engine, file):
 def test_errors_in_words_leave_the_conversation_as_it_was(engine, file, tmp_path):
     handlers = Handlers(engine)
     _, session = ask(handlers, "What is this?", [file], Session())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     for text, files, said in [
         ("What?", [str(tmp_path / "broken.png")], "image 2 is not an image"),
         ("", [file], "type a question"),
@@ -98,8 +98,8 @@ def test_every_page_of_a_document_is_an_image(engine, tmp_path, name, count):
     file = str((write_pdf if name.endswith("pdf") else write_tiff)(tmp_path / name, count))
     _, session = ask(handlers, "What is this?", [file], Session(), slices=2)
     assert len(session.images) == count and len(handlers.look(session)[0].choices) == count
-    picture, sentence, *_ = handlers.views(session, count - 1)
-    assert picture is not None and bool(re.search(r"a page of 21\d x 29\d mm seen at", sentence)) == name.endswith(
+    figure, sentence, *_ = handlers.views(session, count - 1)
+    assert figure is not None and bool(re.search(r"a page of 21\d x 29\d mm seen at", sentence)) == name.endswith(
         "pdf"
     )
     message = {"text": "And this?", "files": [file]}
@@ -225,7 +225,7 @@ class TestInBrowser:
         assert fonts.startswith("system-ui")
 
     def test_an_error_is_shown_in_words(self, url, browser, tmp_path):
-        (tmp_path / "broken.png").write_bytes(b"no picture")
+        (tmp_path / "broken.png").write_bytes(b"no image")
         page = browser.new_page()
         page.goto(url)
         page.locator("#question input[type=file]").set_input_files(str(tmp_path / "broken.png"))
@@ -260,7 +260,7 @@ class TestInBrowser:
         assert nameless == []
 
     def test_screenshot_with_tiny(self, browser, tmp_path):
-        """LLAVA_UHD_SCREENSHOT=docs/web.png keeps the picture."""
+        """LLAVA_UHD_SCREENSHOT=docs/web.png keeps the screenshot."""
         with Engine(*load("tiny"), EngineOptions(batch_size=2)) as engine:
             page_ = build_page(engine, tmp_path, "tiny", abilities("tiny"))
             address = launch_page(page_, "127.0.0.1", 0, 2**24)

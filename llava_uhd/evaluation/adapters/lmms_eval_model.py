@@ -90,14 +90,14 @@ class LlavaUhdForLmmsEval(lmms):
         """Return the device of this rank, on which lmms-eval gathers requests and results."""
         return self.generator.model.device
 
-    def _options(self, given: dict[str, Any]) -> GenerationOptions:
-        if given.get("do_sample", bool(given.get("temperature"))):
-            raise ValueError(f"this adapter decodes without sampling; the task asks for it ({given})")
+    def _options(self, gen_kwargs: dict[str, Any]) -> GenerationOptions:
+        if gen_kwargs.get("do_sample", bool(gen_kwargs.get("temperature"))):
+            raise ValueError(f"this adapter decodes without sampling; the task asks for it ({gen_kwargs})")
         return GenerationOptions(
             max_side=self.max_side,
             max_slices=self.max_slices,
-            num_beams=given.get("num_beams") or 1,
-            max_new_tokens=given.get("max_new_tokens") or 128,
+            num_beams=gen_kwargs.get("num_beams") or 1,
+            max_new_tokens=gen_kwargs.get("max_new_tokens") or 128,
             batch_size=self.batch_size,
         )
 
@@ -108,9 +108,9 @@ class LlavaUhdForLmmsEval(lmms):
         for index, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(index)
         for indices in groups.values():
-            given = requests[indices[0]].args[1]
-            self.generator.options = self._options(given)
-            stops = given.get("until") or []
+            gen_kwargs = requests[indices[0]].args[1]
+            self.generator.options = self._options(gen_kwargs)
+            stops = gen_kwargs.get("until") or []
             remaining = iter(indices)
             while chosen := list(islice(remaining, self.batch_size)):
                 questions = []

@@ -76,9 +76,9 @@ def evalai_normalize(text: str) -> str:
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     cleaned = text
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        cleaned = cleaned.replace(mark, "" if beside_space else " ")
+    for character in _PUNCTUATION:
+        beside_space = f"{character} " in text or f" {character}" in text
+        cleaned = cleaned.replace(character, "" if beside_space else " ")
     cleaned = _PERIOD.sub("", cleaned, count=_MAX_PERIODS)
     words = (_NUMBERS.get(word, word) for word in cleaned.split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

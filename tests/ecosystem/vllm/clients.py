@@ -16,9 +16,9 @@ TURN = 100  # questions
 def ask_all(server: Server, questions: Sequence[Question]) -> list[list[int]]:
     """Ask vLLM all questions; return the token ids of the answers."""
 
-    async def ask(client: httpx.AsyncClient, places: asyncio.Semaphore, question: Question) -> list[int]:
+    async def ask(client: httpx.AsyncClient, semaphore: asyncio.Semaphore, question: Question) -> list[int]:
         body = {**question.body(NAME), "return_token_ids": True}
-        async with places:
+        async with semaphore:
             response = await client.post(f"{server.url}/v1/chat/completions", json=body)
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code} for {question.text!r}: {response.text[:500]}")
@@ -26,8 +26,8 @@ def ask_all(server: Server, questions: Sequence[Question]) -> list[list[int]]:
 
     async def run() -> list[list[int]]:
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=CONCURRENCY)) as client:
-            places = asyncio.Semaphore(CONCURRENCY)
-            return await asyncio.gather(*(ask(client, places, question) for question in questions))
+            semaphore = asyncio.Semaphore(CONCURRENCY)
+            return await asyncio.gather(*(ask(client, semaphore, question) for question in questions))
 
     return asyncio.run(run())
 
@@ -55,10 +55,10 @@ def measure_in_turns(servers: dict[str, Server], questions: Sequence[Question]) 
 
 async def _seconds(server: Server, questions: Sequence[Question]) -> float:
     bodies = [question.body(NAME) for question in questions]
-    places = asyncio.Semaphore(CONCURRENCY)
+    semaphore = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(client: httpx.AsyncClient, body: dict) -> None:
-        async with places:
+        async with semaphore:
             response = await client.post(f"{server.url}/v1/chat/completions", json=body)
         response.raise_for_status()
 

@@ -1,4 +1,4 @@
-"""Model folders: small random models with the language models and the vocabularies of released checkpoints."""
+"""Model folders: small random models with the language models and the vocabularies of public checkpoints."""
 
 from pathlib import Path
 

@@ -89,7 +89,7 @@ def odd_messages(rng: random.Random) -> tuple[str, Body]:
             [],
             [{}],
             [{"role": "user"}],
-            [{"role": "nobody", "content": "Hi"}],
+            [{"role": "stranger", "content": "Hi"}],
             [{"role": "user", "content": None}],
             [{"role": "user", "content": []}],
             [{"role": "user", "content": ""}],
