@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """Split channels into heads: (..., T, E) to (..., h, T, d)."""
-        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(-3, -2)
+        return x.view(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads).transpose(-3, -2)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attend from queries (W, S, E), shared by all views, to keys and values (N, W, L, E); (N, W, S, E).

@@ -445,7 +445,7 @@ def upsample_normalize_pool(
     """
     maps = {
         level: [
-            part.view(len(part), *shape, -1) + offset[:, None, None]
+            part.view(len(part), *shape, part.shape[-1]) + offset[:, None, None]
             for part, offset in zip(level_parts.parts, level_parts.offsets[0], strict=True)
         ]
         for level, level_parts in zip(levels, pushed, strict=True)
@@ -522,7 +522,7 @@ def attend(
         of_shape = folded.positional_scores @ geometry.position_weights + folded.key_bias  # G², h · S, L
         if level.bin_scores is not None:
             of_shape = of_shape + level.bin_scores @ geometry.bin_weights
-        scores.append(of_view.view(*of_view.shape[:2], n, -1) + of_shape[:, :, None])
+        scores.append(of_view.view(*of_view.shape[:2], n, of_view.shape[2] // n) + of_shape[:, :, None])
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)  # G², h · S, N, L of all levels
     weights = weights.transpose(1, 2).flatten(0, 1)  # G² · N, h · S, L of all levels
     num_sets = weights.shape[1] // heads

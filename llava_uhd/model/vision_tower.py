@@ -145,7 +145,7 @@ def encode_pixels(tower: PreTrainedModel, pixels: torch.Tensor, feature_layer: i
     else:
         outputs = tower(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True)
         hidden = outputs.hidden_states[feature_layer]
-    return hidden[:, -shape[0] * shape[1] :].transpose(1, 2).view(len(hidden), -1, *shape)
+    return hidden[:, -shape[0] * shape[1] :].transpose(1, 2).view(len(hidden), hidden.shape[-1], *shape)
 
 
 def encode_views(
