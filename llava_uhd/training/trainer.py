@@ -1,4 +1,4 @@
-"""Subclass of transformers' Trainer for stages 1 and 2.
+"""Subclass of transformers' Trainer for all stages; stage 0 has its gradients in `upsampler.stage_trainer`.
 
 Adds a learning rate per parameter group, the sample order of `data.order`, atomic checkpoints, and a stop with a dump
 of the batch if the loss is not finite or keeps rising.
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..files import find_damage, read_json, replace_file, seal_folder, write_text
-from .data.order import EpochOrder
-from .watch import LossGuard, Meter, Progress, RunStopped
+from .watch import LossGuard, Progress, RunStopped
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def last_checkpoint(out: Path, contents: bool = True) -> Path | None:
 class _SetEpoch(TrainerCallback):
     """Set the epoch of the sample order, also when resuming within an epoch."""
 
-    def __init__(self, order: EpochOrder):
+    def __init__(self, order: Any):
         self.order = order
 
     def on_epoch_begin(
@@ -110,27 +109,38 @@ class _SetEpoch(TrainerCallback):
         self.order.set_epoch(state.global_step // self.order.steps)
 
 
+class ThroughputMeter(Protocol):
+    """Throughput of this device since the last reading."""
+
+    def add(self, inputs: dict[str, torch.Tensor]) -> None: ...
+
+    def read(self) -> dict[str, float]: ...
+
+
 class StageTrainer(Trainer):
     """Trainer of one stage.
 
     Args:
         rates: learning rate by parameter group.
         part_of: function that maps a parameter name to its parameter group.
-        order: sampler of the training samples.
-        meter: throughput meter.
-        max_loss_rise: loss limit, see `WatchRecipe`.
+        order: sampler of the training samples, with `steps` of an epoch and `set_epoch`.
+        meter: throughput meter, with `add` and `read`.
+        max_loss_rise: loss limit, see `MonitoringRecipe`.
         keep: number of complete checkpoints kept.
         recipe_text: recipe as YAML, copied into each checkpoint.
         kwargs: arguments of `Trainer`.
     """
+
+    # Settings to lower when memory runs out.
+    advice = "optimization.micro_batch or data.max_length"
 
     def __init__(
         self,
         *args: Any,
         rates: dict[str, float],
         part_of: Callable[[str], str],
-        order: EpochOrder,
-        meter: Meter,
+        order: Any,
+        meter: ThroughputMeter,
         max_loss_rise: float,
         keep: int,
         recipe_text: str,
@@ -152,7 +162,7 @@ class StageTrainer(Trainer):
         return self.order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create AdamW with a group per learning rate, with and without weight decay."""
+        """Create the optimizer, AdamW unless another is given, with a group per learning rate and weight decay."""
         model = self.model if model is None else model
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(model))
@@ -161,8 +171,8 @@ class StageTrainer(Trainer):
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups.setdefault((self.rates[self.part_of(name)], decay), []).append(parameter)
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            options.pop("lr", None)
+            optimizer, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+            options = {name: value for name, value in options.items() if name != "lr"}
             self.optimizer = optimizer(
                 [
                     {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -175,17 +185,21 @@ class StageTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self.last_inputs = inputs
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = self._backward(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            shape = tuple(inputs["input_ids"].shape)
+            shape = tuple(next(iter(inputs.values())).shape)
             raise RunStopped(
-                f"out of memory at step {self.state.global_step + 1} on a batch of {shape}: lower "
-                "optimization.micro_batch or data.max_length; " + self._kept()
+                f"out of memory at step {self.state.global_step + 1} on a batch of {shape}: lower {self.advice}; "
+                + self._kept()
             ) from error
         if not torch.isfinite(loss):
             raise RunStopped(f"the loss is {loss.item()} at step {self.state.global_step + 1}; " + self._save_batch())
         self.meter.add(inputs)
         return loss
+
+    def _backward(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute the loss of a micro-batch and add its gradients; return the loss."""
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -27,7 +27,7 @@ from .folder import check_data, check_folder, claim_folder, record_data
 from .loss import use_training_forward
 from .parts import PartRow, check_table, part_of, table, train_only
 from .plan import accumulation_of, trained_parts, with_present_groups
-from .recipe import TuningRecipe, recipe_text
+from .recipe import Recipe, TuningRecipe, recipe_text
 from .trainer import StageTrainer, last_checkpoint
 from .watch import Meter
 
@@ -72,12 +72,21 @@ def train_stage(recipe: TuningRecipe) -> Trained:
     # Lock of the first rank: a second run in the same folder is rejected.
     with lock_folder(out) if rank.is_main else nullcontext():
         arguments = training_arguments(recipe, accumulation)
-        resumed = _find_checkpoint(recipe, out, arguments)
+        resumed = find_checkpoint(recipe, out, MODEL, arguments)
         return _train(recipe, arguments, resumed, rank.count)
 
 
-def _find_checkpoint(recipe: TuningRecipe, out: Path, arguments: TrainingArguments) -> Path | None:
+def find_checkpoint(
+    recipe: Recipe, out: Path, product: str, arguments: TrainingArguments, begun: bool = False
+) -> Path | None:
     """Return the checkpoint to resume from: found and checked by the first rank, the same for all.
+
+    Args:
+        recipe: recipe of the run.
+        out: folder of the run.
+        product: name of the output of a finished run.
+        arguments: arguments of the trainer.
+        begun: True if the folder holds the state of an earlier version, which is no checkpoint.
 
     Raises:
         ValueError: the run may not start or resume in its folder; raised on every rank.
@@ -86,7 +95,7 @@ def _find_checkpoint(recipe: TuningRecipe, out: Path, arguments: TrainingArgumen
     if arguments.process_index == 0:
         try:
             found[0] = last_checkpoint(out)
-            check_folder(recipe, out, MODEL, begun=found[0] is not None, checkpoint=found[0])
+            check_folder(recipe, out, product, begun=begun or found[0] is not None, checkpoint=found[0])
         except ValueError as error:
             found[1] = str(error)
     broadcast_object_list(found)

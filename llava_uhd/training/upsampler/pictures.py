@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...model.images import decode_image, open_image
-from ...model.slicing import plan_slices
+from ...model.slicing import plan_views
 from ..data.sources import IMAGE_SUFFIXES
 
 STATISTICS = {
@@ -22,6 +22,8 @@ STATISTICS = {
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
 }
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bicubic": Image.Resampling.BICUBIC}
+# Longest side of an image, in short sides, that is enlarged before its square is cropped.
+LONGEST_SIDE = 16
 
 
 def find_pictures(folder: str, held_out: int) -> tuple[list[Path], list[Path]]:
@@ -78,10 +80,23 @@ class Pictures(Dataset):
         if not self.keep_aspect:
             return self.image_size, self.image_size
         with open_image(self.files[index]) as image:
-            return self._fit(image.size)
+            return self._fit(index, image.size)
 
-    def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        return plan_slices(*size, max_slices=1, view_size=self.image_size, patch_size=self.patch_size).overview_size
+    def _fit(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size of the only view of an image.
+
+        Args:
+            index: index of the image.
+            size: width and height of the image in pixels.
+
+        Raises:
+            ValueError: the image is so narrow that its view has too many patches; names the file.
+        """
+        try:
+            plan = plan_views(*size, max_slices=1, view_size=self.image_size, patch_size=self.patch_size)
+        except ValueError as error:
+            raise ValueError(f"{self.files[index]}: {error}") from error
+        return plan.overview_size
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.at_scale(index, 1)
@@ -89,17 +104,17 @@ class Pictures(Dataset):
     def at_scale(self, index: int, scale: int) -> torch.Tensor:
         """The picture so many times as large: (3, scale · H, scale · W)."""
         image = decode_image(self.files[index])
+        width, height = self._fit(index, image.size)
         if self.keep_aspect:
-            width, height = self._fit(image.size)
             image = image.resize((scale * width, scale * height), self.filter)
         else:
             side = scale * self.image_size
+            image = _crop(image, [min(length, LONGEST_SIDE * min(image.size)) for length in image.size])
             factor = side / min(image.size)
             image = image.resize(
                 (max(round(image.width * factor), side), max(round(image.height * factor), side)), self.filter
             )
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
+            image = _crop(image, [side, side])
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - self.mean) / self.std
 
@@ -110,6 +125,12 @@ class Pictures(Dataset):
     def denormalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Back to values of 0 to 1."""
         return (pixels * self.std.to(pixels.device) + self.mean.to(pixels.device)).clamp(0, 1)
+
+
+def _crop(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    """Crop the center of an image to a size of width and height."""
+    left, top = ((length - side) // 2 for length, side in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 class ScaledPictures(Dataset):

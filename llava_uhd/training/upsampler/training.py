@@ -1,42 +1,48 @@
-"""The loop of stage 0: from a folder of pictures to `<out>/upsampler.safetensors`.
-
-Every step seeds its draws by its number, so that a run that was killed goes on as if it had not been.
-"""
+"""Stage 0: from a folder of images to `<out>/upsampler.safetensors`."""
 
 import copy
-import json
-import random
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from transformers import TrainingArguments
 
-from ...files import append_line, lock_folder, read_checked, replace_file, write_checked, write_json
+from ...distributed import Rank
+from ...files import lock_folder, replace_file, write_json
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
 from ..assembly import UPSAMPLER_FILE
-from ..folder import check_data, check_folder, claim_folder, record_data
-from ..recipe import UpsamplerRecipe
-from ..trainer import UNREADABLE
-from ..watch import RunStopped, forget_later_steps
+from ..folder import check_data, claim_folder, record_data
+from ..recipe import UpsamplerRecipe, recipe_text
+from ..recipe_types import LARGEST_INT
+from ..trainer import step_of
+from ..tuning import find_checkpoint
 from .features import Features, load_tower
-from .jitter import Move, draw_move, move
+from .jitter import Move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
-from .pictures import Pictures, batches, find_pictures, pictures_fingerprint
-from .quality import Quality, false_colors, measure, pyramid_upsample
+from .pictures import Pictures, find_pictures, pictures_fingerprint
+from .quality import Quality, measure, pyramid_upsample
 from .reconstruction import AttentionDownsampler, ScaleNet
+from .stage_trainer import (
+    FORMER_STATE,
+    OPTIMIZERS,
+    ImageMeter,
+    ImageOrder,
+    TensorBoard,
+    UpsamplerTrainer,
+    collate,
+    convert_former_state,
+    learning_rates,
+    rate_name,
+)
 
-STATE_FILE = "state.pt"
-OPTIMIZERS = {"nadam": torch.optim.NAdam, "adam": torch.optim.Adam}
+CHECKPOINTS_KEPT = 2
 
 
 def stage_maps(
@@ -158,8 +164,8 @@ class TrainedUpsampler:
 
     Attributes:
         upsampler: file of the weights.
-        steps: output folder of the run.
-        loss: loss of the last step; None where a run resumed behind it and its state does not tell.
+        steps: number of steps, including those before a resumption.
+        loss: mean training loss at the last log.
         quality: measures of the up-sampler, the untrained one and the baselines by level, see `quality.measure`;
             empty without held-out pictures.
         resumed_from: step that the run continued from, None from the start.
@@ -176,229 +182,112 @@ class TrainedUpsampler:
 
 
 def train_upsampler(recipe: UpsamplerRecipe) -> TrainedUpsampler:
-    """Run stage 0 to its end.
+    """Run stage 0 to its end, or resume it from its newest complete checkpoint.
 
     Raises:
-        ValueError: the recipe does not fit its pictures, its tower or the devices.
-        RunStopped: the loss is not a number.
+        ValueError: the recipe does not fit its images, its tower, the devices or its folder.
+        RunStopped: a check stopped the run; the message says why.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    devices = accelerator.num_processes
-    if recipe.optimization.global_batch % devices:
-        raise ValueError(f"a batch of {recipe.optimization.global_batch} does not divide among {devices} devices")
-    # Held by the first process for all: a second run into the same folder is refused.
-    with lock_folder(Path(recipe.out)) if accelerator.is_main_process else nullcontext():
-        return _train(recipe, accelerator)
+    out, rank = Path(recipe.out), Rank.from_environment()
+    if recipe.optimization.global_batch % rank.count:
+        raise ValueError(f"a batch of {recipe.optimization.global_batch} does not divide among {rank.count} devices")
+    # Lock of the first rank: a second run in the same folder is rejected.
+    with lock_folder(out) if rank.is_main else nullcontext():
+        return _train(recipe, rank.count)
 
 
-def _train(recipe: UpsamplerRecipe, accelerator: Accelerator) -> TrainedUpsampler:
-    devices, device, out = accelerator.num_processes, accelerator.device, Path(recipe.out)
-    check_folder(recipe, out, UPSAMPLER_FILE, begun=(out / STATE_FILE).is_file())
-    features = Features(load_tower(recipe.model.vision_tower).to(device), recipe.model.feature_layer)
-    files, held_out_files = find_pictures(recipe.data.images, recipe.data.held_out)
-    data, batch = recipe.data, recipe.optimization.global_batch
+def _train(recipe: UpsamplerRecipe, devices: int) -> TrainedUpsampler:
+    out, data, optimization = Path(recipe.out), recipe.data, recipe.optimization
+    begun = (out / FORMER_STATE).is_file()
+    arguments = _arguments(recipe, devices)
+    resumed = find_checkpoint(recipe, out, UPSAMPLER_FILE, arguments, begun)
+    is_main = arguments.process_index == 0
+    features = Features(load_tower(recipe.model.vision_tower).to(arguments.device), recipe.model.feature_layer)
+    files, held_out_files = find_pictures(data.images, data.held_out)
     fingerprint = pictures_fingerprint(files)
-    check_data(out, fingerprint, begun=(out / STATE_FILE).is_file())
+    check_data(out, fingerprint, begun or resumed is not None)
     style = (data.image_size, features.patch_size, data.keep_aspect, data.resample, data.normalization)
     pictures, held_out = Pictures(files, *style), Pictures(held_out_files, *style)
-    orders = [batches(pictures, batch, recipe.seed, epoch) for epoch in range(recipe.schedule.epochs)]
-    order = [indices for epoch in orders for indices in epoch][: recipe.schedule.max_steps]
-    if not order:
-        raise ValueError(f"{data.images}: no {batch} of {len(files)} pictures have one size")
+    order = ImageOrder(pictures, optimization.global_batch, recipe.seed)
+    if not order.steps:
+        raise ValueError(f"{data.images}: no {optimization.global_batch} of {len(files)} images have one size")
+    arguments.max_steps = min(recipe.schedule.epochs * order.steps, recipe.schedule.max_steps or LARGEST_INT)
 
-    if accelerator.is_main_process:
-        claim_folder(recipe, out)
-        record_data(out, fingerprint)
     torch.manual_seed(recipe.seed)
     objective = CloserLook if recipe.loss.objective == "closer_look" else Reconstruction
     module = objective(features.channels, recipe)
     untrained = copy.deepcopy(module.pyramid)
-    optimization = recipe.optimization
-    groups = parameter_groups(module, recipe)
-    optimizer: Any = OPTIMIZERS[optimization.optimizer](groups, lr=optimization.learning_rate)
-    resumed = _resume(out, module, optimizer)
-    trained, optimizer = accelerator.prepare(module, optimizer)
-    first, loss = resumed or (0, None)
-    if accelerator.is_main_process:
-        forget_later_steps(out / "log.jsonl", first)
-    writer: Any = _tensorboard(out) if accelerator.is_main_process else None
-
-    share = batch // devices
-    mine = [indices[accelerator.process_index * share :][:share] for indices in order]
+    if is_main:
+        claim_folder(recipe, out)
+        record_data(out, fingerprint)
+        if begun and resumed is None:
+            resumed = convert_former_state(out, recipe, module, arguments, order.steps)
+    resumed = broadcast_object_list([resumed])[0]
     scales = [1, *_factors(module)] if recipe.loss.objective == "closer_look" else [1]
-    loader = DataLoader(pictures.at_scales(scales), batch_sampler=mine[first:], num_workers=data.workers)
-    bar = tqdm(total=len(order), initial=first, unit="step", file=sys.stderr, disable=not accelerator.is_main_process)
-    for step, pixels in enumerate(loader, start=first + 1):
-        pixels = [of_scale.to(device) for of_scale in pixels]
-        loss = _step(recipe, trained, optimizer, features, pixels, step, accelerator)
-        if not torch.isfinite(torch.tensor(loss)):
-            file = out / f"stopped-step-{step}-rank-{accelerator.process_index}.pt"
-            with replace_file(file) as temporary:
-                torch.save(pixels, temporary)
-            raise RunStopped(f"the loss is {loss} at step {step}; the pictures are in {file}")
-        if accelerator.is_main_process:
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.4g}")
-            last = step == len(order)
-            if step % recipe.monitoring.log_every == 0 or last:
-                append_line(out / "log.jsonl", json.dumps({"step": step, "loss": loss}))
-                writer.add_scalar("loss", loss, step)
-            images_every = recipe.monitoring.images_every
-            if images_every and len(held_out) and (step % images_every == 0 or last):
-                writer.add_image("pyramid", _picture(module, features, held_out, device), step)
-            if step % recipe.checkpoints.save_every == 0 or last:
-                _save_state(out, step, loss, module, optimizer.optimizer)
-    bar.close()
+    trainer = UpsamplerTrainer(
+        model=module,
+        args=arguments,
+        train_dataset=pictures.at_scales(scales),
+        data_collator=collate,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[optimization.optimizer], {}),
+        rates=learning_rates(recipe),
+        part_of=partial(rate_name, recipe=recipe),
+        order=order,
+        meter=ImageMeter(devices),
+        max_loss_rise=0.0,
+        keep=CHECKPOINTS_KEPT,
+        recipe_text=recipe_text(recipe),
+        recipe=recipe,
+        features=features,
+    )
+    board = TensorBoard(out, recipe.monitoring.images_every, held_out, features, module) if is_main else None
+    if board is not None:
+        trainer.add_callback(board)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
 
     quality: Quality = {}
     if len(held_out):
-        candidates = {"untrained": untrained.to(device), "jbu": module.pyramid}
+        candidates = {"untrained": untrained.to(arguments.device), "jbu": module.pyramid}
         upsamplers = {name: pyramid_upsample(pyramid) for name, pyramid in candidates.items()}
-        quality = measure(upsamplers, features, held_out, _factors(module), device)
-    if accelerator.is_main_process:
+        quality = measure(upsamplers, features, held_out, _factors(module), arguments.device)
+    steps = trainer.state.global_step
+    if board is not None:
         write_json(out / "quality.json", quality, indent=1)
-        for level, of_level in quality.items():
-            for name, value in of_level["jbu"].items():
-                writer.add_scalar(f"quality/{level}_{name}", value, len(order))
-        writer.close()
+        board.write_quality(quality, steps)
         weights = {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}
         with replace_file(out / UPSAMPLER_FILE) as temporary:
             save_file(weights, temporary)
-    accelerator.wait_for_everyone()
-    return TrainedUpsampler(str(out / UPSAMPLER_FILE), len(order), loss, quality, first if resumed else None)
+        (out / FORMER_STATE).unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    loss = next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None)
+    return TrainedUpsampler(
+        str(out / UPSAMPLER_FILE), steps, loss, quality, None if resumed is None else step_of(resumed)
+    )
+
+
+def _arguments(recipe: UpsamplerRecipe, devices: int) -> TrainingArguments:
+    """Convert the recipe to `TrainingArguments`; `max_steps` is set when the images are known."""
+    return TrainingArguments(
+        output_dir=recipe.out,
+        per_device_train_batch_size=recipe.optimization.global_batch // devices,
+        learning_rate=recipe.optimization.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,  # only the first steps are clipped, by the trainer
+        logging_steps=recipe.monitoring.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.checkpoints.save_every,
+        eval_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),
+        disable_tqdm=True,
+        seed=recipe.seed,
+    )
 
 
 def _factors(module: CloserLook | Reconstruction) -> list[int]:
     """Factors of the levels above 1x."""
     return [level for level in module.pyramid.levels if level > 1]
-
-
-def parameter_groups(module: nn.Module, recipe: UpsamplerRecipe) -> list[dict[str, Any]]:
-    """Return the trained parameters in one group per learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    rates, other_rate = recipe.optimization.learning_rates, recipe.optimization.learning_rate
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            named = set(name.split(".")) & rates.keys() if name.startswith("pyramid.") else set()
-            rate = rates[named.pop()] if named else other_rate
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-
-
-def _step(
-    recipe: UpsamplerRecipe,
-    trained: nn.Module,
-    optimizer: Any,
-    features: Features,
-    pixels: list[torch.Tensor],
-    step: int,
-    accelerator: Accelerator,
-) -> float:
-    """One step: the gradients of each loss in turn, then the optimizer. Returns the loss.
-
-    Args:
-        pixels: pictures of this device, (N, 3, H, W); for the closer look enlarged ones of each level after them.
-    """
-    trained.train()
-    if recipe.loss.objective == "closer_look":
-        total = _closer_look_gradients(recipe, trained, features, pixels, step, accelerator)
-    else:
-        total = _reconstruction_gradients(recipe, trained, features, pixels[0], step, accelerator)
-    if step <= recipe.optimization.clip_first:
-        accelerator.clip_grad_norm_(trained.parameters(), recipe.optimization.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
-
-
-def _seed(recipe: UpsamplerRecipe, step: int, group: int) -> random.Random:
-    """Seed the draws of a group of pictures at a step."""
-    rng = random.Random(f"{recipe.seed}:{step}:{group}")
-    torch.manual_seed(rng.getrandbits(63))
-    return rng
-
-
-def _closer_look_gradients(
-    recipe: UpsamplerRecipe,
-    trained: nn.Module,
-    features: Features,
-    pixels: list[torch.Tensor],
-    step: int,
-    accelerator: Accelerator,
-) -> float:
-    _seed(recipe, step, accelerator.process_index)
-    low, enlarged = pixels[0], pixels[1:]
-    closer = [features.of_tiles(large, large.shape[2] // low.shape[2]) for large in enlarged]
-    loss = trained(features(low), low, closer)
-    accelerator.backward(loss)
-    return float(loss.item())
-
-
-def _reconstruction_gradients(
-    recipe: UpsamplerRecipe,
-    trained: nn.Module,
-    features: Features,
-    pixels: torch.Tensor,
-    step: int,
-    accelerator: Accelerator,
-) -> float:
-    """Gradients of every jitter; groups of pictures draw their own, whatever device they are on."""
-    groups = pixels.split(recipe.loss.images_per_jitter or len(pixels))
-    total = 0.0
-    for number, group in enumerate(groups):
-        rng = _seed(recipe, step, accelerator.process_index * len(groups) + number)
-        low, share = features(group), len(group) / len(pixels)
-        for jitter in range(recipe.loss.jitters):
-            by = draw_move((group.shape[2], group.shape[3]), recipe.loss.max_pad, recipe.loss.max_zoom, rng)
-            moved = move(group, by, recipe.loss.max_pad)
-            loss = share * trained(low, group, features(moved), moved, by, jitter == 0)
-            accelerator.backward(loss)
-            total += loss.item()
-    return total
-
-
-def _save_state(out: Path, step: int, loss: float, module: nn.Module, optimizer: Any) -> None:
-    """Replaces the state of the run at once: a kill leaves the one before."""
-    state: dict[str, Any] = {"step": step, "loss": loss}
-    state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-    content = BytesIO()
-    torch.save(state, content)
-    try:
-        write_checked(out / STATE_FILE, content.getbuffer())
-    except OSError as error:
-        raise RunStopped(f"the state of step {step} could not be written ({error}); the one before is kept") from error
-
-
-def _resume(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float | None] | None:
-    """Read step and loss of the last state; None where there is none."""
-    file = out / STATE_FILE
-    if not file.is_file():
-        return None
-    try:
-        state = torch.load(BytesIO(read_checked(file)), weights_only=True, map_location="cpu")
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), state.get("loss")
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunStopped(f"{file} cannot be read ({reason}): remove it to begin stage 0 again") from error
-
-
-def _picture(
-    module: CloserLook | Reconstruction, features: Features, held_out: Pictures, device: torch.device
-) -> torch.Tensor:
-    """The first held-out picture and its pyramid, in false colors."""
-    module.eval()
-    pixels = held_out[0][None].to(device)
-    with torch.no_grad():
-        maps = [map_[0] for map_ in module.pyramid(features(pixels), pixels)]
-    shown = false_colors(maps, (pixels.shape[2], pixels.shape[3]))
-    return torch.cat([held_out.denormalize(pixels[0]), shown], dim=2).cpu()
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("stage 0 shows its pictures in TensorBoard: pip install 'llava-uhd[train]'") from error
-    return SummaryWriter(str(out / "tensorboard"))

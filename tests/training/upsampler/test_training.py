@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
@@ -9,13 +12,14 @@ import yaml
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava_uhd.training.recipe import build_recipe
+from llava_uhd.training.recipe import build_recipe, load_recipe
 from llava_uhd.training.recipe_files import FORMER_UPSAMPLER
-from llava_uhd.training.upsampler import training
+from llava_uhd.training.upsampler import stage_trainer, training
 from llava_uhd.training.upsampler.features import Features
 from llava_uhd.training.upsampler.jitter import Move
 from llava_uhd.training.upsampler.pictures import Pictures, batches, find_pictures
 from llava_uhd.training.upsampler.quality import false_colors
+from llava_uhd.training.upsampler.stage_trainer import UpsamplerTrainer
 from llava_uhd.training.upsampler.training import train_upsampler
 from llava_uhd.training.watch import RunStopped
 from tests.conftest import random_image
@@ -68,7 +72,7 @@ def test_it_trains_and_reports_quality_in_numbers(recipe, tmp_path):
     long = recipe(epochs=8, projection=0, crf=0.0, tv=0.0)
     trained = train_upsampler(long)
     assert trained.steps == 32 and trained.resumed_from is None
-    logs = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    logs = [loss for _, loss in losses(tmp_path / "run")]
     assert len(logs) == 32 and sum(logs[-8:]) < sum(logs[:8])
     weights = load_file(trained.upsampler)
     assert weights["up1.range_temp"].shape == (1,) and weights["fixup_proj.1.weight"].shape == (16, 16, 1, 1)
@@ -88,19 +92,25 @@ def test_levels_and_aspect_ratios(recipe, highest, keep_aspect):
     assert f"{highest}x" in trained.quality and f"{2 * highest}x" not in trained.quality
 
 
-def test_a_killed_run_goes_on_bit_by_bit(recipe, tmp_path, monkeypatch):
+class Killed(BaseException):
+    """Exception that no handler catches, like a kill."""
+
+
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+
+
+def test_killed_run_resumes_bit_by_bit(recipe, tmp_path, monkeypatch):
     whole = train_upsampler(recipe("whole"))
+    original = UpsamplerTrainer._backward
 
-    class Killed(BaseException):
-        pass
-
-    def kill(*arguments):
-        if arguments[5] == 6:
+    def kill(self, *arguments):
+        if self.state.global_step == 5:
             raise Killed
-        return original(*arguments)
+        return original(self, *arguments)
 
-    original = training._step
-    monkeypatch.setattr(training, "_step", kill)
+    monkeypatch.setattr(UpsamplerTrainer, "_backward", kill)
     with pytest.raises(Killed):
         train_upsampler(recipe("killed"))
     monkeypatch.undo()
@@ -110,8 +120,50 @@ def test_a_killed_run_goes_on_bit_by_bit(recipe, tmp_path, monkeypatch):
     assert resumed.resumed_from == 3 and resumed.steps == whole.steps == 8
     first, second = load_file(whole.upsampler), load_file(resumed.upsampler)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert resumed.quality == whole.quality
-    assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+    assert resumed.quality == whole.quality and resumed.loss == whole.loss
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 8
+
+
+FORMER = Path(__file__).parent / "former_run"
+
+
+def former_run(folders, out):
+    """Copy a run that an earlier version left at step 3 of 8, with its state in `state.pt`."""
+    shutil.copytree(FORMER, out)
+    text = (FORMER / "recipe.yaml").read_text()
+    for name, path in (("OUT", out), ("TOWER", folders[0]), ("IMAGES", folders[1])):
+        text = text.replace(name, str(path))
+    (out / "recipe.yaml").write_text(text)
+    return load_recipe(str(out / "recipe.yaml"))
+
+
+def test_run_folder_of_an_earlier_version_resumes(recipe, folders, tmp_path):
+    options = former_run(folders, tmp_path / "former")
+    resumed = train_upsampler(options)
+    assert resumed.resumed_from == 3 and resumed.steps == 8
+    whole = train_upsampler(replace(options, out=str(tmp_path / "whole")))
+    first, second = load_file(whole.upsampler), load_file(resumed.upsampler)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-3)
+    steps, values = zip(*losses(tmp_path / "former"), strict=True)
+    assert steps == tuple(range(1, 9))
+    torch.testing.assert_close(values, tuple(loss for _, loss in losses(tmp_path / "whole")), rtol=1e-3, atol=0)
+    assert not (tmp_path / "former" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "recipe"])
+def test_what_is_wrong_with_a_former_run_is_named(folders, tmp_path, how):
+    out = tmp_path / "former"
+    options = former_run(folders, out)
+    content = (out / "state.pt").read_bytes()
+    if how == "recipe":
+        options = replace(options, seed=1)
+    else:
+        (out / "state.pt").write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+    expected = "another recipe .seed was 0 and is 1" if how == "recipe" else "state.pt cannot be read .*: remove it to"
+    with pytest.raises((RunStopped, ValueError), match=expected):
+        train_upsampler(options)
+    assert not list(out.glob("checkpoint-*"))
 
 
 def test_the_closer_look_objective_lowers_the_error_against_the_closer_look(recipe):
@@ -151,13 +203,13 @@ def test_scalars_have_rates_of_their_own(recipe):
 
 def test_groups_of_pictures_draw_their_own_jitters(recipe, monkeypatch):
     drawn = []
-    original = training.draw_move
+    original = stage_trainer.draw_move
 
     def draw(*arguments):
         drawn.append(original(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(training, "draw_move", draw)
+    monkeypatch.setattr(stage_trainer, "draw_move", draw)
     train_upsampler(recipe("one", batch=4, max_steps=1, jitters=2))
     assert len(drawn) == 2
     drawn.clear()
@@ -214,6 +266,18 @@ def test_pictures(folders):
         assert len({shapes.size(index) for index in batch}) == 1
     restored = shapes.denormalize(shapes[0])
     assert 0 <= restored.min() and restored.max() <= 1
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_narrow_image_is_refused_by_name(tmp_path, keep_aspect):
+    """A view has a limited number of patches, and an image that is cropped is not enlarged without limit."""
+    random_image(90_000, 1).save(tmp_path / "narrow.png")
+    pictures = Pictures([tmp_path / "narrow.png"], 56, 14, keep_aspect, "bicubic", "clip")
+    with pytest.raises(ValueError, match=r"narrow.png: .*max_view_patches"):
+        pictures[0]
+    random_image(1500, 1).save(tmp_path / "narrow.png")
+    started = perf_counter()
+    assert pictures.at_scale(0, 16).shape[1] >= 16 and perf_counter() - started < 5
 
 
 def test_features_of_tiles_are_those_of_the_parts(folders):
