@@ -145,6 +145,7 @@ STAY = (
     ("benchmarks/webdocs/", {"enrolment", "centred"}, "functions and texts of pages that questions are about"),
     ("llava_uhd/evaluation/tasks.py", {"labelled"}, "a sentence of the protocol, which result files hold"),
     ("pyproject.toml", {"utilisation"}, "a key of logs"),
+    ("CHANGELOG.md", {"renew"}, "an option of recipes"),
     ("llava_uhd/checkpoints/export.py", {"ours"}, "a key of the conversion report in JSON"),
     ("llava_uhd/checkpoints/matching.py", {"ours"}, "a key of the conversion report in JSON"),
 )

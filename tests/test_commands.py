@@ -22,8 +22,9 @@ NETWORK = "needs the network, weights or data that are not in the repository"
 # The file that executes a block, or the reason why none does, by page and beginning of the block.
 EXECUTED = {
     ("README.md", "$ make demo"): "tests/test_readme.py",
-    ("README.md", "pip install -c constraints.txt -e .\n"): "tests/test_readme.py",
+    ("README.md", "pip install -c constraints.txt -e .  "): "tests/test_readme.py",
     ("README.md", "make test"): ".ci/run",
+    ("README.md", "python examples/finetune_own_data"): "tests/training/test_own_data.py",
     ("command-line.md", "llava-uhd ask report.pdf"): "tests/test_pages.py",
     ("how-it-works.md", "llava-uhd explain"): "Makefile",
     ("index.md", "pip install"): "tests/wheel.py",
@@ -35,6 +36,7 @@ REASONS = {
     ("README.md", "llava-uhd eval run synthdoc"): TOY,
     ("README.md", "pip install -c constraints.txt -e '.[serve"): SERVER,
     ("README.md", "llava-uhd convert"): NETWORK,
+    ("README.md", "pip install -e '.[vllm]'"): ECOSYSTEM,
     ("README.md", "llava-uhd train plan"): GPU,
     ("ablation.md", "python -m experiments.ablation"): GPU,
     ("checkpoints.md", "llava-uhd convert"): NETWORK,

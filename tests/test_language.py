@@ -25,7 +25,6 @@ REMAINING: dict[str, set[str]] = {
         "tests/training",
     },
     "words": {
-        ".",
         "benchmarks",
         "docs",
         "experiments/ablation",
