@@ -453,7 +453,7 @@ def test_shipped_recipes_train_what_a_chosen_projector_has(name, caplog):
 
 
 def test_rates_that_a_user_names_are_required(tmp_path):
-    """By override, in a file of the user's, or in a copy: an error that lists what the model has."""
+    """An override, a user's file and a copy raise an error that lists the model's parameter groups."""
     model = small_model({"type": "mlp"})
     mlp = "model.config.projector.type=mlp"
     (tmp_path / "mine.yaml").write_text(
