@@ -36,7 +36,8 @@ def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Te
     """Cross entropy of the symbols, and how many characters, and how many windows with text, are right.
 
     Args:
-        scores: (..., S, symbols). `symbols`: (..., S).
+        scores: logits of the symbols, (..., S, symbols).
+        symbols: target symbols, (..., S).
     """
     entropy = F.cross_entropy(scores.flatten(0, -2).float(), symbols.flatten())
     right = scores.detach().argmax(dim=-1) == symbols

@@ -68,7 +68,8 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     Args:
         setting: sizes of the model.
         phase: kind of sample.
-        seed, index: glyphs of the page.
+        seed: seed of the series of pages.
+        index: index in the series.
     """
     document = draw_document(setting, phase, seed, index)
     plan = plan_of(document, setting, phase.views)

@@ -50,6 +50,7 @@ def set_rate(optimizers: list[torch.optim.Optimizer], progress: float, warmed_up
     """Sets the rate: a cosine from the peak down to 2 % of it, times a linear warm-up.
 
     Args:
+        optimizers: optimizers whose learning rates are set.
         progress: progress along the cosine, from 0 to 1.
         warmed_up: progress of the warm-up; 1 and more after its end.
     """
@@ -73,6 +74,7 @@ def answer_loss(hidden: torch.Tensor, labels: torch.Tensor, head: nn.Linear) -> 
     Args:
         hidden: (B, length, E), the decoder's output.
         labels: (B, length), not yet shifted.
+        head: language model head.
     """
     targets = labels[:, 1:]
     asked = targets != IGNORED

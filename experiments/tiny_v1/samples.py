@@ -52,6 +52,9 @@ def make_sample(document: Document, rng: random.Random, max_questions: int, read
     """A conversation about a document, loss on the answers alone.
 
     Args:
+        document: document of the conversation.
+        rng: random number generator of the questions.
+        max_questions: maximum number of questions.
         read: probability that a document with little text is also read out, the questions after it.
     """
     plan = plan_of(document)

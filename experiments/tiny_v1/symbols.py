@@ -51,6 +51,8 @@ def view_symbols(document: Document, plan: SlicePlan, rng: random.Random | None 
     is empty.
 
     Args:
+        document: document whose characters are located.
+        plan: slices of the document.
         rng: moves the characters a little, for a decoder that must live with a reader in doubt.
     """
     columns, rows = plan.grid or (1, 1)

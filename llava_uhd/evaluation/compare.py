@@ -61,6 +61,8 @@ def compare_results(first: Result, second: Result, seed: int = 0) -> Comparison:
     """Compare two results of one task on the same questions.
 
     Args:
+        first: result that the differences are relative to.
+        second: result to compare with it.
         seed: bootstrap seed.
 
     Raises:

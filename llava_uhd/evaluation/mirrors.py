@@ -210,10 +210,12 @@ class Mirror:
 
 
 def split_files(root: Path, config: str, split: str) -> list[Path]:
-    """Files of a split: `test-00000-of-00002.parquet`, or `test/0000.parquet` as the hub converts data sets.
+    """Return the files of a split: `test-00000-of-00002.parquet`, or `test/0000.parquet` if the hub converted them.
 
     Args:
+        root: folder of the data set.
         config: name of a folder above them; "" for any.
+        split: name of the split, such as "test".
     """
     found = []
     for path in sorted(root.rglob("*.parquet")):

@@ -80,9 +80,15 @@ def evaluate_task(
     """Answer and score one task.
 
     Args:
+        task: task to run.
+        model: loaded model.
+        processor: processor of the model.
         data: folder of all tasks' data, or of this one's.
         out: folder for this task's files: predictions.jsonl, result.json, report.md, report.html, and a submission
             file where a server or a judge scores.
+        options: batching, slices, and handling of missing data.
+        model_name: model name in results and reports.
+        calibration: calibration of the model's confidence; None omits the confidence.
 
     Returns:
         The result on the first rank, None on the others.
@@ -124,6 +130,9 @@ def score_file(task: Task, predictions: Path, data: Path | None, out: Path | Non
     The protocol is that of the run if the file lies in a run's folder; of another file nothing is known but its name.
 
     Args:
+        task: task that the predictions answer.
+        predictions: prediction file in JSON lines.
+        data: folder of all tasks' data, or of this one's.
         out: folder for result, reports and submission file; None writes nothing.
         allow_missing: score duplicate, missing and empty answers 0 instead of failing.
 
@@ -156,9 +165,15 @@ def finalize(
     """Score predictions and write results, reports and the submission file.
 
     Args:
+        task: task of the samples.
+        samples: all samples of the task.
+        texts: answer to each sample; None for a missing one.
+        problems: missing, duplicate and unreadable predictions.
+        protocol: protocol to store with the result.
+        out: folder for the files; None writes nothing.
+        data: folder of the task's data, for the submission file.
         probabilities: mean token probability of each answer, where known.
         calibration: calibration of the model; with both, the result has a field `confidence`.
-        out: folder for the files; None writes nothing.
     """
     result = build_result(task, samples, texts, problems, protocol)
     if calibration is not None and probabilities is not None:
@@ -179,6 +194,8 @@ def generate(generator: "BatchGenerator", predictions: PredictionStore, workers:
     """Generate this rank's missing predictions in complete batches.
 
     Args:
+        generator: generator of the model.
+        predictions: store that holds the finished predictions and receives the new ones.
         workers: processes that answer side by side; None decides by the model and the work.
         name: name of the task in lines of progress.
     """

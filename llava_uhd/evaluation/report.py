@@ -55,6 +55,7 @@ def markdown_report(results: Sequence[Result], sources: Sequence[str] | None = N
     """Return a Markdown report of all results: headline, model, scores in both modes, limits, protocol.
 
     Args:
+        results: results to list, in this order.
         sources: path of each result, to distinguish results of one model and task; None omits paths.
     """
     lines = ["# Evaluation", ""]
@@ -124,6 +125,7 @@ def html_report(result: Result, samples: Sequence[Sample], worst: int = _WORST) 
     """Return an HTML page of one result: scores, limits, protocol and the worst answers with their images.
 
     Args:
+        result: result to show.
         samples: samples of the task, in the order of the result's rows.
         worst: number of answers to show.
     """

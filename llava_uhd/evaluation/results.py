@@ -54,6 +54,12 @@ def describe_protocol(
     Neither time nor the number of ranks is part of it: they must not change a result.
 
     Args:
+        task: task to run.
+        samples: samples of the task.
+        generator: generator of the model, with its options.
+        model_name: model name in results and reports.
+        seed: seed of the samples.
+        limit: maximum number of samples; None for all.
         form: name of the form in which the data was read: official files or a mirror.
     """
     example = generator.batches.prompt(samples[0]).replace(samples[0].prompt, "{question}")
@@ -98,6 +104,8 @@ def check_protocol(path: Path, protocol: Protocol, *, write: bool) -> None:
     Fields that the file does not have, since an earlier version wrote it, are not compared.
 
     Args:
+        path: protocol file of the run.
+        protocol: protocol of the present command.
         write: write the file if there is none.
 
     Raises:
@@ -124,6 +132,9 @@ def check_problems(
     """Reject a set of predictions with problems.
 
     Args:
+        problems: problems of the predictions.
+        num_samples: number of samples of the task.
+        what: name of the predictions in errors.
         allow_missing: accept all of them, but for answers to none of the questions.
         own_answers: the model has just given the answers, so that an empty one is its own and no damage to the file.
 

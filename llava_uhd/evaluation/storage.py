@@ -82,6 +82,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     """Read a JSON object that `write_record` wrote, without its checksum.
 
     Args:
+        path: file to read.
         kind: name of such a file in errors, such as "result file".
 
     Raises:

@@ -50,6 +50,8 @@ def make_document(
     """Return the document of a seed and an index.
 
     Args:
+        seed: seed of the series of documents.
+        index: index in the series.
         kind: `receipt`, `form`, `table` or `chart`; None for a random one.
         num_slices: approximate number of slices of 112 x 112 pixels, 1 (a single view) to 6; None for a random
             number, mostly 6 as for every large image.
@@ -79,6 +81,8 @@ def make_scribble(
     """Return a page of random characters without questions, for training character recognition.
 
     Args:
+        seed: seed of the series of pages.
+        index: index in the series.
         scales: range of scales, see `make_document`.
         size: (width, height) in pixels; drawn if not given.
     """

@@ -92,6 +92,8 @@ def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str,
     """Answer a data set and score it by VLMEvalKit without a judge ("exact_matching").
 
     Args:
+        generator: generator of the model.
+        dataset_name: name of the data set in VLMEvalKit.
         out: output folder of VLMEvalKit.
         name: model name in the files.
         dataset_options: keyword arguments of the dataset class, for custom datasets.

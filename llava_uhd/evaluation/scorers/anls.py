@@ -37,7 +37,9 @@ def anls(prediction: str, answers: str | list[str], compat: Compat = None) -> fl
     space inside counts, divided by the longer of the two compared texts.
 
     Args:
+        prediction: answer to score.
         answers: all references; the reference scripts were only ever given one.
+        compat: None for the official metric, else that of the reference scripts.
 
     Returns:
         A similarity of at least 0.5, or 0. An empty prediction to an empty reference scores 1 (the published

@@ -65,6 +65,7 @@ def infer_choice(text: str, choices: Mapping[str, str]) -> str | None:
     """Infer the option a text chooses: its letter, "Z" for a refusal to choose, None if the rules cannot tell.
 
     Args:
+        text: answer of the model.
         choices: wording by letter, such as {"A": "red", "B": "green"}.
     """
     return _infer_letter(text, choices) or _infer_content(text, choices)

@@ -18,7 +18,9 @@ def vqa_soft_accuracy(prediction: str, answers: list[str], compat: Compat = None
     among 10 annotators that is 0, 0.3, 0.6, 0.9 for m = 0 to 3, and 1 from 4 on.
 
     Args:
+        prediction: answer to score.
         answers: the annotators' answers, normally 10.
+        compat: None for the official metric, else that of the reference scripts.
 
     Raises:
         ValueError: there is no answer; or, in the published mode, their number is not 10.

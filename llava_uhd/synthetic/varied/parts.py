@@ -30,7 +30,8 @@ def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | N
     Args:
         sheet: page to write on.
         name: name of the label, in `LABELS`.
-        left, right: horizontal bounds in pixels.
+        left: left bound in pixels.
+        right: right bound in pixels.
         start: left end of the value in pixels; None for right after the label.
     """
     rng = sheet.rng

@@ -178,7 +178,9 @@ class Sheet:
             text: text to place.
             x: position in pixels from the left edge.
             align: fraction of the text's width left of x.
-            face, size, color: look of the text; None for that of the body text.
+            face: font face; None for that of the body text.
+            size: font size in pixels; None for that of the body text.
+            color: color; None for that of the body text.
             y: top of the line in pixels; None for the cursor's.
         """
         face, size = face or self.style.body.regular, size or self.style.size

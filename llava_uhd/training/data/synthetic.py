@@ -21,6 +21,9 @@ def write_documents(folder: Path, count: int, seed: int, *, kinds: Sequence[str]
     """Write `count` pages of each split and their two annotation files.
 
     Args:
+        folder: folder to write.
+        count: number of pages of each split.
+        seed: seed of the documents.
         kinds: document kinds, used in turn; None draws a kind for each document.
     """
     for sort in ("images", "overviews"):
