@@ -33,7 +33,6 @@ REMAINING: dict[str, set[str]] = {
         "llava_uhd/benchmark",
         "llava_uhd/model",
         "llava_uhd/training",
-        "tests/accelerator",
         "tests/benchmark",
         "tests/experiments",
         "tests/model",
