@@ -29,7 +29,7 @@ from llava_uhd.training.labels import IGNORE
 from llava_uhd.training.loss import use_training_forward
 from llava_uhd.training.parts import train_only
 from llava_uhd.training.recipe import load_recipe
-from llava_uhd.training.watch import Meter
+from llava_uhd.training.watch import ThroughputMeter
 
 
 def build(options: argparse.Namespace) -> LlavaUhdForConditionalGeneration:
@@ -88,7 +88,7 @@ def measure(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     trained = list(load_recipe(f"vicuna-7b-{options.stage}").optimization.learning_rates)
     is_cuda = options.device.startswith("cuda")
-    meter, seconds, loss = Meter(model.config, trained, 1, None), 0.0, 0.0
+    meter, seconds, loss = ThroughputMeter(model.config, trained, 1, None), 0.0, 0.0
     for repeat in range(options.repeats + 1):
         started = time.perf_counter()
         with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.dtype == "bf16"):

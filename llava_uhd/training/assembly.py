@@ -24,7 +24,7 @@ UPSAMPLER_FILE = "upsampler.safetensors"
 
 
 def vision_config_of(name: str) -> dict[str, Any]:
-    """Return a tower's config: a known one, or that of a folder or hub id of a tower or of a LLaVA-UHD."""
+    """Return a tower's config: one of `architectures`, or that of a folder or hub id of a tower or of a LLaVA-UHD."""
     if name in VISION_TOWERS and not Path(name).is_dir():
         return dict(VISION_TOWERS[name])
     config = AutoConfig.from_pretrained(resolve(name))
@@ -35,7 +35,7 @@ def vision_config_of(name: str) -> dict[str, Any]:
 
 
 def text_config_of(name: str) -> dict[str, Any]:
-    """Return a language model's config: a known one, or that of a folder or hub id."""
+    """Return a language model's config: one of `architectures`, or that of a folder or hub id."""
     if name in LANGUAGE_MODELS and not Path(name).is_dir():
         return dict(LANGUAGE_MODELS[name])
     return AutoConfig.from_pretrained(resolve(name)).to_dict()
@@ -93,7 +93,7 @@ def build_model(recipe: TuningRecipe) -> tuple[LlavaUhdForConditionalGeneration,
     if has_new_projector(recipe.model):
         processor = _replace_projector(model, processor, planned_config(recipe.model))
     for part in recipe.model.renew:
-        _renew(model, part)
+        _reinitialize(model, part)
     if recipe.model.upsampler is not None:
         load_upsampler(model, recipe.model.upsampler)
     return model, processor
@@ -152,7 +152,7 @@ def _replace_projector(
     return replaced
 
 
-def _renew(model: LlavaUhdForConditionalGeneration, part: str) -> None:
+def _reinitialize(model: LlavaUhdForConditionalGeneration, part: str) -> None:
     projector = model.model.multi_modal_projector
     upsampler = getattr(projector, "upsampler", None)
     if part == "upsampler":
@@ -199,13 +199,13 @@ def load_upsampler(model: LlavaUhdForConditionalGeneration, source: str) -> None
             f"its upsampler {projector.upsampler}"
         )
     weights = read_upsampler(source)
-    wanted = {key: tuple(value.shape) for key, value in pyramid.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in weights.items()}
-    if wanted != given:
-        differing = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    expected = {key: tuple(value.shape) for key, value in pyramid.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if expected != found:
+        differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         raise ValueError(
-            f"the up-sampler {source} has {len(given)} tensors and the model wants {len(wanted)}; "
-            f"{len(differing)} differ, {differing[0]} first: {given.get(differing[0])} and {wanted.get(differing[0])}"
-            f"; an up-sampler of stage 0 for this model has model.highest={pyramid.highest}"
+            f"the up-sampler {source} has {len(found)} tensors and the model wants {len(expected)}; "
+            f"{len(differing)} differ, {differing[0]} first: {found.get(differing[0])} and "
+            f"{expected.get(differing[0])}; stage 0 with model.highest={pyramid.highest} fits"
         )
     pyramid.load_state_dict(weights)

@@ -26,9 +26,9 @@ class _TrainGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            given = next((argument for argument in args if not argument.startswith("-")), "RECIPE")
+            recipe = next((argument for argument in args if not argument.startswith("-")), "RECIPE")
             verb = "plan" if "--dry-run" in args else "run"
-            note(f"deprecated: `train RECIPE`; write `llava-uhd train {verb} {given}`")
+            note(f"deprecated: `train RECIPE`; write `llava-uhd train {verb} {recipe}`")
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

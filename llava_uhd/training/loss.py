@@ -26,14 +26,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=precision) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), chunk):
-            piece, wanted = hidden[start : start + chunk], labels[start : start + chunk, None]
+            piece, targets = hidden[start : start + chunk], labels[start : start + chunk, None]
             logits = (piece @ weight.T).to(precision)  # chunk, V
             normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += (normalizer - logits.gather(1, wanted)).sum()
+            total += (normalizer - logits.gather(1, targets)).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             error = logits.sub_(normalizer).exp_()  # softmax, then minus one at the label
-            error.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=precision))
+            error.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=precision))
             error = error.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk] = error @ weight
@@ -99,10 +99,10 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         if inputs.get("pixel_values") is None:
             blank = torch.cat(self.get_image_features(**_blank_image(self, labels.device)).pooler_output)
         outputs = self.model(**inputs, use_cache=False)
-        wanted = labels[:, 1:]
-        loss = linear_cross_entropy(outputs.last_hidden_state[:, :-1], self.lm_head.weight, wanted, loss_chunk)
+        targets = labels[:, 1:]
+        loss = linear_cross_entropy(outputs.last_hidden_state[:, :-1], self.lm_head.weight, targets, loss_chunk)
         if num_items_in_batch is None:
-            num_items_in_batch = wanted.ne(IGNORE).sum()
+            num_items_in_batch = targets.ne(IGNORE).sum()
         # A batch without usable samples has zero loss.
         loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         if blank is not None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..deprecation import former_names
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.vision_tower import num_layers_used
 
@@ -28,7 +29,7 @@ TOWER, PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
 
 
 @dataclass(frozen=True)
-class PartRow:
+class ParameterCounts:
     """Parameter counts of a parameter group."""
 
     part: str
@@ -36,7 +37,7 @@ class PartRow:
     trainable: int
 
 
-def part_of(name: str, config: LlavaUhdConfig) -> str:
+def group_of(name: str, config: LlavaUhdConfig) -> str:
     """Return the parameter group of a parameter.
 
     Args:
@@ -74,7 +75,7 @@ def _is_behind_features(name: str, config: LlavaUhdConfig) -> bool:
 
 def parts_of(model: nn.Module, config: LlavaUhdConfig) -> list[str]:
     """Return the parameter groups of a model, in parameter order."""
-    return list(dict.fromkeys(part_of(name, config) for name, _ in model.named_parameters()))
+    return list(dict.fromkeys(group_of(name, config) for name, _ in model.named_parameters()))
 
 
 def present_rates(
@@ -104,43 +105,49 @@ def present_rates(
             ", ".join(missing),
             config.projector.type,
         )
-    present = {group: rate for group, rate in rates.items() if group in existing}
+    present = {group: rates[group] for group in rates if group in existing}
     if not present:
         raise ValueError(f"optimization.learning_rates: of {', '.join(rates)} the model has none to train")
     return present
 
 
-def train_only(model: nn.Module, config: LlavaUhdConfig, parts: Collection[str]) -> None:
+def train_only(model: nn.Module, config: LlavaUhdConfig, groups: Collection[str]) -> None:
     """Make these parameter groups trainable and freeze the others.
 
     Raises:
         ValueError: the model has no such part.
     """
     existing = parts_of(model, config)
-    for part in parts:
+    for part in groups:
         if part not in existing:
             raise ValueError(f"the model has no part {part!r} to train; it has {', '.join(existing)}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name, config) in parts)
+        parameter.requires_grad_(group_of(name, config) in groups)
 
 
-def table(model: nn.Module, config: LlavaUhdConfig) -> list[PartRow]:
+def table(model: nn.Module, config: LlavaUhdConfig) -> list[ParameterCounts]:
     """Return total and trainable parameter counts of each parameter group."""
     totals: dict[str, int] = {}
     trainable: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        part = part_of(name, config)
+        part = group_of(name, config)
         totals[part] = totals.get(part, 0) + parameter.numel()
         trainable[part] = trainable.get(part, 0) + parameter.numel() * parameter.requires_grad
-    return [PartRow(part, total, trainable[part]) for part, total in totals.items()]
+    return [ParameterCounts(part, total, trainable[part]) for part, total in totals.items()]
 
 
-def check_table(rows: Iterable[PartRow], parts: Collection[str]) -> None:
+def check_trainable(rows: Iterable[ParameterCounts], groups: Collection[str]) -> None:
     """Assert that exactly these parameter groups are trainable, each completely.
 
     Raises:
         AssertionError: naming the part that is not as it should be.
     """
     for row in rows:
-        wanted = row.total if row.part in parts else 0
-        assert row.trainable == wanted, f"{row.part}: {row.trainable} parameters are trainable, not {wanted}"
+        expected = row.total if row.part in groups else 0
+        assert row.trainable == expected, f"{row.part}: {row.trainable} parameters are trainable, not {expected}"
+
+
+__getattr__ = former_names(
+    __name__,
+    {"PartRow": "ParameterCounts", "part_of": "group_of", "check_table": "check_trainable"},  # former names
+)

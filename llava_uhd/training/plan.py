@@ -14,7 +14,7 @@ from ..flops import folding_in_training, sample_flops, standard_shape, training_
 from ..model.configuration_llava_uhd import LlavaUhdConfig
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from .assembly import planned_config
-from .parts import PartRow, check_table, present_rates, table, train_only
+from .parts import ParameterCounts, check_trainable, present_rates, table, train_only
 from .recipe import TuningRecipe, load_recipe, shipped_recipes
 
 GIB = 2**30
@@ -41,7 +41,7 @@ class Plan:
         hours: duration at `peak_tflops` and the assumed utilization, including recomputation.
     """
 
-    parts: list[PartRow]
+    parts: list[ParameterCounts]
     devices: int
     accumulation: int
     samples: int | None
@@ -137,22 +137,22 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
     parts = trained_parts(recipe)
     train_only(model, config, parts)
     rows = table(model, config)
-    check_table(rows, parts)
+    check_trainable(rows, parts)
 
     data, optimization = recipe.data, recipe.optimization
     samples = samples or data.published_samples
     steps = None if samples is None else num_steps(recipe, samples)
     tokens = petaflop = hours = None
     if steps is not None and data.published_length and data.published_views:
-        seen = steps * optimization.global_batch
-        tokens = seen * data.published_length
+        num_samples = steps * optimization.global_batch
+        tokens = num_samples * data.published_length
         views = [standard_shape(config)] * data.published_views
         forward = sample_flops(config, views, data.published_length, data.published_length / 8)
         # Every micro-batch folds the projector's weights once.
-        folding = seen / optimization.micro_batch * folding_in_training(config, parts)
-        petaflop = (seen * training_flops(forward, parts) + folding) / 1e15
+        folding = num_samples / optimization.micro_batch * folding_in_training(config, parts)
+        petaflop = (num_samples * training_flops(forward, parts) + folding) / 1e15
         if recipe.monitoring.peak_tflops:
-            work = seen * training_flops(forward, parts, optimization.checkpoint_activations) + folding
+            work = num_samples * training_flops(forward, parts, optimization.checkpoint_activations) + folding
             hours = work / (devices * recipe.monitoring.peak_tflops * 1e12 * ASSUMED_UTILISATION) / 3600
     return Plan(
         parts=rows,
@@ -167,7 +167,9 @@ def make_plan(recipe: TuningRecipe, devices: int = 1, samples: int | None = None
     )
 
 
-def memory(recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[PartRow], devices: int) -> dict[str, float]:
+def memory(
+    recipe: TuningRecipe, config: LlavaUhdConfig, rows: list[ParameterCounts], devices: int
+) -> dict[str, float]:
     """Return the memory per device in GiB, by strategy.
 
     `ddp` replicates everything: trained weights in float32 with gradients and Adam moments, other weights in the

@@ -66,8 +66,14 @@ def _own_fields(name: str, config: type, **nested: type) -> type:
         if key in nested:
             own.append((key, nested[key], field(default_factory=nested[key])))
         elif key not in ("vision_config", "text_config", "image_token_id", "tie_word_embeddings"):
-            marks = {Any: BeforeValidator(_tuple), int: Strict(), int | None: Strict(), bool: Strict(), str: Strict()}
-            kind = Annotated[hint, marks[hint]] if hint in marks else hint
+            validators = {
+                Any: BeforeValidator(_tuple),
+                int: Strict(),
+                int | None: Strict(),
+                bool: Strict(),
+                str: Strict(),
+            }
+            kind = Annotated[hint, validators[hint]] if hint in validators else hint
             kind = CountOrZero if key.endswith("_id") else kind
             own.append((key, kind, field(default=getattr(config, key))))
     return dataclass(frozen=True, config=SETTINGS)(make_dataclass(name, own, frozen=True))
@@ -113,7 +119,7 @@ class ModelRecipe:
         if (self.start is None) == (None in backbones) or (self.start is not None and any(backbones)):
             raise ValueError("model: name either start, or both language_model and vision_tower")
         if self.start is None and self.template is None:
-            raise ValueError("model.template: a model that is put together needs vicuna or qwen")
+            raise ValueError("model.template: a model built from backbones needs vicuna or qwen")
         try:
             LlavaUhdProjectorConfig(**asdict(self.config.projector))
         except ValueError as error:
@@ -356,8 +362,9 @@ def _with_optional_groups(recipe: TuningRecipe, named: Set[str]) -> TuningRecipe
     """
     if "optimization.optional_groups" in named:
         return recipe
-    rates = [rate for rate in recipe.optimization.learning_rates if f"optimization.learning_rates.{rate}" not in named]
-    groups = tuple(rate for rate in rates if rate in NOT_IN_EVERY_MODEL)
+    rates = recipe.optimization.learning_rates
+    inherited = [group for group in rates if f"optimization.learning_rates.{group}" not in named]
+    groups = tuple(group for group in inherited if group in NOT_IN_EVERY_MODEL)
     return replace(recipe, optimization=replace(recipe.optimization, optional_groups=groups))
 
 

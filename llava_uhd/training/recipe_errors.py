@@ -1,4 +1,4 @@
-"""Error messages of recipes: one line of pydantic's errors, with dotted key, value and the nearest known key."""
+"""Error messages of recipes: one line of pydantic's errors, with dotted key, value and the nearest accepted key."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ def describe(error: ValidationError, kind: type, kinds: Sequence[type]) -> str:
     return " ".join("; ".join(_message(entry, kind, kinds) for entry in error.errors()).split())
 
 
-def nearest(word: Any, known: Sequence[Any]) -> str:
-    """Return the known word that is most similar."""
-    return get_close_matches(str(word), [str(other) for other in known], n=1, cutoff=0.0)[0]
+def nearest(word: Any, accepted: Sequence[Any]) -> str:
+    """Return the accepted word that is most similar."""
+    return get_close_matches(str(word), [str(other) for other in accepted], n=1, cutoff=0.0)[0]
 
 
 def _message(error: Any, kind: type, kinds: Sequence[type]) -> str:
@@ -48,9 +48,9 @@ def _message(error: Any, kind: type, kinds: Sequence[type]) -> str:
         case "unexpected_keyword_argument" | "invalid_key":
             return f"unknown key {place}; nearest: {_nearest_key(place, kind, kinds)}"
         case "literal_error":
-            known = re.findall(r"[\w.-]+(?=')|\d+", context["expected"])
-            near = f" (nearest: {nearest(error['input'], known)})" if isinstance(error["input"], str) else ""
-            return f"{place} must be one of {', '.join(known)}, got {value}{near}"
+            accepted = re.findall(r"[\w.-]+(?=')|\d+", context["expected"])
+            near = f" (nearest: {nearest(error['input'], accepted)})" if isinstance(error["input"], str) else ""
+            return f"{place} must be one of {', '.join(accepted)}, got {value}{near}"
         case "greater_than" | "greater_than_equal":
             low = context.get("gt", context.get("ge"))
             bound = f"above {low:g}" if "gt" in context else "above 0" if 0 < low < 1e-6 else f"at least {low:g}"

@@ -53,7 +53,7 @@ FORMER_UPSAMPLER = {
     **{key: f"schedule.{key}" for key in ("epochs", "max_steps")},
     "save_every": "checkpoints.save_every",
     "log_every": "monitoring.log_every",
-    "pictures": "monitoring.images_every",
+    "pictures": "monitoring.images_every",  # former name
 }
 
 
@@ -89,9 +89,11 @@ def read_about(name: str) -> About:
     """
     path = _find(name)
     about = _read_yaml(path).get("about") or {}
-    known = tuple(About.__dataclass_fields__)
-    if not isinstance(about, dict) or not all(key in known and isinstance(text, str) for key, text in about.items()):
-        raise ValueError(f"{path}: about must have {', '.join(known)}, each a text, got {about!r}")
+    accepted = tuple(About.__dataclass_fields__)
+    if not isinstance(about, dict) or not all(
+        key in accepted and isinstance(text, str) for key, text in about.items()
+    ):
+        raise ValueError(f"{path}: about must have {', '.join(accepted)}, each a text, got {about!r}")
     return About(**{key: " ".join(text.split()) for key, text in about.items()})
 
 
@@ -120,9 +122,9 @@ def read_named_values(name: str, overrides: Sequence[str] = ()) -> tuple[dict[st
     for override in overrides:
         named |= _override(values, override, former, renamed)
     if renamed:
-        told = [f"{before} is {now}" for before, now in renamed.items()]
-        more = f" and {len(told) - LONGEST_LIST} more" if len(told) > LONGEST_LIST else ""
-        logger.warning("former names of keys, which still work: %s%s", ", ".join(told[:LONGEST_LIST]), more)
+        renames = [f"{before} is {now}" for before, now in renamed.items()]
+        more = f" and {len(renames) - LONGEST_LIST} more" if len(renames) > LONGEST_LIST else ""
+        logger.warning("former names of keys, which still work: %s%s", ", ".join(renames[:LONGEST_LIST]), more)
     if name in shipped_recipes():
         _forget_other_data(values, [_renamed(override.partition("=")[0], former) for override in overrides])
     return values, named
@@ -177,13 +179,13 @@ def _leaves(values: dict[str, Any], former: dict[str, str], prefix: str = "") ->
             yield place, value
 
 
-def _put(result: dict[str, Any], key: str, value: Any, given: str) -> None:
+def _put(result: dict[str, Any], key: str, value: Any, named: str) -> None:
     *way, last = key.split(".")
     place = result
     for step in way:
         place = place.setdefault(step, {})
         if not isinstance(place, dict):
-            raise ValueError(f"{given}: {step} has no values below it")
+            raise ValueError(f"{named}: {step} has no values below it")
     present = place.get(last)
     if isinstance(value, dict):
         both = [f"{key}.{name}" for name in value if isinstance(present, dict) and name in present]
@@ -201,16 +203,16 @@ def _find(name: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    known = shipped_recipes()
-    if name in known:
+    shipped = shipped_recipes()
+    if name in shipped:
         return FOLDER / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name or Path(name).is_file():
         path = Path(name).expanduser()
         if not path.is_file():
             raise ValueError(f"there is no file {name}" if not path.exists() else f"{name} is not a file")
         return path
-    near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    raise ValueError(f"no recipe {name!r}; nearest: {near}; shipped: {', '.join(known)}")
+    near = get_close_matches(name, shipped, n=1, cutoff=0.0)[0]
+    raise ValueError(f"no recipe {name!r}; nearest: {near}; shipped: {', '.join(shipped)}")
 
 
 def _with_bases(path: Path, renamed: dict[str, str], named: set[str], below: tuple[Path, ...]) -> dict[str, Any]:
@@ -307,13 +309,13 @@ def _override(values: dict[str, Any], override: str, former: dict[str, str], ren
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{override!r}: the value is not YAML") from error
     # A whole section may hold former names: it replaces the section without them, and they replace values elsewhere.
-    parts = dict(_leaves({key: value}, former)) if isinstance(value, dict) else {key: value}
-    moved = {part: item for part, item in parts.items() if _renamed(part, former) != part}
+    entries = dict(_leaves({key: value}, former)) if isinstance(value, dict) else {key: value}
+    moved = {part: item for part, item in entries.items() if _renamed(part, former) != part}
     if moved and key not in moved:
-        kept = {part[len(key) + 1 :]: item for part, item in parts.items() if part not in moved}
-        parts = {key: kept, **moved}
+        kept = {part[len(key) + 1 :]: item for part, item in entries.items() if part not in moved}
+        entries = {key: kept, **moved}
     named: set[str] = set()
-    for part, item in parts.items():
+    for part, item in entries.items():
         now = _renamed(part, former)
         if now != part:
             renamed[part] = now

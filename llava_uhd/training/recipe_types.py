@@ -38,19 +38,20 @@ Workers = Annotated[Whole, Field(ge=0, le=1024)]
 PathText = Annotated[StrictStr, BeforeValidator(_path)]
 
 
-def check_names(rates: Mapping[str, float], known: Sequence[str], owner: str) -> None:
+def check_names(rates: Mapping[str, float], accepted: Sequence[str], owner: str) -> None:
     """Check the names of learning rates.
 
     Args:
         rates: learning rates by name.
-        known: names that exist.
-        owner: beginning of the message, which the known names end.
+        accepted: names that exist.
+        owner: beginning of the message, which the accepted names end.
 
     Raises:
         ValueError: a name is unknown.
     """
     for name in rates:
-        if name not in known:
+        if name not in accepted:
             raise ValueError(
-                f"optimization.learning_rates.{name}: {owner} {', '.join(known)} (nearest: {nearest(name, known)})"
+                f"optimization.learning_rates.{name}: {owner} {', '.join(accepted)} "
+                f"(nearest: {nearest(name, accepted)})"
             )

@@ -67,10 +67,10 @@ def checkpoint_damage(checkpoint: Path, contents: bool = True) -> str | None:
         checkpoint: folder of the checkpoint.
         contents: compare the checksums of its files, which reads them.
     """
-    mark = checkpoint / COMPLETE
-    if mark.is_file() and mark.read_bytes()[:1] == b"{":
+    file_list = checkpoint / COMPLETE
+    if file_list.is_file() and file_list.read_bytes()[:1] == b"{":
         return find_damage(checkpoint, COMPLETE, contents)
-    if not mark.is_file():
+    if not file_list.is_file():
         return "it was not written to its end"
     for patterns in NEEDED:
         files = [path for pattern in patterns for path in checkpoint.glob(pattern)]
@@ -109,7 +109,7 @@ class _SetEpoch(TrainerCallback):
         self.order.set_epoch(state.global_step // self.order.steps)
 
 
-class ThroughputMeter(Protocol):
+class Throughput(Protocol):
     """Throughput of this device since the last reading."""
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None: ...
@@ -122,11 +122,11 @@ class StageTrainer(Trainer):
 
     Args:
         rates: learning rate by parameter group.
-        part_of: function that maps a parameter name to its parameter group.
+        group_of: function that maps a parameter name to its parameter group.
         order: sampler of the training samples, with `steps` of an epoch and `set_epoch`.
         meter: throughput meter, with `add` and `read`.
         max_loss_rise: loss limit, see `MonitoringRecipe`.
-        keep: number of complete checkpoints kept.
+        checkpoints_kept: number of complete checkpoints kept.
         recipe_text: recipe as YAML, copied into each checkpoint.
         kwargs: arguments of `Trainer`.
     """
@@ -138,18 +138,18 @@ class StageTrainer(Trainer):
         self,
         *args: Any,
         rates: dict[str, float],
-        part_of: Callable[[str], str],
+        group_of: Callable[[str], str],
         order: Any,
-        meter: ThroughputMeter,
+        meter: Throughput,
         max_loss_rise: float,
-        keep: int,
+        checkpoints_kept: int,
         recipe_text: str,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.optimizer: Any
-        self.rates, self.part_of, self.order, self.meter = rates, part_of, order, meter
-        self.keep, self.recipe_text = keep, recipe_text
+        self.rates, self.group_of, self.order, self.meter = rates, group_of, order, meter
+        self.checkpoints_kept, self.recipe_text = checkpoints_kept, recipe_text
         self.guard = LossGuard(max_loss_rise)
         self.last_inputs: dict[str, Any] = {}
         self.out = Path(self.args.output_dir)
@@ -170,13 +170,13 @@ class StageTrainer(Trainer):
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
-                    groups.setdefault((self.rates[self.part_of(name)], decay), []).append(parameter)
+                    groups.setdefault((self.rates[self.group_of(name)], decay), []).append(parameter)
             optimizer, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             options = {name: value for name, value in options.items() if name != "lr"}
             self.optimizer = optimizer(
                 [
-                    {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), parameters in groups.items()
+                    {"params": parameters, "lr": learning_rate, "weight_decay": decay}
+                    for (learning_rate, decay), parameters in groups.items()
                 ],
                 **options,
             )
@@ -267,7 +267,7 @@ class StageTrainer(Trainer):
             if step_of(folder) <= self.state.global_step and checkpoint_damage(folder, contents=False) is None
         ]
         for folder in checkpoints(self.out):
-            if folder not in complete[: self.keep]:
+            if folder not in complete[: self.checkpoints_kept]:
                 # Delete the file list first: an interrupted deletion leaves an incomplete checkpoint.
                 (folder / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(folder)

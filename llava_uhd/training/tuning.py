@@ -25,11 +25,11 @@ from .data.mixture import Mixture
 from .data.order import EpochOrder
 from .folder import check_data, check_folder, claim_folder, record_data
 from .loss import use_training_forward
-from .parts import PartRow, check_table, part_of, table, train_only
+from .parts import ParameterCounts, check_trainable, group_of, table, train_only
 from .plan import accumulation_of, trained_parts, with_present_groups
 from .recipe import Recipe, TuningRecipe, recipe_text
 from .trainer import StageTrainer, last_checkpoint
-from .watch import Meter
+from .watch import ThroughputMeter
 
 MODEL = "model"
 
@@ -52,7 +52,7 @@ class Trained:
     loss: float | None
     held_out_loss: float | None
     resumed_from: str | None
-    parts: list[PartRow]
+    parts: list[ParameterCounts]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,7 +128,7 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
     trainee = add_adapters(model, recipe.lora) if recipe.lora else model
     train_only(trainee, config, parts)
     rows = table(trainee, config)
-    check_table(rows, parts)
+    check_trainable(rows, parts)
     _lower_frozen(trainee, recipe)
 
     trainer = StageTrainer(
@@ -138,11 +138,11 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
         eval_dataset=held_out,
         data_collator=Collator(processor.tokenizer.pad_token_id, recipe.data.pack),
         rates={"adapters": max(optimization.learning_rates.values()), **optimization.learning_rates},
-        part_of=partial(part_of, config=config),
+        group_of=partial(group_of, config=config),
         order=order,
-        meter=Meter(config, parts, devices, recipe.monitoring.peak_tflops),
+        meter=ThroughputMeter(config, parts, devices, recipe.monitoring.peak_tflops),
         max_loss_rise=recipe.monitoring.max_loss_rise,
-        keep=recipe.checkpoints.keep,
+        checkpoints_kept=recipe.checkpoints.keep,
         recipe_text=text,
     )
     _refuse_zero3(trainer)
@@ -225,7 +225,7 @@ def _refuse_zero3(trainer: StageTrainer) -> None:
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
             "DeepSpeed ZeRO-3 gathers the tower's weights each time it is called, and devices whose images have views "
-            "of different shapes call it different numbers of times: they would wait for each other for ever. "
+            "of different shapes call it different numbers of times: they would wait for each other forever. "
             "Take FSDP2 (fsdp2.yaml), which shares as much, or ZeRO-2"
         )
 

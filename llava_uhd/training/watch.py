@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..deprecation import former_names
 from ..files import append_line, write_text
 from ..flops import folding_in_training, sample_flops, training_flops
 from ..model.configuration_llava_uhd import LlavaUhdConfig
@@ -22,7 +23,7 @@ class RunStopped(RuntimeError):
     """Run stopped early by a failed check; the message gives the reason and what is kept."""
 
 
-class Meter:
+class ThroughputMeter:
     """Throughput meter of this device since the last reading."""
 
     def __init__(self, config: LlavaUhdConfig, trained: list[str], devices: int, peak_tflops: float | None):
@@ -134,9 +135,12 @@ def forget_later_steps(log: Path, step: int) -> None:
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            known = json.loads(line)["step"]
+            step_of_line = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             continue
-        if line.endswith("\n") and isinstance(known, int) and known <= step:
+        if line.endswith("\n") and isinstance(step_of_line, int) and step_of_line <= step:
             kept.append(line)
     write_text(log, "".join(kept))
+
+
+__getattr__ = former_names(__name__, {"Meter": "ThroughputMeter"})  # former name

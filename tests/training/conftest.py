@@ -1,4 +1,4 @@
-"""A small model in a folder, LLaVA data about small pictures, and the recipes that go with them."""
+"""A small model in a folder, LLaVA data about small images, and the recipes that go with them."""
 
 import json
 
@@ -11,7 +11,7 @@ SIZES = [(120, 80), (80, 120), (56, 56), (300, 90)]
 
 
 def image_record(index, **changes):
-    """A conversation of two turns about one picture."""
+    """A conversation of two turns about one image."""
     turns = [
         {"from": "human", "value": f"<image>\nWhat is shown in {index}?"},
         {"from": "gpt", "value": f"Blocks, {index} of them."},
@@ -28,7 +28,7 @@ def text_record(index):
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
-    """`train.json` with 12 picture, 1 two-picture and 5 text samples, and the pictures."""
+    """`train.json` with 12 image, 1 two-image and 5 text samples, and the images."""
     folder = tmp_path_factory.mktemp("data")
     for index, size in enumerate(SIZES):
         random_image(*size, seed=index).save(folder / f"{index}.png")

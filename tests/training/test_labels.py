@@ -71,7 +71,7 @@ def test_the_templates_marks_give_the_published_labels(template, legacy, case, g
 
 @pytest.mark.parametrize("case, golden", published("apr25_qwen_1_5"))
 def test_chatml_marks_are_the_answers_alone(case, golden):
-    """Exclude the headers and newlines that the published code learns besides."""
+    """Exclude the headers and newlines that the reference implementation learns besides."""
     labels = marked_labels(one_token_processor(qwen_tokenizer(), "qwen"), case)
     learned = [token for token in labels if token != IGNORE]
     tokenizer = qwen_tokenizer()

@@ -71,9 +71,9 @@ def test_training_forward_agrees_with_the_models_own():
     labels[:, :3] = IGNORE
     own = model(input_ids=ids, labels=labels)
     use_training_forward(model, loss_chunk=4)
-    ours = model(input_ids=ids, labels=labels)
-    torch.testing.assert_close(ours.loss, own.loss)
-    assert ours.logits is None
+    trained = model(input_ids=ids, labels=labels)
+    torch.testing.assert_close(trained.loss, own.loss)
+    assert trained.logits is None
     counted = model(input_ids=ids, labels=labels, num_items_in_batch=24)
     torch.testing.assert_close(counted.loss, own.loss * 12 / 24)
     # The collator pads on the right, and gives a mask that the training pass does without.
@@ -83,6 +83,6 @@ def test_training_forward_agrees_with_the_models_own():
     expected = own_forward(model, input_ids=padded, attention_mask=mask, labels=labels).loss
     torch.testing.assert_close(model(input_ids=padded, attention_mask=mask, labels=labels).loss, expected)
     # Whatever a batch holds, every part takes part in it.
-    ours.loss.backward()
+    trained.loss.backward()
     assert model.model.multi_modal_projector.proj.grad is not None
     assert model.model.vision_tower.embeddings.patch_embedding.weight.grad is not None

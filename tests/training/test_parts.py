@@ -6,7 +6,7 @@ import torch
 from llava_uhd.flops import PartFlops, language_flops, reference_projector, tower_flops, training_flops
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.training.assembly import planned_config
-from llava_uhd.training.parts import check_table, part_of, parts_of, table, train_only
+from llava_uhd.training.parts import check_trainable, group_of, parts_of, table, train_only
 from llava_uhd.training.plan import accumulation_of, make_plan
 from llava_uhd.training.recipe import load_recipe
 from tests.conftest import build_model, small_config
@@ -33,7 +33,7 @@ def test_parts_of_names():
         "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight": "adapters",
         "base_model.model.lm_head.weight": "language_model",
     }.items():
-        assert part_of(name, config) == part
+        assert group_of(name, config) == part
 
 
 def test_parts_that_are_not_run_are_those_without_gradients():
@@ -49,7 +49,7 @@ def test_parts_that_are_not_run_are_those_without_gradients():
         ids = torch.tensor([[5] + [423] * 9 + [7, 8]])
         model(input_ids=ids, labels=ids.clamp(max=400), pixel_values=torch.randn(16, 588), **image).loss.backward()
         for name, parameter in model.named_parameters():
-            part = part_of(name, model.config)
+            part = group_of(name, model.config)
             assert (parameter.grad is None) == part.endswith("(not run)"), name
 
 
@@ -57,12 +57,12 @@ def test_train_only_and_its_check():
     model = build_model(small_config())
     train_only(model, model.config, ["projector", "upsampler_fixup"])
     rows = table(model, model.config)
-    check_table(rows, ["projector", "upsampler_fixup"])
+    check_trainable(rows, ["projector", "upsampler_fixup"])
     assert sum(row.total for row in rows) == sum(parameter.numel() for parameter in model.parameters())
     with pytest.raises(AssertionError, match="projector"):
-        check_table(rows, ["upsampler_fixup"])
+        check_trainable(rows, ["upsampler_fixup"])
     with pytest.raises(AssertionError, match="positions"):
-        check_table(rows, ["projector", "upsampler_fixup", "positions"])
+        check_trainable(rows, ["projector", "upsampler_fixup", "positions"])
     with pytest.raises(ValueError, match="no part 'upsampler_fixup'"):
         train_only(build_model(small_config(type="resampler")), small_config(type="resampler"), ["upsampler_fixup"])
 
@@ -71,7 +71,7 @@ def test_plans_of_the_published_stages():
     align, instruct = make_plan(load_recipe("vicuna-7b-align"), 8), make_plan(load_recipe("vicuna-7b-instruct"), 8)
     trained = {row.part: row.trainable for row in align.parts if row.trainable}
     assert set(trained) == {"projector", "positions"} and align.steps == 2181 and align.accumulation == 1
-    # About 176 M useful parameters in the published projector, by its description: ours drops some that are dead.
+    # About 176 M useful parameters in the published projector, by its description; dead ones are left out here.
     assert 160e6 < sum(trained.values()) < 176e6
     frozen = {row.part for row in instruct.parts if not row.trainable}
     assert frozen == {"vision_tower (not run)", "positions", "upsampler"}
@@ -106,3 +106,15 @@ def test_training_flops_follow_the_gradients():
     assert training_flops(forward, everything) == 3 * 1111
     assert training_flops(forward, everything, checkpointing=True) == 3 * 1111 + 1001
     assert training_flops(forward, ["adapters"]) == 111 + 2000
+
+
+def test_former_names_warn():
+    from llava_uhd.training import parts, watch
+    from llava_uhd.training.upsampler import images, pictures
+
+    with pytest.warns(DeprecationWarning, match="part_of is now llava_uhd.training.parts.group_of"):
+        assert parts.part_of is parts.group_of
+    with pytest.warns(DeprecationWarning, match="is now llava_uhd.training.watch.ThroughputMeter"):
+        assert watch.Meter is watch.ThroughputMeter
+    with pytest.warns(DeprecationWarning, match="upsampler.images.Images"):
+        assert pictures.Pictures is images.Images

@@ -14,7 +14,7 @@ import yaml
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
 from llava_uhd.training.assembly import planned_config
-from llava_uhd.training.parts import part_of, train_only
+from llava_uhd.training.parts import group_of, train_only
 from llava_uhd.training.plan import make_plan, with_present_groups
 from llava_uhd.training.recipe import FOLDER, build_recipe, load_recipe, recipe_text, shipped_recipes
 from llava_uhd.training.recipe_files import read_about, read_values
@@ -32,11 +32,11 @@ def test_shipped_recipes_load_and_print_as_they_are(name):
 
 
 def test_each_family_has_its_stages():
-    wanted = {f"{family}-{stage}" for family in FAMILIES for stage in ("align", "instruct")}
-    wanted |= {"tiny-upsampler", "clip-l-upsampler", "clip-l-paper-upsampler"}
-    wanted |= {"tiny-closer-look-upsampler", "clip-l-closer-look-upsampler"}
-    wanted |= {"vicuna-7b-instruct-lora", "vicuna-7b-instruct-qlora"}
-    assert set(shipped_recipes()) == wanted
+    expected = {f"{family}-{stage}" for family in FAMILIES for stage in ("align", "instruct")}
+    expected |= {"tiny-upsampler", "clip-l-upsampler", "clip-l-paper-upsampler"}
+    expected |= {"tiny-closer-look-upsampler", "clip-l-closer-look-upsampler"}
+    expected |= {"vicuna-7b-instruct-lora", "vicuna-7b-instruct-qlora"}
+    assert set(shipped_recipes()) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
@@ -117,9 +117,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("overrides, told", WRONG, ids=[overrides[0] for overrides, _ in WRONG])
-def test_what_is_wrong_is_said(overrides, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize("overrides, message", WRONG, ids=[overrides[0] for overrides, _ in WRONG])
+def test_what_is_wrong_is_said(overrides, message):
+    with pytest.raises(ValueError, match=message):
         load_recipe("vicuna-7b-align", overrides)
 
 
@@ -143,9 +143,9 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize("override, told", OUTSIDE, ids=[override for override, _ in OUTSIDE])
-def test_numbers_outside_their_limits(override, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize("override, message", OUTSIDE, ids=[override for override, _ in OUTSIDE])
+def test_numbers_outside_their_limits(override, message):
+    with pytest.raises(ValueError, match=message):
         load_recipe("vicuna-7b-align", [override])
 
 
@@ -186,7 +186,7 @@ def test_a_thousand_fuzzed_recipes_give_a_recipe_or_one_clear_line(tmp_path):
     values += [10**400, 2**63, "1e999", "../..", [[]], {"a": {"b": []}}, "\ud83e", b"x", 1e-320, -0.0, "é" * 3000]
     names = shipped_recipes()
     shipped = {name: read_values(name) for name in names}
-    started, refused = perf_counter(), 0
+    started, rejected = perf_counter(), 0
     for number in range(1000):
         name = rng.choice(names)
         loaded = copy.deepcopy(shipped[name])
@@ -215,9 +215,9 @@ def test_a_thousand_fuzzed_recipes_give_a_recipe_or_one_clear_line(tmp_path):
         try:
             recipe_text(make(argument))
         except ValueError as error:
-            refused += 1
+            rejected += 1
             assert str(error)
-    assert refused > 500 and perf_counter() - started < 60
+    assert rejected > 500 and perf_counter() - started < 60
 
 
 def test_other_training_data_leaves_the_recipes_own_alone(tmp_path, caplog):
@@ -306,7 +306,7 @@ def test_tower_is_trained_in_alignment_where_a_recipe_says_so():
         "grids": torch.zeros(1, 2).long(),
     }
     model(input_ids=ids, labels=ids.clamp(max=400), pixel_values=torch.randn(16, 588), **image).loss.backward()
-    with_gradient = {part_of(name, model.config) for name, p in model.named_parameters() if p.grad is not None}
+    with_gradient = {group_of(name, model.config) for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {"projector", "positions", "vision_tower"}
 
 
@@ -366,14 +366,14 @@ def test_a_recipe_from_a_base(tmp_path):
     assert mine == whole and mine.optimization.learning_rates["language_model"] == 5e-4
     assert longer.schedule.epochs == 5 and longer.optimization.global_batch == 8
     assert longer.optimization.learning_rates == {"projector": 1}  # replaced, not merged
-    for text, told in (
+    for text, message in (
         ("base: longer.yaml", "base leads back"),
         ("base: [1]", "base must be the name"),
         ("base: nowhere", "mine.yaml: base: no recipe 'nowhere'"),
         ("base: tiny-instruct\nabout: {need: x}", "about must have follows, needs, reaches"),
     ):
         (tmp_path / "mine.yaml").write_text(text)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             load_recipe(str(tmp_path / "mine.yaml"))
             read_about(str(tmp_path / "mine.yaml"))
 
@@ -385,13 +385,13 @@ def test_the_config_of_the_model_is_nested():
     assert config.projector.bin_embedding and config.max_slices == 5 and config.layout == "stitched"
     own = set(LlavaUhdConfig.__annotations__) - set(asdict(recipe.model.config))
     assert own == {"vision_config", "text_config", "image_token_id", "tie_word_embeddings"}
-    for override, told in (
+    for override, message in (
         ("model.config.projector.levels=[3]", "model.config.projector: levels must ascend"),
         ("model.config.projector.bin_embeding=true", "nearest: model.config.projector.bin_embedding"),
         ("model.config.row_separator_id=-1", "model.config.row_separator_id must be at least 0, got -1"),
         ("model.config.max_slices=true", "model.config.max_slices must be int, got True"),
     ):
-        with pytest.raises(ValueError, match=re.escape(told)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             load_recipe("vicuna-7b-align", [override])
 
 
@@ -402,8 +402,8 @@ def test_heads_state_what_the_plan_computes(name):
     assert about.follows and "train plan" in about.needs and about.reaches
     devices = int(re.match(r"(\d+) (?:devices|CPU)", about.needs)[1])
     if name.endswith("-upsampler"):
-        told = f"{plan_upsampler(load_recipe(name), devices).memory_gib} GiB"
-        assert told in about.needs and "not measured" in about.needs
+        message = f"{plan_upsampler(load_recipe(name), devices).memory_gib} GiB"
+        assert message in about.needs and "not measured" in about.needs
         return
     overrides = ["monitoring.peak_tflops=989"] + (["model.start=tiny"] if name.startswith("tiny") else [])
     plan = make_plan(load_recipe(name, overrides), devices)
@@ -474,7 +474,7 @@ def test_rates_that_a_user_names_are_required(tmp_path):
     again = build_recipe(yaml.safe_load(recipe_text(inherits)))
     assert list(with_present_groups(again, model, model.config).optimization.learning_rates) == ["projector"]
     named = load_recipe("vicuna-7b-align", [mlp, "model.upsampler=mine"])
-    assert named.model.upsampler == "mine"  # refused when the model is built
+    assert named.model.upsampler == "mine"  # rejected when the model is built
     alone = load_recipe("vicuna-7b-align", [mlp, "optimization.learning_rates={positions: 1e-3}"])
     optional = replace(alone.optimization, optional_groups=("positions",))
     with pytest.raises(ValueError, match="of positions the model has none"):

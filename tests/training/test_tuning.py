@@ -1,4 +1,4 @@
-"""Stages 1 and 2 from a recipe to a trained folder: what learns, what is written, when a run stops, how it goes on."""
+"""Stages 1 and 2 from a recipe to a trained folder: what is trained, written, checked and resumed."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.files import lock_folder
 from llava_uhd.training import trainer as trainer_module
-from llava_uhd.training.parts import part_of
+from llava_uhd.training.parts import group_of
 from llava_uhd.training.recipe import build_recipe
 from llava_uhd.training.trainer import StageTrainer, last_checkpoint
 from llava_uhd.training.tuning import train_stage
@@ -25,7 +25,7 @@ def weights(folder):
 
 def changed_parts(before, after):
     config = small_config()
-    return {part_of(name, config) for name in before if not torch.equal(before[name], after[name])}
+    return {group_of(name, config) for name in before if not torch.equal(before[name], after[name])}
 
 
 def test_instruct(recipe_values, model_folder):
@@ -83,21 +83,21 @@ def test_projector_of_another_type_is_trained(recipe_values, tmp_path):
 
 
 def test_learning_rates_by_part(recipe_values, monkeypatch):
-    seen = {}
+    rates = {}
 
     def spy(self, model=None):
         optimizer = original(self, model)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                seen.setdefault(part_of(names[id(parameter)], self.model.config), set()).add(group["lr"])
+                rates.setdefault(group_of(names[id(parameter)], self.model.config), set()).add(group["lr"])
         return optimizer
 
     original = StageTrainer.create_optimizer
     monkeypatch.setattr(StageTrainer, "create_optimizer", spy)
     recipe_values["schedule"]["max_steps"] = 1
     train_stage(build_recipe(recipe_values))
-    assert seen == {part: {rate} for part, rate in recipe_values["optimization"]["learning_rates"].items()}
+    assert rates == {part: {rate} for part, rate in recipe_values["optimization"]["learning_rates"].items()}
 
 
 def test_lora_changes_adapters_only(recipe_values, model_folder):

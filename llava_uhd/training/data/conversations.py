@@ -52,12 +52,12 @@ def read_conversation(record: Any) -> Conversation:
         _check_text(message["content"], f"turn {place}")
     while messages and messages[0]["role"] == "assistant":
         messages.pop(0)
-    spoken = [message["role"] for message in messages if message["role"] != "system"]
-    if spoken[:2] != ["user", "assistant"]:
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles[:2] != ["user", "assistant"]:
         raise BadSample("it has no answer to a question")
-    if len(messages) - len(spoken) > 1 or (len(messages) > len(spoken) and messages[0]["role"] != "system"):
+    if len(messages) - len(roles) > 1 or (len(messages) > len(roles) and messages[0]["role"] != "system"):
         raise BadSample("only its first turn may be from system")
-    if any(role == following for role, following in zip(spoken, spoken[1:], strict=False)):
+    if any(role == following for role, following in zip(roles, roles[1:], strict=False)):
         raise BadSample("two turns in a row are from one side")
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and IMAGE in message["content"]:

@@ -86,21 +86,21 @@ class Encoder:
         options: dict[str, Any] = {"max_slices": self.data.max_slices} if self.data.max_slices else {}
         messages = self._leading(conversation.messages)
         try:
-            pictures = [decode_image(image) for image in images]
-            for picture in pictures:
-                self.processor.image_processor.plan(*picture.size, **options)  # refuses one that is too narrow
+            images = [decode_image(image) for image in images]
+            for image in images:
+                self.processor.image_processor.plan(*image.size, **options)  # refuses one that is too narrow
         except ValueError as error:
             raise BadSample(str(error)) from error
         if self.data.vary_images:
-            named = zip(pictures, conversation.images, strict=True)
-            pictures = [self._vary(picture, name, rng) for picture, name in named]
+            named = zip(images, conversation.images, strict=True)
+            images = [self._vary(image, name, rng) for image, name in named]
         outputs = self.processor.apply_chat_template(
             messages,
             chat_template=self.template,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
-            processor_kwargs={**options, "images": pictures} if pictures else {},
+            processor_kwargs={**options, "images": images} if images else {},
         )
         input_ids = [int(token) for token in outputs["input_ids"][0]]
         labels = answer_labels(input_ids, outputs["assistant_masks"][0])

@@ -53,14 +53,14 @@ class Mixture(Dataset):
         self.has_images: list[bool] = []
         for number, index in self.places:
             length, with_images = self._measure(number, index)
-            known = manifests[number]
-            if known is not None:
-                if len(known) != len(self.sources[number]):
+            lengths = manifests[number]
+            if lengths is not None:
+                if len(lengths) != len(self.sources[number]):
                     raise ValueError(
-                        f"{sources[number].manifest} lists {len(known)} samples, but {sources[number].path} has "
+                        f"{sources[number].manifest} lists {len(lengths)} samples, but {sources[number].path} has "
                         f"{len(self.sources[number])}: make it again with `llava-uhd data check`"
                     )
-                length = known[index] or length
+                length = lengths[index] or length
             self.lengths.append(length)
             self.has_images.append(with_images)
 
@@ -92,10 +92,10 @@ class Mixture(Dataset):
             images = [source.image(index, name) for name in conversation.images]
             return self.encoder(conversation, images, f"{self.seed}:{number}:{index}")
         except BadSample as error:
-            told = f"{source.path}: sample {index}: {error}"
+            message = f"{source.path}: sample {index}: {error}"
             if self.fatal:
-                raise ValueError(told) from error
-            logger.warning("left out: %s", told)
+                raise ValueError(message) from error
+            logger.warning("left out: %s", message)
             if self.report is not None:
                 append_line(self.report, json.dumps({"source": source.path, "index": index, "reason": str(error)}))
             return None

@@ -195,11 +195,11 @@ def _check_end(shard: Path, end: int) -> None:
 
 def _missing_numbers(stems: list[str]) -> list[str]:
     """Return the numbers missing from a numbered sequence of shard names."""
-    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
-    if len(stems) < 2 or not all(parts):
+    matches = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
+    if len(stems) < 2 or not all(matches):
         return []
     found: dict[tuple[str, str], set[int]] = {}
-    for part in parts:
+    for part in matches:
         assert part is not None
         found.setdefault((part[1], part[3]), set()).add(int(part[2]))
     missing = []

@@ -44,7 +44,7 @@ def write_documents(folder: Path, count: int, seed: int, *, kinds: Sequence[str]
 def _in_turn(document: Document, rng: random.Random) -> list[Question]:
     """A document's questions in an order that leaves the page as the only place to find an answer.
 
-    In the page's own order the next cell of a table can be told from the one just asked for, and the highest of bars
+    In the page's own order the next cell of a table differs from the one just asked for, and the highest of bars
     from the values named before it: a model learns that, and fails where the question comes alone.
     """
     questions = [*document.questions, *document.hints]

@@ -56,19 +56,20 @@ def quality(
     import torch
 
     from .features import Features, load_tower
-    from .pictures import Pictures, find_pictures
+    from .images import Images, find_images
     from .quality import measure
 
     levels = sorted(set(level or [2]))
     if not set(levels) <= {2, 4, 8}:
         raise typer.BadParameter(f"levels are 2, 4 and 8, got {', '.join(map(str, levels))}", param_hint="--level")
     features = Features(load_tower(tower), layer)
-    files = find_pictures(str(images), 0)[0][-limit:]
+    files = find_images(str(images), 0)[0][-limit:]
     side = image_size or features.tower.config.image_size
-    pictures = Pictures(files, side, features.patch_size, keep_aspect, "bicubic", "clip")
+    held_out = Images(files, side, features.patch_size, keep_aspect, "bicubic", "clip")
     upsamplers = _upsamplers(upsampler, tower, features, levels)
-    found = measure(upsamplers, features, pictures, levels, torch.device("cpu"))
-    typer.echo(json.dumps({"pictures": len(files), "quality": found}) if as_json else quality_table(found))
+    found = measure(upsamplers, features, held_out, levels, torch.device("cpu"))
+    result = {"pictures": len(files), "quality": found}  # former name, kept for readers of the JSON
+    typer.echo(json.dumps(result) if as_json else quality_table(found))
 
 
 def quality_table(found: "Quality") -> str:
@@ -77,8 +78,8 @@ def quality_table(found: "Quality") -> str:
         "| map | raw cosine | centered cosine | nMSE | R2 of ridge regression |",
         "|---|---|---|---|---|",
     ]
-    for level, of_level in found.items():
-        for name, measured in of_level.items():
+    for level, measures in found.items():
+        for name, measured in measures.items():
             numbers = (measured.get(key) for key in ("cosine", "centered_cosine", "nmse", "ridge_r2"))
             lines.append(f"| {level} {name} | " + " | ".join("" if n is None else f"{n:.3f}" for n in numbers) + " |")
     return "\n".join(lines)

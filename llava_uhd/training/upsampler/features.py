@@ -1,4 +1,4 @@
-"""The frozen tower of stage 0: maps of whole pictures, and of a picture's tiles."""
+"""The frozen tower of stage 0: maps of whole images, and of an image's tiles."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def is_own_model(name: str) -> bool:
 
 
 def load_tower(name: str) -> PreTrainedModel:
-    """A frozen tower in float32: of a model of ours, or CLIP's or SigLIP's own.
+    """A frozen tower in float32: of a model of this package, or CLIP's or SigLIP's own.
 
     Raises:
         ValueError: it is none of them.
@@ -39,7 +39,7 @@ def load_tower(name: str) -> PreTrainedModel:
 
 
 class Features:
-    """Feature maps of pictures.
+    """Feature maps of images.
 
     Args:
         tower: see `load_tower`.
@@ -60,7 +60,7 @@ class Features:
         return encode_views(self.tower, patches, shape, self.layer)
 
     def of_tiles(self, pixels: torch.Tensor, tiles: int) -> torch.Tensor:
-        """Maps of tiles x tiles parts of pictures, each encoded by itself, put together: (N, C, h, w)."""
+        """Maps of tiles x tiles parts of images, each encoded by itself, joined: (N, C, h, w)."""
         rows = [
             torch.cat([self(tile) for tile in row.chunk(tiles, dim=3)], dim=3) for row in pixels.chunk(tiles, dim=2)
         ]

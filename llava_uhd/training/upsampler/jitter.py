@@ -1,4 +1,4 @@
-"""Small random moves of a picture, and of the maps that belong to it: shift, zoom, mirror."""
+"""Small random moves of an image, and of the maps that belong to it: shift, zoom, mirror."""
 
 import random
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ class Move:
 
 
 def draw_move(size: tuple[int, int], max_pad: int, max_zoom: float, rng: random.Random) -> Move:
-    """A random move of pictures of (height, width): half of them zoom, half mirror."""
+    """A random move of images of (height, width): half of them zoom, half mirror."""
     flip = rng.random() > FLIP_SHARE
     zoom = rng.uniform(1.0, max_zoom) if rng.random() > ZOOM_SHARE else 1.0
-    # As `move` rounds, so that what is cut out lies within the picture.
+    # As `move` rounds, so that what is cut out lies within the image.
     room = [int((side + 2 * max_pad) * zoom) - side for side in size]
     return Move(zoom, rng.randint(0, room[0]), rng.randint(0, room[1]), flip)
 
 
 def move(x: torch.Tensor, by: Move, max_pad: int) -> torch.Tensor:
-    """Moves pictures or maps (N, C, H, W): padded by reflection, zoomed bilinearly, cut to the old size.
+    """Moves images or maps (N, C, H, W): padded by reflection, zoomed bilinearly, cut to the old size.
 
     Raises:
         ValueError: the padding does not fit a side, or the cut lies outside.
@@ -48,5 +48,5 @@ def move(x: torch.Tensor, by: Move, max_pad: int) -> torch.Tensor:
         padded = F.interpolate(padded, scale_factor=by.zoom, mode="bilinear")
     cut = padded[:, :, by.top : by.top + height, by.left : by.left + width]
     if cut.shape != x.shape:
-        raise ValueError(f"{by} leads out of a picture of {height} x {width}")
+        raise ValueError(f"{by} leads out of an image of {height} x {width}")
     return cut.flip(3) if by.flip else cut

@@ -1,6 +1,6 @@
 """The terms of stage 0.
 
-Shapes: N pictures, C channels, h w of the tower's map, P pixels drawn, D random directions.
+Shapes: N images, C channels, h w of the tower's map, P pixels drawn, D random directions.
 """
 
 import torch
@@ -11,9 +11,9 @@ COLOR_WEIGHT, SMOOTH_WEIGHT = 10.0, 3.0
 POSITION_SPREAD, COLOR_SPREAD, SMOOTH_SPREAD = 0.1, 0.15, 0.005
 
 
-def draw_projection(pictures: int, channels: int, directions: int, device: torch.device) -> torch.Tensor:
+def draw_projection(images: int, channels: int, directions: int, device: torch.device) -> torch.Tensor:
     """(N, C, D) random directions of unit length."""
-    return F.normalize(torch.randn(pictures, channels, directions, device=device), dim=1)
+    return F.normalize(torch.randn(images, channels, directions, device=device), dim=1)
 
 
 def project(x: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
@@ -36,15 +36,15 @@ def reconstruction_loss(
     return (error**2 / (2 * scales**2) + scales.log()).mean()
 
 
-def crf_loss(guidance: torch.Tensor, features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def crf_loss(guidance: torch.Tensor, features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Pixels that are near and alike should have like features: mean over all pairs of the drawn pixels.
 
     Args:
         guidance: (N, 3, H, W), pixels.
         features: (N, C, H, W).
-        places: (2, P), rows and columns.
+        positions: (2, P), rows and columns.
     """
-    rows, columns = places
+    rows, columns = positions
     height, width = guidance.shape[2:]
     position = torch.stack([rows / height, columns / width])  # 2, P
     color, feature = guidance[:, :, rows, columns], features[:, :, rows, columns]  # N, ., P

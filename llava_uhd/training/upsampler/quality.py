@@ -1,13 +1,13 @@
 """Quality of up-sampled maps against the closer look, beside baselines that need no training.
 
-The closer look is what the tower sees of the picture enlarged by a level's factor, tile by tile at its own resolution,
+The closer look is what the tower sees of the image enlarged by a level's factor, tile by tile at its own resolution,
 as slices are encoded. Raw cosine similarity to it rewards blur: features share a large mean, and a constant map scores
 high. The measures here do not:
 
 - `centered_cosine`: mean cosine after each side's own mean feature is subtracted. Blind to scale and offset.
 - `nmse`: squared error divided by the closer look's variance. The constant map scores 1; lower is better.
 - `ridge_r2`: share of the closer look's variance that a linear readout of the map explains, fitted by ridge
-  regression on one half of the pictures and measured on the other, mean of both ways round.
+  regression on one half of the images and measured on the other, mean of both ways round.
 
 `cosine`, the raw one, is reported beside them for comparison with older figures and ranks nothing.
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ...deprecation import former_names
 from .features import Features
-from .pictures import Pictures
+from .images import Images
 
 # (features, pixels, size) to a map of that size: any up-sampler, trained or not.
 Upsample = Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], torch.Tensor]
@@ -84,7 +84,7 @@ class Moments:
         self.positions = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the positions of a picture.
+        """Add the positions of an image.
 
         Args:
             x: up-sampled features, (P, C).
@@ -125,28 +125,28 @@ class Moments:
 def measure(
     upsamplers: Mapping[str, Upsample],
     features: Features,
-    pictures: Pictures,
+    images: Images,
     levels: list[int],
     device: torch.device,
     with_baselines: bool = True,
 ) -> Quality:
-    """Measure up-samplers, interpolation and the constant map on held-out pictures.
+    """Measure up-samplers, interpolation and the constant map on held-out images.
 
     Args:
         upsamplers: up-samplers by name.
         features: the frozen tower.
-        pictures: held-out pictures.
+        images: held-out images.
         levels: levels to measure, such as 2 and 4.
         device: device to compute on.
         with_baselines: also measure `nearest`, `bilinear`, `bicubic` and `constant`.
 
     Returns:
-        the measures by level, such as `2x`, and up-sampler; `ridge_r2` only of two pictures or more.
+        the measures by level, such as `2x`, and up-sampler; `ridge_r2` only of two images or more.
     """
     candidates = {**BASELINES, **upsamplers} if with_baselines else dict(upsamplers)
     found: Quality = {}
     for level in levels:
-        closer_looks = _closer_looks(features, pictures, level, device)
+        closer_looks = _closer_looks(features, images, level, device)
         mean = torch.cat([y for _, _, y in closer_looks]).mean(dim=0)  # C
         found[f"{level}x"] = {
             name: _measure_one(upsample, closer_looks, mean, level) for name, upsample in candidates.items()
@@ -157,13 +157,13 @@ def measure(
 
 
 def _closer_looks(
-    features: Features, pictures: Pictures, level: int, device: torch.device
+    features: Features, images: Images, level: int, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Return each picture's map, (1, C, h, w), its pixels, and its closer look, (P, C)."""
+    """Return each image's map, (1, C, h, w), its pixels, and its closer look, (P, C)."""
     looks = []
-    for index in range(len(pictures)):
-        pixels = pictures[index][None].to(device)
-        closer = features.of_tiles(pictures.at_scale(index, level)[None].to(device), level)
+    for index in range(len(images)):
+        pixels = images[index][None].to(device)
+        closer = features.of_tiles(images.at_scale(index, level)[None].to(device), level)
         looks.append((features(pixels), pixels, closer[0].flatten(1).T))
     return looks
 
@@ -207,7 +207,7 @@ def _measure_one(
 
 @torch.no_grad()
 def false_colors(maps: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """Maps (C, h, w) side by side as a picture (3, H, maps · W): the first three principal components of all."""
+    """Maps (C, h, w) side by side as an image (3, H, maps · W): the first three principal components of all."""
     pixels = torch.cat([map_.flatten(1).T for map_ in maps])  # all positions, C
     center = pixels.mean(dim=0)
     _, _, directions = torch.linalg.svd(pixels - center, full_matrices=False)

@@ -29,7 +29,7 @@ class UpsamplerModelRecipe:
     """Tower and up-sampler of stage 0.
 
     Attributes:
-        vision_tower: folder or hub id of CLIP or SigLIP, or of a model of ours, whose tower is taken.
+        vision_tower: folder or hub id of CLIP or SigLIP, or of a model of this package, whose tower is taken.
         feature_layer: hidden state of the tower that is used, -2 as published.
         highest: level of the highest map: 2, 4 or 8.
     """
@@ -73,16 +73,16 @@ class UpsamplerLossRecipe:
         levels: `every` level has a loss of its own and gives no gradient to the level below it, as published;
             `highest` trains all levels by the loss of the highest map.
         jitters: views of each image.
-        images_per_jitter: images of a batch that share their jitters; None for all of a device. The released code
-            has eight devices with two images each, so two.
+        images_per_jitter: images of a batch that share their jitters; None for all of a device. The reference
+            implementation has eight devices with two images each, so two.
         max_pad: padding and shift of a view, in pixels.
         max_zoom: largest zoom of a view.
         downsampler_kernel: side of the squares that the attention down-sampler pools.
         projection: random directions onto which features are compared; 0 compares all channels.
         crf: weight of the smoothness term (conditional random field).
         crf_samples: positions that it compares.
-        crf_jittered_guidance: pair the features with the view they come from; the published code takes the image
-            without its jitter.
+        crf_jittered_guidance: pair the features with the view they come from; the reference implementation takes
+            the image without its jitter.
         tv: weight of the total variation.
     """
 
@@ -106,7 +106,7 @@ class UpsamplerOptimizationRecipe:
 
     Attributes:
         global_batch: images per step, over all devices.
-        optimizer: `nadam` as in the released code, or `adam` as in the paper.
+        optimizer: `nadam` as in the reference implementation, or `adam` as in the paper.
         learning_rate: learning rate of all parameters that `learning_rates` does not name.
         learning_rates: learning rates of parameters by name (`range_temp`, `sigma_spatial`, `range_proj`,
             `fixup_proj`). Adam moves a scalar by at most rate x steps, so a short run needs larger rates for the two

@@ -1,6 +1,6 @@
 """Modules for training the up-sampler alone: downsampler to the low resolution, and its uncertainty.
 
-Shapes: N pictures, C channels, H W of the up-sampled map, h w of the tower's, k side of a pooled square.
+Shapes: N images, C channels, H W of the up-sampled map, h w of the tower's, k side of a pooled square.
 """
 
 import torch

@@ -22,8 +22,8 @@ from ..recipe import UpsamplerRecipe, recipe_text
 from ..trainer import COMPLETE, RECIPE_COPY, UNREADABLE, StageTrainer
 from ..watch import RunStopped
 from .features import Features
+from .images import Images, batches
 from .jitter import draw_move, move
-from .pictures import Pictures, batches
 from .quality import Quality, false_colors
 
 # State of a run of earlier versions; runs of today have checkpoints.
@@ -53,20 +53,20 @@ class ImageOrder(Sampler[int]):
     """Sampler of images in batches of one size; call `set_epoch` before each pass.
 
     Args:
-        pictures: training images.
+        images: training images.
         global_batch: images per step, over all devices.
         seed: seed of the order.
     """
 
-    def __init__(self, pictures: Pictures, global_batch: int, seed: int):
-        self.pictures, self.global_batch, self.seed, self.epoch = pictures, global_batch, seed, 0
-        self.steps = len(batches(pictures, global_batch, seed, 0))
+    def __init__(self, images: Images, global_batch: int, seed: int):
+        self.images, self.global_batch, self.seed, self.epoch = images, global_batch, seed, 0
+        self.steps = len(batches(images, global_batch, seed, 0))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = batches(self.pictures, self.global_batch, self.seed, self.epoch)
+        order = batches(self.images, self.global_batch, self.seed, self.epoch)
         return iter([index for batch in order for index in batch])
 
     def __len__(self) -> int:
@@ -95,9 +95,9 @@ class ImageMeter:
     def read(self) -> dict[str, float]:
         """Return images per second of all devices since the last reading."""
         now = time.perf_counter()
-        rate = self.devices * self.images / (now - self.since)
+        per_second = self.devices * self.images / (now - self.since)
         self.images, self.since = 0, now
-        return {"samples_per_second": rate}
+        return {"samples_per_second": per_second}
 
 
 class UpsamplerTrainer(StageTrainer):
@@ -182,7 +182,7 @@ class TensorBoard(TrainerCallback):
         module: trained module, with `pyramid`.
     """
 
-    def __init__(self, out: Path, images_every: int, held_out: Pictures, features: Features, module: Any):
+    def __init__(self, out: Path, images_every: int, held_out: Images, features: Features, module: Any):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -221,8 +221,8 @@ class TensorBoard(TrainerCallback):
 
     def write_quality(self, quality: Quality, step: int) -> None:
         """Write the measures of the trained up-sampler, and close the log."""
-        for level, of_level in quality.items():
-            for name, value in of_level["jbu"].items():
+        for level, measures in quality.items():
+            for name, value in measures["jbu"].items():
                 self.writer.add_scalar(f"quality/{level}_{name}", value, step)
         self.writer.close()
 
@@ -256,7 +256,7 @@ def convert_former_state(
     history = [] if state.get("loss") is None else [{"step": step, "loss": state["loss"]}]
     placeholders = [nn.Parameter(torch.zeros(1)) for _ in rates]
     schedule = LambdaLR(
-        torch.optim.SGD([{"params": [one], "lr": rate} for one, rate in zip(placeholders, rates, strict=True)]),
+        torch.optim.SGD([{"params": [one], "lr": lr} for one, lr in zip(placeholders, rates, strict=True)]),
         [lambda _: 1.0] * len(rates),
     ).state_dict()
     schedule |= {"last_epoch": step, "_step_count": step + 1}

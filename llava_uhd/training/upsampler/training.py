@@ -24,9 +24,9 @@ from ..recipe_types import LARGEST_INT
 from ..trainer import step_of
 from ..tuning import find_checkpoint
 from .features import Features, load_tower
+from .images import Images, find_images, images_fingerprint
 from .jitter import Move, move
 from .losses import crf_loss, draw_places, draw_projection, project, reconstruction_loss, total_variation
-from .pictures import Pictures, find_pictures, pictures_fingerprint
 from .quality import Quality, measure, pyramid_upsample
 from .reconstruction import AttentionDownsampler, ScaleNet
 from .stage_trainer import (
@@ -53,7 +53,7 @@ def stage_maps(
     Args:
         pyramid: the up-sampler.
         features: maps of the tower, (N, C, h, w).
-        pixels: pictures, (N, 3, H, W).
+        pixels: images, (N, 3, H, W).
         every_level: each level learns from its own loss, the map below it detached; otherwise gradients reach the
             levels below.
     """
@@ -76,7 +76,7 @@ def build_pyramid(channels: int, recipe: UpsamplerRecipe) -> JBUPyramid:
 
 
 class CloserLook(nn.Module):
-    """The up-sampler trained by regression on the tower's features of the enlarged picture, tile by tile."""
+    """The up-sampler trained by regression on the tower's features of the enlarged image, tile by tile."""
 
     def __init__(self, channels: int, recipe: UpsamplerRecipe):
         super().__init__()
@@ -88,7 +88,7 @@ class CloserLook(nn.Module):
 
         Args:
             features: maps of the tower, (N, C, h, w).
-            pixels: pictures, (N, 3, H, W).
+            pixels: images, (N, 3, H, W).
             closer: closer look of each level above 1x, ascending, (N, C, s·h, s·w).
         """
         every_level = self.recipe.loss.levels == "every"
@@ -102,7 +102,7 @@ class CloserLook(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """The up-sampler with all that it is trained with; its forward pass is the loss of one move of some pictures."""
+    """The up-sampler with all that it is trained with; its forward pass is the loss of one move of some images."""
 
     def __init__(self, channels: int, recipe: UpsamplerRecipe):
         super().__init__()
@@ -151,8 +151,8 @@ class Reconstruction(nn.Module):
             total = total + loss / recipe.jitters
             if smooth and recipe.crf > 0:
                 guidance = moved_pixels if recipe.crf_jittered_guidance else pixels
-                places = draw_places(size, recipe.crf_samples, features.device)
-                total = total + recipe.crf * crf_loss(guidance, project(moved, projection), places)
+                positions = draw_places(size, recipe.crf_samples, features.device)
+                total = total + recipe.crf * crf_loss(guidance, project(moved, projection), positions)
             if smooth and recipe.tv > 0:
                 total = total + recipe.tv * total_variation(project(moved, projection))
         return total
@@ -167,7 +167,7 @@ class TrainedUpsampler:
         steps: number of steps, including those before a resumption.
         loss: mean training loss at the last log.
         quality: measures of the up-sampler, the untrained one and the baselines by level, see `quality.measure`;
-            empty without held-out pictures.
+            empty without held-out images.
         resumed_from: step that the run continued from, None from the start.
     """
 
@@ -203,12 +203,12 @@ def _train(recipe: UpsamplerRecipe, devices: int) -> TrainedUpsampler:
     resumed = find_checkpoint(recipe, out, UPSAMPLER_FILE, arguments, begun)
     is_main = arguments.process_index == 0
     features = Features(load_tower(recipe.model.vision_tower).to(arguments.device), recipe.model.feature_layer)
-    files, held_out_files = find_pictures(data.images, data.held_out)
-    fingerprint = pictures_fingerprint(files)
+    files, held_out_files = find_images(data.images, data.held_out)
+    fingerprint = images_fingerprint(files)
     check_data(out, fingerprint, begun or resumed is not None)
     style = (data.image_size, features.patch_size, data.keep_aspect, data.resample, data.normalization)
-    pictures, held_out = Pictures(files, *style), Pictures(held_out_files, *style)
-    order = ImageOrder(pictures, optimization.global_batch, recipe.seed)
+    images, held_out = Images(files, *style), Images(held_out_files, *style)
+    order = ImageOrder(images, optimization.global_batch, recipe.seed)
     if not order.steps:
         raise ValueError(f"{data.images}: no {optimization.global_batch} of {len(files)} images have one size")
     arguments.max_steps = min(recipe.schedule.epochs * order.steps, recipe.schedule.max_steps or LARGEST_INT)
@@ -227,15 +227,15 @@ def _train(recipe: UpsamplerRecipe, devices: int) -> TrainedUpsampler:
     trainer = UpsamplerTrainer(
         model=module,
         args=arguments,
-        train_dataset=pictures.at_scales(scales),
+        train_dataset=images.at_scales(scales),
         data_collator=collate,
         optimizer_cls_and_kwargs=(OPTIMIZERS[optimization.optimizer], {}),
         rates=learning_rates(recipe),
-        part_of=partial(rate_name, recipe=recipe),
+        group_of=partial(rate_name, recipe=recipe),
         order=order,
         meter=ImageMeter(devices),
         max_loss_rise=0.0,
-        keep=CHECKPOINTS_KEPT,
+        checkpoints_kept=CHECKPOINTS_KEPT,
         recipe_text=recipe_text(recipe),
         recipe=recipe,
         features=features,

@@ -104,9 +104,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("record, told", [pytest.param(record, told, id=name) for name, record, told in BAD])
-def test_bad_records_are_refused(record, told):
-    with pytest.raises(BadSample, match=told):
+@pytest.mark.parametrize("record, message", [pytest.param(record, message, id=name) for name, record, message in BAD])
+def test_bad_records_are_refused(record, message):
+    with pytest.raises(BadSample, match=message):
         read_conversation(record)
 
 
@@ -194,8 +194,8 @@ def test_tars_give_what_the_folder_gives(mixture, data_folder, tmp_path):
 
 def test_broken_sources(tmp_path):
     (tmp_path / "cut.json").write_text('[{"id": 1}')
-    for path, told in [("nowhere.json", "no file"), ("cut.json", "not valid JSON")]:
-        with pytest.raises(ValueError, match=told):
+    for path, message in [("nowhere.json", "no file"), ("cut.json", "not valid JSON")]:
+        with pytest.raises(ValueError, match=message):
             JsonSamples(str(tmp_path / path))
 
 
@@ -334,8 +334,8 @@ def test_encodings_and_line_ends_of_windows(tmp_path, data_folder, encoding, for
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "0.png").write_bytes((data_folder / "0.png").read_bytes())
     text = json.dumps(records) if form == "json" else "\r\n".join(map(json.dumps, records)) + "\r\n"
-    mark = "\ufeff" if encoding == "utf-16-be" else ""
-    (tmp_path / f"a.{form}").write_bytes((mark + text).encode(encoding))
+    byte_order_mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / f"a.{form}").write_bytes((byte_order_mark + text).encode(encoding))
     report = check_source(Source(str(tmp_path / f"a.{form}"), str(tmp_path)))
     assert (report.samples, report.broken, report.images) == (2, 0, 1)
 
@@ -361,8 +361,8 @@ def test_samples_that_stop_nothing(tmp_path, processor):
     source = Source(str(tmp_path / "odd.jsonl"), str(tmp_path))
     report = check_source(source, processor, manifest=tmp_path / "manifest.jsonl")
     assert report.broken == len(samples) and report.samples == len(samples) + 1
-    for problem, (_, told) in zip(report.problems, samples, strict=True):
-        assert told in problem["reason"]
+    for problem, (_, message) in zip(report.problems, samples, strict=True):
+        assert message in problem["reason"]
         problem["reason"].encode()
     mixture = Mixture((source,), Encoder(processor, DataRecipe()), 0, report=tmp_path / "left-out.jsonl")
     assert [mixture[index] is None for index in range(len(mixture))] == [True] * len(samples) + [False]

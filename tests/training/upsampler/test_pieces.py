@@ -1,4 +1,4 @@
-"""The pieces of stage 0 against what the published code computed."""
+"""The pieces of stage 0 against values of the reference implementation."""
 
 import random
 
@@ -70,12 +70,12 @@ def test_moves(number):
 
 def test_drawn_moves_stay_within_the_picture():
     rng = random.Random(0)
-    picture = torch.zeros(1, 1, 37, 52)
+    image = torch.zeros(1, 1, 37, 52)
     moves = [draw_move((37, 52), 9, 2.0, rng) for _ in range(300)]
-    assert all(move(picture, by, 9).shape == picture.shape for by in moves)
+    assert all(move(image, by, 9).shape == image.shape for by in moves)
     assert len({by.flip for by in moves}) == 2 and min(by.zoom for by in moves) == 1.0 < max(by.zoom for by in moves)
     with pytest.raises(ValueError, match="max_pad 37"):
-        move(picture, moves[0], 37)
+        move(image, moves[0], 37)
 
 
 def test_stage_maps_and_their_gradients():

@@ -1,4 +1,4 @@
-"""Stage 0 on a folder of small pictures: it learns, beats its beginning, and goes on where it was killed."""
+"""Stage 0 on a folder of small images: loss and quality, resuming, run folders of earlier versions, refusals."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from llava_uhd.training.recipe import build_recipe, load_recipe
 from llava_uhd.training.recipe_files import FORMER_UPSAMPLER
 from llava_uhd.training.upsampler import stage_trainer, training
 from llava_uhd.training.upsampler.features import Features
+from llava_uhd.training.upsampler.images import Images, batches, find_images
 from llava_uhd.training.upsampler.jitter import Move
-from llava_uhd.training.upsampler.pictures import Pictures, batches, find_pictures
 from llava_uhd.training.upsampler.quality import false_colors
 from llava_uhd.training.upsampler.stage_trainer import UpsamplerTrainer
 from llava_uhd.training.upsampler.training import train_upsampler
@@ -27,18 +27,18 @@ from tests.conftest import random_image
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A small tower, and 14 pictures of two shapes in nested folders."""
-    tower, pictures = tmp_path_factory.mktemp("tower"), tmp_path_factory.mktemp("pictures")
+    """A small tower, and 14 images of two shapes in nested folders."""
+    tower, images = tmp_path_factory.mktemp("tower"), tmp_path_factory.mktemp("images")
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
     )
     CLIPVisionModel(config).save_pretrained(tower)
-    (pictures / "nested").mkdir()
+    (images / "nested").mkdir()
     for index in range(14):
         size = (160, 120) if index % 2 else (90, 140)
-        random_image(*size, seed=index).save(pictures / ("nested" if index % 3 else ".") / f"{index:02}.png")
-    return tower, pictures
+        random_image(*size, seed=index).save(images / ("nested" if index % 3 else ".") / f"{index:02}.png")
+    return tower, images
 
 
 @pytest.fixture
@@ -254,13 +254,13 @@ def test_a_loss_that_is_no_number_stops(recipe, tmp_path):
 
 
 def test_pictures(folders):
-    files, held_out = find_pictures(str(folders[1]), 2)
+    files, held_out = find_images(str(folders[1]), 2)
     assert len(files) == 12 and len(held_out) == 2
-    with pytest.raises(ValueError, match="14 pictures, of which 14"):
-        find_pictures(str(folders[1]), 14)
-    square = Pictures(files, 56, 14, False, "nearest", "imagenet")
+    with pytest.raises(ValueError, match="14 images, of which 14"):
+        find_images(str(folders[1]), 14)
+    square = Images(files, 56, 14, False, "nearest", "imagenet")
     assert square[0].shape == (3, 56, 56) and square.at_scale(1, 2).shape == (3, 112, 112)
-    shapes = Pictures(files, 56, 14, True, "bicubic", "clip")
+    shapes = Images(files, 56, 14, True, "bicubic", "clip")
     assert {tuple(shapes[index].shape[1:]) for index in range(12)} == {(42, 56), (56, 42)}
     for batch in batches(shapes, 2, seed=0, epoch=0):
         assert len({shapes.size(index) for index in batch}) == 1
@@ -272,12 +272,12 @@ def test_pictures(folders):
 def test_narrow_image_is_refused_by_name(tmp_path, keep_aspect):
     """A view has a limited number of patches, and an image that is cropped is not enlarged without limit."""
     random_image(90_000, 1).save(tmp_path / "narrow.png")
-    pictures = Pictures([tmp_path / "narrow.png"], 56, 14, keep_aspect, "bicubic", "clip")
+    images = Images([tmp_path / "narrow.png"], 56, 14, keep_aspect, "bicubic", "clip")
     with pytest.raises(ValueError, match=r"narrow.png: .*max_view_patches"):
-        pictures[0]
+        images[0]
     random_image(1500, 1).save(tmp_path / "narrow.png")
     started = perf_counter()
-    assert pictures.at_scale(0, 16).shape[1] >= 16 and perf_counter() - started < 5
+    assert images.at_scale(0, 16).shape[1] >= 16 and perf_counter() - started < 5
 
 
 def test_features_of_tiles_are_those_of_the_parts(folders):
@@ -286,8 +286,8 @@ def test_features_of_tiles_are_those_of_the_parts(folders):
     tiles = features.of_tiles(pixels, 2)
     assert tiles.shape == (1, 16, 8, 8)
     torch.testing.assert_close(tiles[..., 4:, :4], features(pixels[..., 56:, :56]))
-    picture = false_colors([tiles[0], features(pixels[..., :56, :56])[0]], (20, 30))
-    assert picture.shape == (3, 20, 60) and 0 <= picture.min() and picture.max() <= 1
+    image = false_colors([tiles[0], features(pixels[..., :56, :56])[0]], (20, 30))
+    assert image.shape == (3, 20, 60) and 0 <= image.min() and image.max() <= 1
 
 
 def test_changed_images_are_refused_on_resume(recipe, folders, tmp_path):
