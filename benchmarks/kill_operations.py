@@ -2,6 +2,7 @@
 
     python benchmarks/kill_operations.py
     python benchmarks/kill_operations.py --only train upsampler --every 5
+    python benchmarks/kill_operations.py --only train lora --sample 60 --minutes 10 --out kills
 
 A kill leaves the files as they are at that moment. So one run is enough to have all kills: before each of its file
 operations (an opening for writing, a renaming, a removal, a new folder, a truncation) its folder is copied, and beside
@@ -11,6 +12,10 @@ same files, byte by byte, and leave no temporary ones.
 
 Runs: `train` (stage 2), `lora`, `upsampler` and `closer_look` (stage 0), `convert`, `export`, `evaluate`, `manifest`
 (`data check`). Prints one JSON object; exits 1 if a run ends differently.
+
+With `--out` the outcome of each state is kept in a file; the command, run again after `--minutes` were over, records
+the run anew and continues with the states that were not started yet. A state is known by its place among the file
+operations, which are the same in every recording of an unchanged program.
 """
 
 import argparse
@@ -19,6 +24,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -32,11 +38,14 @@ from typing import Any
 
 import torch
 
+from llava_uhd.files import append_line, drop_partial_line
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "finetune_own_data")]
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 SMALL = 2**16  # bytes of a file that is always read: two writings within a tick of the clock have one time
+NOT_STARTED = "not started"
 LEFTOVERS = (".tmp", ".partial", ".replaced", ".lock")
 
 
@@ -59,6 +68,7 @@ class Report:
 
     operations: int = 0
     states: int = 0
+    started: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -198,8 +208,26 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(LEFTOVERS)]
 
 
-def kill_everywhere(run: Run, every: int, jobs: int, scratch: Path) -> Report:
-    """Record a run, start it again from each distinct state, compare."""
+def kill_everywhere(
+    run: Run,
+    every: int,
+    jobs: int,
+    scratch: Path,
+    sample: int | None = None,
+    until: float = float("inf"),
+    outcomes: Path | None = None,
+) -> Report:
+    """Record a run, start it again from each distinct state, compare.
+
+    Args:
+        run: kind of run.
+        every: start from each N-th state only.
+        jobs: runs at a time.
+        scratch: folder for the work.
+        sample: number of states, drawn by chance; None starts from all.
+        until: end on the clock of `time.monotonic`; states left are not started.
+        outcomes: file that keeps the outcome of each state; those in it are not started again.
+    """
     report, log = Report(), scratch / "log"
     whole, copies, modules = scratch / "whole", scratch / "copies", scratch / "modules"
     whole.mkdir(parents=True)
@@ -228,8 +256,16 @@ def kill_everywhere(run: Run, every: int, jobs: int, scratch: Path) -> Report:
             states.append(copy)
     states = states[::every]
     report.states = len(states)
+    if sample is not None:
+        states = sorted(random.Random(0).sample(states, min(sample, len(states))))
+    known_outcomes = _read_outcomes(outcomes)
+    report.wrong = [wrong for wrong in known_outcomes.values() if wrong]
+    report.started = len(known_outcomes)
+    states = [state for state in states if state.name not in known_outcomes]
 
     def again(state: Path) -> str | None:
+        if time.monotonic() > until:
+            return NOT_STARTED
         place = scratch / f"place-{state.name}"
         shutil.copytree(state, place)
         log = scratch / f"log-{state.name}"
@@ -251,13 +287,27 @@ def kill_everywhere(run: Run, every: int, jobs: int, scratch: Path) -> Report:
         return None
 
     with ThreadPoolExecutor(jobs) as threads:
-        for number, wrong in enumerate(threads.map(again, states), 1):
+        for number, (state, wrong) in enumerate(zip(states, threads.map(again, states), strict=True), 1):
+            if wrong == NOT_STARTED:
+                continue
+            report.started += 1
             report.wrong += [wrong] if wrong else []
+            if outcomes is not None:
+                append_line(outcomes, json.dumps({"state": state.name, "wrong": wrong}))
             print(
                 f"\r{number} of {len(states)} states, {len(report.wrong)} wrong", end="", file=sys.stderr, flush=True
             )
     print(file=sys.stderr)
     return report
+
+
+def _read_outcomes(file: Path | None) -> dict[str, str | None]:
+    """Return what went wrong by state; None where nothing did."""
+    if file is None or not file.exists():
+        return {}
+    drop_partial_line(file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {line["state"]: line["wrong"] for line in lines}
 
 
 def _product_or_none(run: Run, place: Path) -> dict[str, bytes] | None:
@@ -439,16 +489,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="kinds of runs (default: all)")
     parser.add_argument("--every", type=int, default=1, help="start again from each N-th state only (default: 1)")
+    parser.add_argument("--sample", type=int, help="start again from N states drawn by chance (default: all)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no state after this time")
+    parser.add_argument("--out", type=Path, help="folder that keeps the outcomes, to continue with what is left")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     reports = {}
     for name in options.only:
+        if time.monotonic() > until:
+            break
         started = time.perf_counter()
         with scratch_folder() as folder:
             (folder / "data").mkdir()
-            report = kill_everywhere(RUNS[name](folder / "data"), options.every, options.jobs, folder / "runs")
+            outcomes = None if options.out is None else options.out / f"{name}.jsonl"
+            report = kill_everywhere(
+                RUNS[name](folder / "data"),
+                options.every,
+                options.jobs,
+                folder / "runs",
+                options.sample,
+                until,
+                outcomes,
+            )
         seconds = round(time.perf_counter() - started)
         reports[name] = {**vars(report), "wrong": report.wrong[:5], "num_wrong": len(report.wrong), "seconds": seconds}
         print(json.dumps({name: reports[name]}, indent=1), file=sys.stderr, flush=True)

@@ -8,15 +8,18 @@ eval calibrate` writes it.
 
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import seal_file, write_text
 
 CONFIDENCE_FILE = "confidence.json"
+CHECKSUMS = "checksums.json"  # sizes and checksums of a model folder's files
 GUESS_BELOW = 0.5
+CHECKSUM = "checksum"  # CRC-32 of the other values
 # Token probabilities this near to 0 or 1 are not told apart.
 _MARGIN = 1e-4
 # Strength of the L2 penalty per answer, which keeps the slope finite where the classes do not overlap.
@@ -113,11 +116,17 @@ def read_calibration(folder: Path) -> Calibration | None:
         ValueError: the file is damaged.
     """
     file = folder / CONFIDENCE_FILE
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
-        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {type(values).__name__}, no JSON object")
+        expected = values.pop(CHECKSUM, None)  # none in files of earlier versions
+        if expected is not None and expected != _checksum(values):
+            raise ValueError(f"its {CHECKSUM} is {expected}, that of its values {_checksum(values)}")
+        return Calibration(**values)
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read ({error}): calibrate the model again, or remove the file") from error
 
 
@@ -129,7 +138,14 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it holds no config.json")
-    write_text(folder / CONFIDENCE_FILE, json.dumps(asdict(calibration), indent=2) + "\n")
+    values = asdict(calibration)
+    write_text(folder / CONFIDENCE_FILE, json.dumps({**values, CHECKSUM: _checksum(values)}, indent=2) + "\n")
+    if (folder / CHECKSUMS).is_file():
+        seal_file(folder, CHECKSUMS, CONFIDENCE_FILE)
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 - `replace_file`, `write_text`, `write_json`: a file appears under its name when all its bytes are on disk.
 - `new_folder`: the same for a folder.
-- `seal_folder`, `find_damage`: sizes and checksums of a folder's files in one list, and the check against it.
+- `seal_folder`, `seal_file`: write sizes and checksums of a folder's files into one list.
+- `find_damage`, `differences`: compare a folder with that list.
 - `write_checked`, `read_checked`: one file with its checksum.
 - `lock_folder`: one process at a time works in a folder.
 
@@ -15,7 +16,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +192,14 @@ def seal_folder(folder: Path, seal: str) -> None:
     write_json(folder / seal, {"files": entries})
 
 
+def seal_file(folder: Path, seal: str, name: str) -> None:
+    """Enter a file that was written later into the list that `seal_folder` wrote."""
+    content = read_json(folder / seal)
+    file = folder / name
+    content["files"][name] = {"bytes": file.stat().st_size, "crc32": checksum(file)}
+    write_json(folder / seal, content)
+
+
 def find_damage(folder: Path, seal: str, contents: bool = True) -> str | None:
     """Compare a folder with the list that `seal_folder` wrote.
 
@@ -203,29 +212,47 @@ def find_damage(folder: Path, seal: str, contents: bool = True) -> str | None:
         The first difference in words, None where there is none. An empty list, as earlier versions wrote, tells
         nothing about the files: they are taken as they are.
     """
+    return next((said for _, said in differences(folder, seal, contents)), None)
+
+
+def differences(
+    folder: Path, seal: str, contents: bool = True, is_checked: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of each file that differs from the list that `seal_folder` wrote, and the difference in words.
+
+    Args:
+        folder: folder to check.
+        seal: name of the list in it; yielded itself if it is missing or damaged.
+        contents: also compare checksums, which reads every file.
+        is_checked: function that returns whether a file of the list is checked.
+    """
     file = folder / seal
     if not file.is_file():
-        return f"it was not written to its end (no file {seal!r})"
+        yield seal, f"it was not written to its end (no file {seal!r})"
+        return
     if file.stat().st_size == 0:
-        return None
+        return
     try:
         entries = read_json(file)["files"]
         expected = {str(name): (int(entry["bytes"]), int(entry["crc32"])) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"its list of files {seal!r} is damaged"
-    for name, (size, _) in expected.items():
+        yield seal, f"its list of files {seal!r} is damaged"
+        return
+    expected = {name: values for name, values in expected.items() if is_checked(name)}
+    same_size = {}
+    for name, (size, crc) in expected.items():
         if not (folder / name).is_file():
-            return f"its file {name} is missing"
-        found = (folder / name).stat().st_size
-        if found != size:
-            return f"its file {name} has {found:,} of {size:,} bytes"
+            yield name, f"its file {name} is missing"
+        elif (found := (folder / name).stat().st_size) != size:
+            yield name, f"its file {name} has {found:,} of {size:,} bytes"
+        else:
+            same_size[name] = crc
     if contents:
         with ThreadPoolExecutor(CHECKSUM_THREADS) as threads:
-            found_checksums = threads.map(checksum, [folder / name for name in expected])
-        for (name, (_, crc)), found_crc in zip(expected.items(), found_checksums, strict=True):
-            if found_crc != crc:
-                return f"its file {name} is damaged (checksum {found_crc:08x}, expected {crc:08x})"
-    return None
+            found_checksums = threads.map(checksum, [folder / name for name in same_size])
+            for (name, crc), found_crc in zip(same_size.items(), found_checksums, strict=True):
+                if found_crc != crc:
+                    yield name, f"its file {name} is damaged (checksum {found_crc:08x}, expected {crc:08x})"
 
 
 def checksum(file: Path) -> int:

@@ -124,7 +124,7 @@ def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
 def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
     """Load the processor of a folder or hub id; errors name the requested model."""
     from .model.processing_llava_uhd import LlavaUhdProcessor
-    from .model_folder import REPAIR, check_processor_files, read_config
+    from .model_folder import REPAIR, check_processor_files, check_template, read_config
 
     is_local = Path(folder).is_dir()
     if is_local:
@@ -132,7 +132,6 @@ def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
         check_processor_files(Path(folder))
     try:
         processor: LlavaUhdProcessor = LlavaUhdProcessor.from_pretrained(folder)
-        return processor
     except OSError as error:
         raise ValueError(f"cannot load model {model!r}: {first_line(error)}") from error
     except ImportError:
@@ -141,6 +140,9 @@ def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
         files = "processor_config.json, tokenizer_config.json or tokenizer.json"
         where = f"{folder}: {files}" if is_local else f"{model}: a file of its processor or tokenizer"
         raise ValueError(f"{where} cannot be read ({first_line(error)}): {REPAIR}") from error
+    if is_local:
+        check_template(processor, Path(folder))
+    return processor
 
 
 def load(
@@ -167,6 +169,7 @@ def load(
         check_generation_file,
         check_loaded,
         check_processor,
+        check_weight_checksums,
         check_weight_files,
         read_config,
     )
@@ -182,6 +185,7 @@ def load(
         check_generation_file(Path(folder), config)
         if getattr(config, "quantization_config", None) is None:  # its files hold packed integers
             check_weight_files(Path(folder), config)
+        check_weight_checksums(Path(folder))
     try:
         loaded, info = LlavaUhdForConditionalGeneration.from_pretrained(
             folder,

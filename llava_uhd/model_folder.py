@@ -5,10 +5,14 @@ line that names the file, what is wrong with it and what to do.
 """
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .confidence import CHECKSUMS, CONFIDENCE_FILE
+from .errors import first_line
+from .files import differences, seal_folder
 from .model.configuration_llava_uhd import LlavaUhdConfig
 
 if TYPE_CHECKING:
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
+logger = logging.getLogger(__name__)
+
+WEIGHTS = (".safetensors", ".bin")
 REPAIR = "copy the folder anew, or convert or train the model again"
 JSON_FILES = (
     "config.json",
@@ -50,12 +57,49 @@ def read_config(folder: Path) -> LlavaUhdConfig:
         raise ValueError(f"{file}: {error}") from error
 
 
+def seal_model(folder: Path) -> None:
+    """Write sizes and checksums of the files of a complete model folder into it."""
+    seal_folder(folder, CHECKSUMS)
+
+
+def check_weight_checksums(folder: Path) -> None:
+    """Compare the weights, and what a conversion kept, with their checksums; a folder without any is taken as it is.
+
+    Raises:
+        ValueError: a file of weights, or the list of checksums, is not as it was written.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return
+    for name, said in differences(folder, CHECKSUMS, is_checked=lambda name: name.endswith(WEIGHTS) or "/" in name):
+        raise ValueError(
+            f"{folder}: {said}{'' if name == CHECKSUMS else f', according to {CHECKSUMS}'}: {REPAIR}; if you changed "
+            f"the file yourself, remove {CHECKSUMS}"
+        )
+
+
+def check_settings_checksums(folder: Path) -> None:
+    """Warn of files of config, processor and tokenizer that are not as they were written: people edit them.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return
+    read = {*JSON_FILES, TEMPLATE_FILE, CONFIDENCE_FILE}
+    for name, said in differences(folder, CHECKSUMS, is_checked=lambda name: name in read):
+        if name in read - {CONFIDENCE_FILE} and not (folder / name).is_file():
+            raise ValueError(f"{folder}: {said}, according to {CHECKSUMS}: {REPAIR}")
+        if name != CHECKSUMS:  # a damaged list is refused with the weights
+            logger.warning("%s: %s, according to %s: if you did not change it, %s", folder, said, CHECKSUMS, REPAIR)
+
+
 def check_processor_files(folder: Path) -> None:
     """Check that the files of config, processor and tokenizer can be read.
 
     Raises:
         ValueError: naming the file that cannot.
     """
+    check_settings_checksums(folder)
     for name in JSON_FILES:
         if (folder / name).exists():
             _read_json(folder / name)
@@ -97,6 +141,22 @@ def check_weight_files(folder: Path, config: LlavaUhdConfig) -> None:
                 )
             if info.key in expected and not info.dtype.is_floating_point:
                 raise ValueError(f"{file}: {info.key} has the type {info.dtype}, not a floating one: {REPAIR}")
+
+
+def check_template(processor: "LlavaUhdProcessor", folder: Path) -> None:
+    """Check that the chat template, where there is one, renders a question.
+
+    Raises:
+        ValueError: it does not; names its file.
+    """
+    if processor.chat_template is None:
+        return
+    try:
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "?"}]}])
+    except Exception as error:  # Jinja, and the functions that a template calls, raise errors of any kind
+        raise ValueError(
+            f"{folder / TEMPLATE_FILE} cannot render a question ({first_line(error)}): {REPAIR}"
+        ) from error
 
 
 def check_generation_file(folder: Path, config: LlavaUhdConfig) -> None:

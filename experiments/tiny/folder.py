@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
+from llava_uhd.model_folder import seal_model
 
 from ..tiny_v1.folder import _without_code as without_code
 from ..tiny_v1.tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
@@ -37,4 +38,5 @@ def save_folder(out: Path, setting: Setting) -> Path:
         code.unlink()
     for file in folder.glob("*config.json"):
         file.write_text(json.dumps(without_code(json.loads(file.read_text())), indent=2) + "\n")
+    seal_model(folder)
     return folder

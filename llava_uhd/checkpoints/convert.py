@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..deprecation import former_names, renamed_fields
 from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..model_folder import seal_model
 from .card import write_card
 from .key_mapping import HEAD, PROJECTOR, TOWER, TensorMapping, split_tensors
 from .matching import match, plan
@@ -111,6 +112,7 @@ def convert_to_hf(
         write_model(folder, planned, weights, options.shard_bytes, on_progress)
         write_card(folder, config, original_config, options.license, report)
         write_json(folder / RELEASED / REPORT, {**report.as_dict(), "out": out.name})
+        seal_model(folder)
     return report
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..model.configuration_llava_uhd import LlavaUhdConfig
+from ..model_folder import check_settings_checksums, check_weight_checksums, read_config
 from .convert import EXTRAS, MANIFEST, RELEASED
 from .key_mapping import EMBEDDING, HEAD, Shape, TensorMapping, build_key_mapping, split_tensors
 from .packaging import state_shapes
@@ -44,6 +45,8 @@ def convert_to_original(
         OSError: the disk is full.
     """
     config = load_config(folder)
+    check_weight_checksums(folder)
+    check_settings_checksums(folder)
     reader = TensorReader()
     weights = list_weights(folder, reader)
     check_weights(weights, config)
@@ -86,7 +89,7 @@ def load_config(folder: Path) -> LlavaUhdConfig:
         raise ValueError(
             f"{folder} holds a model of type {kind!r}; convert an original checkpoint first: llava-uhd convert"
         )
-    return LlavaUhdConfig.from_pretrained(folder)
+    return read_config(folder)
 
 
 def list_weights(folder: Path, reader: TensorReader) -> dict[str, TensorInfo]:

@@ -129,6 +129,9 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # not fol
         """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
+        checksums = os.path.join(save_directory, "checksums.json")
+        if os.path.isfile(checksums):
+            os.unlink(checksums)  # those of the weights that are replaced
         super().save_pretrained(save_directory, **kwargs)
 
 

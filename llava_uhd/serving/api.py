@@ -106,6 +106,11 @@ class ChatRequest(BaseModel):
     mm_processor_kwargs: ProcessorOptions | None = None
     generation_config: str | None = None
 
+    @field_validator("max_tokens", "max_completion_tokens", "seed")
+    @classmethod
+    def _fits_64_bits(cls, value: int | None) -> int | None:
+        return _checked_integer(value)
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_is_strings(cls, value: Any) -> Any:
@@ -144,9 +149,12 @@ class ChatRequest(BaseModel):
         for name in ("temperature", "top_p"):
             if not _is_number(values.get(name)):
                 raise ValueError(f"{name} of generation_config must be a number")
+            if isinstance(values.get(name), int):
+                _checked_integer(values[name], f"{name} of generation_config ")
         length = values.get("max_new_tokens")
         if not _is_number(length) or isinstance(length, float):
             raise ValueError("max_new_tokens of generation_config must be a whole number")
+        _checked_integer(length, "max_new_tokens of generation_config ")
         check_generation_config(values)
         return values
 
@@ -156,6 +164,17 @@ MAX_GENERATION_CONFIG = 2**16  # characters
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _checked_integer(value: int | None, name: str = "") -> int | None:
+    """Return an integer that fits 64 bits; JSON has any.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if value is not None and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}must fit 64 bits, got an integer of {value.bit_length()} bits")
+    return value
 
 
 def _first(*values: Any) -> Any:

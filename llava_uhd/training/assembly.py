@@ -1,10 +1,12 @@
 """Model factory of a recipe: a complete checkpoint, or pretrained backbones and an up-sampler."""
 
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -15,12 +17,13 @@ from ..model.configuration_llava_uhd import LlavaUhdConfig, LlavaUhdProjectorCon
 from ..model.modeling_llava_uhd import PROJECTORS, LlavaUhdForConditionalGeneration, token_grid
 from ..model.processing_llava_uhd import LlavaUhdProcessor
 from ..model.pyramid import JBUPyramid
-from ..model_folder import check_loaded
+from ..model_folder import check_loaded, check_weight_checksums
 from ..quantization import quantization_config
 from .architectures import LANGUAGE_MODELS, VISION_TOWERS
 from .recipe import ModelConfig, ModelRecipe, TuningRecipe, start_config
 
 UPSAMPLER_FILE = "upsampler.safetensors"
+CHECKSUM = "crc32"  # in the metadata of the up-sampler's file; none in those of earlier versions
 
 
 def vision_config_of(name: str) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def _read(recipe: ModelRecipe, quantization: str | None) -> tuple[LlavaUhdForCon
     options: dict[str, Any] = {}
     if quantization not in (None, "none"):
         options["quantization_config"] = quantization_config("4bit", double_quantization=True)
+    check_weight_checksums(Path(resolve(recipe.start)))
     model, info = LlavaUhdForConditionalGeneration.from_pretrained(
         resolve(recipe.start), dtype=torch.float32, output_loading_info=True, **options
     )
@@ -166,6 +170,15 @@ def _reinitialize(model: LlavaUhdForConditionalGeneration, part: str) -> None:
         upsampler.load_state_dict(kept)
 
 
+def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
+    """Return the CRC-32 of names and values of tensors on the CPU, in eight hexadecimal digits."""
+    crc = 0
+    for name in sorted(weights):
+        content = weights[name].contiguous().flatten().view(torch.uint8).numpy()
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
 def read_upsampler(source: str) -> dict[str, torch.Tensor]:
     """Return the weights of stage 0 with the names of `JBUPyramid`.
 
@@ -180,7 +193,16 @@ def read_upsampler(source: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f"there is no up-sampler {path}: stage 0 writes one, or name clip-large-jbu.ckpt")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        advice = "copy it anew, or run stage 0 again"
+        try:
+            with safe_open(path, "pt") as file:
+                expected = (file.metadata() or {}).get(CHECKSUM)
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}): {advice}") from error
+        if expected is not None and expected != weights_checksum(weights):
+            raise ValueError(f"{path} is damaged (its tensors do not agree with their checksum {expected}): {advice}")
+        return weights
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     return {key.removeprefix("upsampler."): value for key, value in state.items() if key.startswith("upsampler.")}
 

@@ -60,15 +60,17 @@ def check_data(out: Path, fingerprint: dict[str, Any], begun: bool) -> None:
         begun: True if the run resumes; a run of earlier versions has no record and is not checked.
 
     Raises:
-        ValueError: the data changed.
+        ValueError: the data changed, or the record is damaged.
     """
     file = out / DATA_FILE
-    before = read_json(file) if begun and file.is_file() else fingerprint
+    before = read_json(file) if begun and file.exists() else fingerprint
+    if not isinstance(before, dict) or not {"samples", "sha256"} <= before.keys():
+        raise ValueError(f"{file} is damaged: restore it, or remove it to resume on the data as it is")
     if before != fingerprint:
         raise ValueError(
             f"the training data changed since the run in {out} began: {before['samples']} samples (sha256 "
-            f"{before['sha256'][:12]}) then, {fingerprint['samples']} ({fingerprint['sha256'][:12]}) now; restore it, "
-            "name another out, or remove data.json to resume on the data as it is"
+            f"{str(before['sha256'])[:12]}) then, {fingerprint['samples']} ({fingerprint['sha256'][:12]}) now; "
+            "restore it, name another out, or remove data.json to resume on the data as it is"
         )
 
 

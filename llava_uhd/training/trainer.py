@@ -279,5 +279,12 @@ def _named(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = unreadable_because(error)
         raise RunStopped(f"{checkpoint} cannot be read ({reason}): remove it to resume from the one before") from error
+
+
+def unreadable_because(error: BaseException) -> str:
+    """Return in a few words why a file of tensors cannot be read."""
+    if isinstance(error, pickle.UnpicklingError):  # its text is a page on options of torch.load
+        return "its bytes are not those of a file that torch.save wrote"
+    return " ".join(str(error).split()) or type(error).__name__

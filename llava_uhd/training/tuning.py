@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from ..distributed import Rank
 from ..files import lock_folder, new_folder
+from ..model_folder import seal_model
 from .adapters import add_adapters
 from .assembly import build_model
 from .data.collation import Collator
@@ -254,4 +255,5 @@ def _save(trainer: StageTrainer, recipe: TuningRecipe, processor: Any, out: Path
         trained.config.dtype = dtype
         trained.config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        seal_model(folder)
     accelerator.wait_for_everyone()

@@ -54,6 +54,26 @@ def test_a_temporary_file_that_stays_is_found(tmp_path):
     assert any("left behind: out/0.tmp" in each for each in kills(start, tmp_path).wrong)
 
 
+def test_states_are_sampled_and_those_left_are_started_later(tmp_path):
+    def start(place: Path) -> None:
+        (place / "out").mkdir(exist_ok=True)
+        (place / "out" / "a.txt").write_text(CONTENT)
+
+    run = kill_operations.Run(start, lambda place: kill_operations.files_of(place, "out/*.txt"))
+
+    def kills(number, **options):
+        return kill_operations.kill_everywhere(
+            run, 1, 1, tmp_path / str(number), outcomes=tmp_path / "outcomes.jsonl", **options
+        )
+
+    assert kills(1, until=0.0).started == 0
+    first = kills(2, sample=2)
+    assert first.started == 2 and first.states > 2
+    last = kills(3)
+    assert last.started == last.states == first.states
+    assert len((tmp_path / "outcomes.jsonl").read_text().splitlines()) == last.states
+
+
 @pytest.mark.slow
 def test_a_conversion_survives_kills():
     command = [sys.executable, str(BENCHMARKS / "kill_operations.py"), "--only", "export", "manifest", "--every", "3"]

@@ -303,6 +303,18 @@ def with_parts(*parts) -> dict:
         (valid(generation_config='{"repetition_penalty": 1.5}'), 400, "repetition_penalty of generation_config"),
         (valid(generation_config='{"max_new_tokens": 1.5}'), 400, "whole number"),
         (valid(temperature=2.5), 400, "2.5"),
+        (valid(seed=10**4000), 400, "seed: must fit 64 bits, got an integer of 13288 bits"),
+        (valid(max_tokens=-(10**4000)), 400, "max_tokens: must fit 64 bits"),
+        (
+            valid(generation_config='{"do_sample": true, "temperature": ' + "9" * 4000 + "}"),
+            400,
+            "temperature of generation_config must fit 64 bits",
+        ),
+        (
+            valid(generation_config='{"max_new_tokens": ' + "9" * 4000 + "}"),
+            400,
+            "max_new_tokens of generation_config",
+        ),
         (valid(stop=["s" * 1001]), 400, "1000 characters; one has 1001"),
         (valid(stop=5), 400, "stop: must be a string or a list of strings"),
         (valid(max_slices=65), 400, "at most 64"),

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ...files import read_checked, seal_folder, write_text
 from ..recipe import UpsamplerRecipe, recipe_text
-from ..trainer import COMPLETE, RECIPE_COPY, UNREADABLE, StageTrainer
+from ..trainer import COMPLETE, RECIPE_COPY, UNREADABLE, StageTrainer, unreadable_because
 from ..watch import RunStopped
 from .features import Features
 from .images import Images, batches
@@ -248,7 +248,7 @@ def convert_former_state(
         module.load_state_dict(state["module"])
         step, optimizer = int(state["step"]), state["optimizer"]
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = unreadable_because(error)
         raise RunStopped(f"{file} cannot be read ({reason}): remove it to begin stage 0 again") from error
     rates = [group["lr"] for group in optimizer["param_groups"]]
     for group in optimizer["param_groups"]:

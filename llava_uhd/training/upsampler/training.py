@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from ...distributed import Rank
 from ...files import lock_folder, replace_file, write_json
 from ...model.pyramid import FIXUP_SCALE, JBUPyramid, upsample
-from ..assembly import UPSAMPLER_FILE
+from ..assembly import CHECKSUM, UPSAMPLER_FILE, weights_checksum
 from ..folder import check_data, claim_folder, record_data
 from ..recipe import UpsamplerRecipe, recipe_text
 from ..recipe_types import LARGEST_INT
@@ -256,7 +256,7 @@ def _train(recipe: UpsamplerRecipe, devices: int) -> TrainedUpsampler:
         board.write_quality(quality, steps)
         weights = {key: value.contiguous().cpu() for key, value in module.pyramid.state_dict().items()}
         with replace_file(out / UPSAMPLER_FILE) as temporary:
-            save_file(weights, temporary)
+            save_file(weights, temporary, metadata={CHECKSUM: weights_checksum(weights)})
         (out / FORMER_STATE).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     loss = next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None)
