@@ -1,11 +1,13 @@
 """Small models and images that many tests share."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration
+from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration, cli
 from tests.golden import GOLDENS, hiwin_state, load, under
 
 # Two test processes share the machine (`make test`).
@@ -44,6 +46,21 @@ def small_config(text: str = "llama", layout: str = "stitched", **projector) -> 
         row_separator_id=198,
         max_slices=6,
     )
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process, and return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llava-uhd", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Probes of the pyramid's levels: features, labels, fits, and activation against autograd."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from llava_uhd import LlavaUhdProcessor, cli
+from llava_uhd import LlavaUhdProcessor
 from llava_uhd.generation.prompt import prepare, question_message
 from llava_uhd.inspection import linear_probe, probe_data
 from llava_uhd.inspection.activation import Activation, LevelActivation, activation_figure, level_activation
@@ -35,19 +34,6 @@ def small(qwen_tokenizer):
     """A model of three levels."""
     config = small_config(layout="stitched", levels=[1, 2, 4])
     return build_model(config, seed=4), LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llava-uhd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 def test_points_are_sampled_where_they_lie():

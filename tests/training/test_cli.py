@@ -1,28 +1,11 @@
 """`llava-uhd train` and `llava-uhd data` as a user meets them."""
 
 import json
-import sys
 
 import pytest
 import yaml
 
-from llava_uhd import cli
 from llava_uhd.training.recipe import shipped_recipes
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llava-uhd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 def test_list(run):
