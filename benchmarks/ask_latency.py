@@ -1,4 +1,4 @@
-"""Seconds from an image file to an answer: the projector folded, layer by layer, and by the published formulation.
+"""Seconds from an image file to an answer: the projector folded, layer by layer, and by the reference formulation.
 
     python benchmarks/ask_latency.py --model tiny --image examples/receipt.png --question "What is the total?"
 

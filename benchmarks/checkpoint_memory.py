@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoint_memory.py --model vicuna-7b --work runs/memory --load bfloat16 8bit 4bit
 
-Writes a released checkpoint (bfloat16, the second CLIP included), converts it, and loads the result; each step runs in
+Writes a original checkpoint (bfloat16, the second CLIP included), converts it, and loads the result; each step runs in
 a process of its own, whose peak is the kernel's account (VmHWM, mapped files included). Needs 29 GB of disk for the 7B
 model, and for `--load` as much memory as the table will show; `--layers 4` cuts the language model short. Linux only.
 """
@@ -30,7 +30,7 @@ PRECISIONS = ("float32", "bfloat16", "8bit", "4bit")
 
 
 def released_config(model: str, layers: int | None) -> dict[str, Any]:
-    """Config of a released checkpoint of December 2024."""
+    """Config of a original checkpoint of December 2024."""
     keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     config: dict[str, Any] = dict(zip((*keys, "num_key_value_heads", "vocab_size"), SHAPES[model], strict=True))
     config |= {"bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
@@ -40,7 +40,7 @@ def released_config(model: str, layers: int | None) -> dict[str, Any]:
 
 
 def make(folder: Path, model: str, layers: int | None, shard_bytes: int) -> dict[str, Any]:
-    """Writes the released checkpoint. The numbers repeat every 2^24: random enough, and quick to draw."""
+    """Write the original checkpoint. The numbers repeat every 2^24: random enough, and quick to draw."""
     import torch
 
     from llava_uhd.checkpoints.key_mapping import PROJECTOR, TOWER, build_key_mapping
@@ -81,7 +81,7 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, precision: str, answer: bool) -> dict[str, Any]:
-    """Loads it as documented, and perhaps answers one token about a picture of seven views."""
+    """Load it as documented, and answer on demand one token about an image of seven views."""
     import torch
     from PIL import Image
 
@@ -99,8 +99,8 @@ def load(folder: Path, precision: str, answer: bool) -> dict[str, Any]:
     if not answer:
         return loaded
     processor = LlavaUhdProcessor.from_pretrained(folder)
-    picture = Image.linear_gradient("L").resize((1008, 672)).convert("RGB")
-    inputs = processor(images=picture, text=f"{processor.image_token}\nWhat is it?", return_tensors="pt")
+    image = Image.linear_gradient("L").resize((1008, 672)).convert("RGB")
+    inputs = processor(images=image, text=f"{processor.image_token}\nWhat is it?", return_tensors="pt")
     start = time.perf_counter()
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=1).logits
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--load", nargs="*", choices=PRECISIONS, default=[])
     parser.add_argument("--answer", action="store_true", help="run the model, too: hours on a CPU without bfloat16")
     options = parser.parse_args()
-    source, out = options.work / "released", options.work / "ours"
+    source, out = options.work / "original", options.work / "hf"
     try:
         made = run(make, source, options.model, options.layers, int(options.shard_gb * 1e9))
         peak = run(convert, source, out)["peak_gib"]

@@ -51,7 +51,7 @@ def main() -> None:
     whole = json.loads(Path(built_in("tiny"), "config.json").read_text())
     read_config(Path(built_in("tiny")))  # the first one imports transformers
     rng = random.Random(args.seed)
-    taken, refused, longest, tracebacks = 0, 0, 0.0, []
+    accepted, num_rejected, longest, tracebacks = 0, 0, 0.0, []
     with TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(args.number):
@@ -61,15 +61,15 @@ def main() -> None:
             try:
                 config = read_config(folder)
                 assert isinstance(config, LlavaUhdConfig)
-                taken += 1
+                accepted += 1
             except ValueError as error:
-                refused += 1
+                num_rejected += 1
                 if "\n" in str(error):
                     tracebacks.append(f"several lines: {error}")
             except Exception as error:
                 tracebacks.append(f"{type(error).__name__}: {error}")
             longest = max(longest, time.perf_counter() - start)
-    report = {"number": args.number, "taken": taken, "refused": refused, "tracebacks": len(tracebacks)}
+    report = {"number": args.number, "taken": accepted, "refused": num_rejected, "tracebacks": len(tracebacks)}
     print(json.dumps({**report, "longest_s": round(longest, 3), "first": tracebacks[:5]}, ensure_ascii=False))
     sys.exit(bool(tracebacks) or longest > 10)
 

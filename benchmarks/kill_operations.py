@@ -136,9 +136,9 @@ class Recorder:
                 continue
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             stat = path.stat()
-            known = last.get(name)
-            if known and _is_same(known[0], stat):
-                os.link(known[1], copy / name)
+            before = last.get(name)
+            if before and _is_same(before[0], stat):
+                os.link(before[1], copy / name)
             else:
                 shutil.copyfile(path, copy / name)
                 older = by_inode.get((stat.st_dev, stat.st_ino))
@@ -247,12 +247,12 @@ def kill_everywhere(
     gc.freeze()  # collections in forked processes leave these objects, and their pages, alone
     expected = run.product(whole)
     assert expected, "the run has no product"
-    states, seen = [], set()
+    states, digests = [], set()
     recorded = sorted(copies.iterdir())
     report.operations = sum("-" not in copy.name for copy in recorded) - 1
     for copy in recorded:
-        if (known := digest(copy)) not in seen:
-            seen.add(known)
+        if (state := digest(copy)) not in digests:
+            digests.add(state)
             states.append(copy)
     states = states[::every]
     report.states = len(states)
@@ -370,7 +370,7 @@ def training(folder: Path, lora: bool) -> Run:
 
 
 def upsampler(folder: Path, objective: str) -> Run:
-    """Four steps of stage 0 on small pictures, with a state at every second."""
+    """Four steps of stage 0 on small images, with a state at every second."""
     from PIL import Image
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -380,13 +380,13 @@ def upsampler(folder: Path, objective: str) -> Run:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(folder / "tower")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for index in range(6):
-        Image.effect_noise((120, 90), 40 + index).convert("RGB").save(folder / "pictures" / f"{index}.png")
+        Image.effect_noise((120, 90), 40 + index).convert("RGB").save(folder / "images" / f"{index}.png")
     recipe = {
         "stage": "upsampler",
         "vision_tower": str(folder / "tower"),
-        "images": str(folder / "pictures"),
+        "images": str(folder / "images"),
         "objective": objective,
         "held_out": 1,
         "image_size": 56,
@@ -411,7 +411,7 @@ def upsampler(folder: Path, objective: str) -> Run:
 
 
 def conversion(folder: Path, to_released: bool) -> Run:
-    """Convert a small released checkpoint of two shards, or the built-in model back to that layout."""
+    """Convert a small original checkpoint of two shards, or the built-in model back to that layout."""
     from llava_uhd.checkpoints.convert import Options, convert_to_hf
     from llava_uhd.checkpoints.export import convert_to_original
     from llava_uhd.checkpoints.sources import Parts
@@ -421,11 +421,11 @@ def conversion(folder: Path, to_released: bool) -> Run:
     source, tower = write_original(folder / "in"), write_tower_config(folder / "tower")
     parts, options = Parts(str(source), vision_tower=str(tower)), Options(Overrides(projector_heads=2))
     if to_released:
-        convert_to_hf(parts, folder / "ours", options)
+        convert_to_hf(parts, folder / "hf", options)
 
     def start(place: Path) -> None:
         if to_released:
-            convert_to_original(folder / "ours", place / "out")
+            convert_to_original(folder / "hf", place / "out")
         else:
             convert_to_hf(parts, place / "out", options)
 

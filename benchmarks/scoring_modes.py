@@ -1,4 +1,4 @@
-"""The same predictions scored officially and as the published scripts score, side by side.
+"""The same predictions scored officially and as the reference scripts score, side by side.
 
     python benchmarks/scoring_modes.py
 

@@ -1,11 +1,12 @@
-"""A training step of stage 1 or 2 at real width: ours beside a plain loop, on random weights and random pictures.
+"""A training step of stage 1 or 2 at real width: packed samples beside a plain loop, random weights and images.
 
     python benchmarks/training_step.py --stage instruct --layers 2
     python benchmarks/training_step.py --stage align --layers 32 --samples 32 --device cuda --dtype bf16
 
-Ours packs the samples into one sequence and never makes whole logits (`training/loss.py`, `data/collation.py`). The
-plain loop takes sample after sample, adds up their gradients, asks the model for its own loss over whole logits, and
-computes pyramid and projector by the reference formulation (`llava_uhd/benchmark/reference.py`).
+The packed step makes one sequence of the samples and never makes whole logits (`training/loss.py`,
+`data/collation.py`). The plain loop takes sample after sample, adds up their gradients, asks the model for its own
+loss over whole logits, and computes pyramid and projector by the reference formulation
+(`llava_uhd/benchmark/reference.py`).
 Both make the same step with AdamW on the same samples; the losses printed must agree.
 """
 
@@ -59,7 +60,7 @@ def build(options: argparse.Namespace) -> LlavaUhdForConditionalGeneration:
 
 
 def make_samples(config: LlavaUhdConfig, count: int, stage: str) -> list[Encoded]:
-    """Pictures of 640 x 480 with a caption (stage 1) or a conversation (stage 2) of random tokens."""
+    """Images of 640 x 480 with a caption (stage 1) or a conversation (stage 2) of random tokens."""
     rng = np.random.default_rng(0)
     processor = LlavaUhdImageProcessor(max_slices=1 if stage == "align" else config.max_slices)
     num_text, samples = 26 if stage == "align" else 256, []
@@ -68,14 +69,14 @@ def make_samples(config: LlavaUhdConfig, count: int, stage: str) -> list[Encoded
         TokenType.ROW_SEPARATOR: config.row_separator_id,
     }
     for _ in range(count):
-        picture = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+        drawn = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
         template = plan_layout(processor.plan(640, 480), token_grid(config), config.layout).template
         image = [separators.get(token_type, config.image_token_id) for token_type in template]
         text = rng.integers(0, 29000, num_text).tolist()
         ids = torch.tensor([1, *image, *text])
         labels = ids.clone()
         labels[: len(image) + 1 + num_text // 3] = IGNORE
-        samples.append(Encoded(ids, labels, dict(processor(picture, return_tensors="pt"))))
+        samples.append(Encoded(ids, labels, dict(processor(drawn, return_tensors="pt"))))
     return samples
 
 
@@ -124,7 +125,7 @@ def main() -> None:
     def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(options.device) for name, tensor in batch.items()}
 
-    def ours(model: LlavaUhdForConditionalGeneration) -> Callable:
+    def packed(model: LlavaUhdForConditionalGeneration) -> Callable:
         use_training_forward(model, loss_chunk=1024)
 
         def step(samples: list[Encoded]) -> float:
@@ -144,6 +145,7 @@ def main() -> None:
             total = 0.0
             for sample in samples:
                 batch = to_device({**Collator(0)([sample])})
+                del batch["target_positions"]  # the model's own forward pass finds them
                 share = int(sample.labels.ne(IGNORE).sum()) / learned
                 loss = share * model(**batch, use_cache=False).loss
                 loss.backward()
@@ -153,7 +155,7 @@ def main() -> None:
         return step
 
     print("| loop | samples/s | tokens/s | TFLOP/s | peak GiB | loss |\n|---|---|---|---|---|---|")
-    measure(options, "ours", ours)
+    measure(options, "packed", packed)
     measure(options, "plain", plain)
 
 

@@ -1,4 +1,6 @@
-"""Floating-point operations of a model, counted from its config: the one count that bench, plan and training use.
+"""Floating-point operations of a model, counted from its config.
+
+The one count of bench, plan, training and experiments.
 
 A product of (a, b) and (b, c) counts 2abc. Norms, activations and interpolation count nothing. The projector is
 counted as it runs, by the fused path with folded weights; `reference_projector` counts the paper's formula as written.
@@ -197,6 +199,19 @@ def projector_flops(config: LlavaUhdConfig, shape: tuple[int, int]) -> Projector
         attention=2 * windows * e**2 + attention,
         output=2 * 2 * windows * e**2,
     )
+
+
+def vision_flops(config: LlavaUhdConfig, shapes: Collection[tuple[int, int]], reference: bool = False) -> float:
+    """Count tower, pyramid and projector on views, from pixels to image tokens.
+
+    Args:
+        config: config of the model.
+        shapes: (rows, columns) of each view in patches.
+        reference: count the reference formulation, which runs every layer of the tower.
+    """
+    layers = config.vision_config.num_hidden_layers if reference else None
+    projector = reference_projector if reference else projector_flops
+    return sum(tower_flops(config, shape, layers) + projector(config, shape).total for shape in shapes)
 
 
 def language_flops(config: LlavaUhdConfig, length: float, learned: float, past: float = 0) -> float:

@@ -18,11 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers.initialization import no_init_weights
 
-from llava_uhd.benchmark import flops
 from llava_uhd.benchmark.inputs import prepare
 from llava_uhd.benchmark.sizes import Sizes
+from llava_uhd.flops import language_flops, projector_flops, tower_flops
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
-from llava_uhd.model.vision_tower import num_layers_used
 
 BYTES = 2  # of a bf16 value
 META = torch.device("meta")
@@ -190,7 +189,7 @@ def count(sizes: Sizes, image: tuple[int, int], max_slices: int = 6) -> list[Par
     embedding = model.get_input_embeddings().get_parameter("weight").numel()
     text = sum(p.numel() for p in language_model.parameters()) - embedding + model.lm_head.weight.numel()
     keys = 2 * sizes.text_layers * tokens * sizes.hidden
-    layers = num_layers_used(sizes.vision_layers, model.config.vision_feature_layer)
+    config = model.config
 
     def prefill(length: int, **kwargs: Any) -> torch.Tensor:
         hidden = language_model(inputs_embeds=embedded[:, :length], use_cache=True, **kwargs).last_hidden_state
@@ -199,25 +198,25 @@ def count(sizes: Sizes, image: tuple[int, int], max_slices: int = 6) -> list[Par
     return [
         Part(
             "encoder",
-            sum(flops.encoder(sizes, shape, layers) for shape in images.shapes),
+            sum(tower_flops(config, shape) for shape in images.shapes),
             fewest["encoder"],
             counted(encode),
         ),
         Part(
             "projector",
-            sum(flops.folded_projector(sizes, shape).total for shape in images.shapes),
+            sum(projector_flops(config, shape).total for shape in images.shapes),
             fewest["projector"],
             projector,
         ),
         Part(
             f"prefill, {tokens} tokens",
-            flops.language_model(sizes, tokens),
+            language_flops(config, tokens, 1),
             (text + keys) * BYTES,
             counted(lambda: prefill(tokens)),
         ),
         Part(
             "one new token",
-            flops.language_model(sizes, 1, tokens),
+            language_flops(config, 1, 1, tokens),
             (text + keys) * BYTES,
             counted(lambda: prefill(1, past_key_values=cache)),
         ),

@@ -8,37 +8,30 @@ from typing import Any
 
 import torch
 
-from llava_uhd.benchmark import flops
-from llava_uhd.benchmark.inputs import picture, prepare
+from llava_uhd.benchmark.inputs import prepare, random_image
 from llava_uhd.benchmark.measure import alternate
-from llava_uhd.benchmark.sizes import Sizes, build
+from llava_uhd.benchmark.sizes import build
+from llava_uhd.flops import language_flops, vision_flops
 from llava_uhd.loading import load_processor
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
-from llava_uhd.model.vision_tower import num_layers_used
 
 from .counting import BYTES
-from .setting import Cells, Setting, copy_rate, dearest, mebibytes, median, num_launches
+from .setting import Cells, Setting, copy_rate, dearest, difference, mebibytes, median, num_launches
 
 NEW_TOKENS = 32
-
-
-def vision_flop(sizes: Sizes, shapes: list[tuple[int, int]], feature_layer: int) -> float:
-    """Count the encoder's and the projector's operations on views of these shapes."""
-    layers = num_layers_used(sizes.vision_layers, feature_layer)
-    return sum(flops.encoder(sizes, shape, layers) + flops.folded_projector(sizes, shape).total for shape in shapes)
 
 
 @torch.no_grad()
 def generate(setting: Setting) -> Iterator[Cells]:
     """Pixels of one image with 7 views to the first token's logits, then greedy decoding."""
     sizes, rate = setting.sizes, setting.rate()
-    new_tokens = 4 if setting.small else NEW_TOKENS
+    new_tokens = 16 if setting.small else NEW_TOKENS
     model = build(sizes, setting.device, setting.dtype, with_text=True)
     images = prepare(sizes, model, [setting.image], 6, setting.device, setting.dtype)
     length = images.input_ids.shape[1]
-    flop = vision_flop(sizes, images.shapes, model.config.vision_feature_layer) + flops.language_model(sizes, length)
+    flop = vision_flops(model.config, images.shapes) + language_flops(model.config, length, 1)
 
     def prefill() -> Any:
         return model(input_ids=images.input_ids, **images.inputs, logits_to_keep=1)
@@ -70,7 +63,8 @@ def generate(setting: Setting) -> Iterator[Cells]:
     decode(new_tokens)
     ways = {"first": partial(decode, 1), "whole": partial(decode, new_tokens)}
     times = alternate(ways, setting.runs, setting.device)
-    per_token = max(times["whole"].seconds - times["first"].seconds, 1e-9) / (new_tokens - 1)
+    further = difference(times["whole"].seconds, times["first"].seconds, f"{new_tokens - 1} further tokens")
+    per_token = further / (new_tokens - 1)
     weights = sum(p.numel() for p in model.model.language_model.parameters()) * BYTES
     cells = {
         "measured": f"one of {new_tokens} new tokens, after {length}",
@@ -123,7 +117,7 @@ def serve(setting: Setting, requests: int) -> Iterator[Cells]:
     sampling = Sampling(max_new_tokens=new_tokens)
 
     def ask(engine: Engine, seeds: range) -> tuple[float, list[Any]]:
-        asked = [[question_message([picture(*setting.image, seed=seed)], "What is the total?")] for seed in seeds]
+        asked = [[question_message([random_image(*setting.image, seed=seed)], "What is the total?")] for seed in seeds]
         start = time.perf_counter()
         generations = [engine.submit(messages, sampling) for messages in asked]
         results = [generation.result() for generation in generations]
@@ -154,7 +148,7 @@ def evaluation(setting: Setting) -> Iterator[Cells]:
 
     from llava_uhd.cli import app
 
-    count = 4 if setting.small else 128
+    count = 8 if setting.small else 128
     with tempfile.TemporaryDirectory() as folder:
 
         def run(name: str, questions: int) -> float:
@@ -164,10 +158,8 @@ def evaluation(setting: Setting) -> Iterator[Cells]:
             CliRunner().invoke(app, arguments, catch_exceptions=False)
             return time.perf_counter() - start
 
-        alone = run("first", 1)  # with imports and the first kernels; in a dry run that is all the warm-up there is
-        if not setting.small:
-            alone = run("alone", 1)
-        seconds = max(run("whole", count + 1) - alone, 1e-9)
+        run("first", 1)  # imports and the first kernels
+        seconds = difference(run("whole", count + 1), run("alone", 1), f"{count} further questions")
         cells: Cells = {
             "measured": f"eval run synthdoc, tiny, {count} questions",
             "ms": 1000 * seconds,

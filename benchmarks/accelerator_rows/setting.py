@@ -105,6 +105,17 @@ def median(run: Run, setting: Setting, warmup: int = 2) -> Taken:
     return Taken(statistics.median(one.seconds for one in taken), max(peaks) if peaks else None)
 
 
+def difference(longer: float, shorter: float, work: str) -> float:
+    """Return the seconds of the work that one run does more than another.
+
+    Raises:
+        RuntimeError: the run that does more took no longer.
+    """
+    if longer <= shorter:
+        raise RuntimeError(f"{work} took no time: {longer:.3f} s with them, {shorter:.3f} s without; measure again")
+    return longer - shorter
+
+
 def mebibytes(count: int | None) -> float | None:
     """Convert bytes; None stays None."""
     return None if count is None else count / 2**20

@@ -5,7 +5,7 @@ from typing import Any
 
 from .plan import SECTIONS
 
-Row = dict[str, Any]
+Cells = dict[str, Any]
 
 FORMATS: dict[str, Callable[[float], str]] = {
     "ms": lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
@@ -27,9 +27,9 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 
 
-def markdown(rows: list[Row], command: str, seconds: float) -> str:
+def markdown(rows: list[Cells], command: str, seconds: float) -> str:
     """Return the tables of all sections, the goals, and the dearest kernels where they were traced."""
-    machine: Row = next((row["machine"] for row in rows if "machine" in row), {})
+    machine: Cells = next((row["machine"] for row in rows if "machine" in row), {})
     about = ", ".join(f"{name} {value}" if name != "device" else str(value) for name, value in machine.items())
     lines = [f"`{command}`: {about or 'device unknown'}; {seconds:.0f} s.", ""]
     for section in SECTIONS:
@@ -43,7 +43,7 @@ def markdown(rows: list[Row], command: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[Row]) -> list[str]:
+def _table(rows: list[Cells]) -> list[str]:
     columns = [column for column in FORMATS if any(row.get(column) is not None for row in rows)]
     lines = ["| " + " | ".join(["measured", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
     for row in rows:
@@ -55,7 +55,7 @@ def _table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def goals(rows: list[Row]) -> list[tuple[str, str]]:
+def goals(rows: list[Cells]) -> list[tuple[str, str]]:
     """Return each goal on an H100 and what was measured for it."""
     measured = {row["measured"]: row for row in rows if row["status"] == "ok"}
 

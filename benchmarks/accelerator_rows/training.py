@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from llava_uhd.training.parts import train_only
 from .language import random_model
 from .setting import Cells, Run, Setting, dearest, mebibytes, median
 
+if TYPE_CHECKING:
+    from llava_uhd.training.upsampler.recipe import UpsamplerRecipe
+
 STAGE_1 = ["projector"]
 STAGE_2 = ["language_model", "projector", "vision_tower", "upsampler_fixup"]
 
@@ -46,7 +49,7 @@ def make_samples(model: LlavaUhdForConditionalGeneration, setting: Setting, coun
     for _ in range(count):
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         template = plan_layout(processor.plan(width, height), token_grid(config), config.layout).template
-        ids = [separators.get(mark, config.image_token_id) for mark in template]
+        ids = [separators.get(token_type, config.image_token_id) for token_type in template]
         text = rng.integers(5, sizes.vocabulary, num_text).tolist()
         input_ids = torch.tensor([1, *ids, *text])
         labels = input_ids.clone()
@@ -227,33 +230,49 @@ def lora(setting: Setting, quantized: bool) -> Iterator[Cells]:
     yield _cells(name, step, setting, flop, samples, rate)
 
 
+def stage_0_recipe(side: int, count: int) -> "UpsamplerRecipe":
+    """Return a recipe of stage 0 for images of a side in pixels, so many a step; its folders are not read."""
+    from llava_uhd.training.recipe import build_recipe
+    from llava_uhd.training.upsampler.recipe import UpsamplerRecipe
+
+    recipe = build_recipe(
+        {
+            "stage": "upsampler",
+            "out": "runs/stage-0",
+            "model": {"vision_tower": "random"},
+            "data": {"images": "random", "image_size": side},
+            "loss": {"downsampler_kernel": 14, "max_pad": min(30, side // 4)},
+            "optimization": {"global_batch": count},
+        }
+    )
+    assert isinstance(recipe, UpsamplerRecipe)
+    return recipe
+
+
 def stage_0(setting: Setting) -> Iterator[Cells]:
     """A step of stage 0 on images of the view's size: two jitters of each, NAdam."""
-    if (reason := _missing("accelerate", "yaml")) is not None:
+    if (reason := _missing("accelerate", "yaml", "pydantic")) is not None:
         yield {"measured": "stage 0", "status": f"{reason}: pip install 'llava-uhd[train]'"}
         return
-    from llava_uhd.training.recipe import UpsamplerRecipe
     from llava_uhd.training.upsampler.features import Features
     from llava_uhd.training.upsampler.jitter import draw_move, move
     from llava_uhd.training.upsampler.training import Reconstruction
 
     sizes = setting.sizes
     side, count = sizes.view_size, 1 if setting.small else 4
-    recipe = UpsamplerRecipe(
-        stage="upsampler", out="", vision_tower="", images="", batch=count, image_size=side,
-        downsampler_kernel=14, max_pad=min(30, side // 4),
-    )  # fmt: skip
+    recipe = stage_0_recipe(side, count)
     tower = build(sizes, setting.device, torch.float32).model.vision_tower.requires_grad_(False)
     features = Features(tower, -2)
     module = Reconstruction(sizes.vision_hidden, recipe).to(setting.device).train()
-    optimizer = torch.optim.NAdam([p for p in module.parameters() if p.requires_grad], lr=recipe.learning_rate)
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.NAdam(learned, lr=recipe.optimization.learning_rate)
     pixels = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0)).to(setting.device)
 
     def step() -> torch.Tensor:
         rng, low = random.Random(0), features(pixels)
-        for jitter in range(recipe.jitters):
-            by = draw_move((side, side), recipe.max_pad, recipe.max_zoom, rng)
-            moved = move(pixels, by, recipe.max_pad)
+        for jitter in range(recipe.loss.jitters):
+            by = draw_move((side, side), recipe.loss.max_pad, recipe.loss.max_zoom, rng)
+            moved = move(pixels, by, recipe.loss.max_pad)
             loss = module(low, pixels, features(moved), moved, by, jitter == 0)
             loss.backward()
         optimizer.step()

@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 
-from llava_uhd.benchmark import flops, reference
+from llava_uhd.benchmark import reference
 from llava_uhd.benchmark.compare import hiwin_of
 from llava_uhd.benchmark.inputs import plain_image_features, prepare
 from llava_uhd.benchmark.measure import alternate, relative_error
 from llava_uhd.benchmark.sizes import build
+from llava_uhd.flops import projector_flops, reference_projector, tower_flops
 from llava_uhd.model.hiwin import HiWinProjector
-from llava_uhd.model.vision_tower import num_layers_used
 
 from .counting import OperationCounter, fewest_vision_bytes
 from .setting import Cells, Run, Setting, capture, dearest, mebibytes, median, num_launches
@@ -84,7 +84,7 @@ def build_path(views: int, setting: Setting) -> Path:
             "vision": plain_image_features(exact, exact_images).cpu(),
         }
 
-    layers = num_layers_used(sizes.vision_layers, model.config.vision_feature_layer)
+    config = model.config
     return Path(
         encode=lambda: torch.cat([pair[0].flatten() for pair in encode()]),
         project=lambda: torch.cat([group.flatten(0, 1) for group in projector(features, guides)]),
@@ -93,9 +93,9 @@ def build_path(views: int, setting: Setting) -> Path:
         plain_whole=lambda: plain_image_features(model, images),
         expected=expected,
         flop={
-            "encoder": sum(flops.encoder(sizes, shape, layers) for shape in images.shapes),
-            "projector": sum(flops.folded_projector(sizes, shape).total for shape in images.shapes),
-            "plain": sum(flops.plain_projector(sizes, shape).total for shape in images.shapes),
+            "encoder": sum(tower_flops(config, shape) for shape in images.shapes),
+            "projector": sum(projector_flops(config, shape).total for shape in images.shapes),
+            "plain": sum(reference_projector(config, shape).total for shape in images.shapes),
         },
         fewest_bytes=fewest_vision_bytes(sizes, images.shapes),
     )
@@ -123,7 +123,7 @@ def _traffic(run: Run, setting: Setting, fewest: float) -> Cells:
 
 @torch.no_grad()
 def eager(setting: Setting, views: int) -> Iterator[Cells]:
-    """Plain, ours and the encoder alone in eager mode, alternating in one process."""
+    """Reference, fused path and the encoder alone in eager mode, alternating in one process."""
     path, rate = build_path(views, setting), setting.rate()
     expected = path.expected()
     ways: dict[str, Run] = {

@@ -53,7 +53,7 @@ def make_pages(count: int, seed: int, chromium: str) -> list[Page]:
 
 
 def make_pictures(seed: int, count: int) -> list[Page]:
-    """Parts of photographs of which no training picture is made; each is asked one question."""
+    """Parts of photographs of which no training image is made; each is asked one question."""
     import matplotlib
 
     found = find_spec("skimage")

@@ -96,12 +96,12 @@ def _rows_table(table: Table, groups: Groups) -> str:
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for name in table.rows:
         found = [groups.get((name, *column)) for column in columns]
-        known = next((group for group in found if group), None)
-        if known is None:
+        first = next((group for group in found if group), None)
+        if first is None:
             continue
         cells = [_score(group) if group else "" for group in found]
         seconds = [run.core_seconds for group in found if group for run in group if run.budget == "steps"]
-        size = [str(known[0].tokens), f"{known[0].parameters:,}"]
+        size = [str(first[0].tokens), f"{first[0].parameters:,}"]
         cost = f"{mean(seconds):.0f}" if seconds else ""
         lines.append(f"| {' | '.join([ROWS[name].label, *size, *cells, cost])} |")
     return "\n".join(lines) + "\n"
@@ -136,7 +136,7 @@ def figure(runs: Iterable[Run]) -> "Figure":
     from matplotlib.figure import Figure
 
     groups = group_runs(runs)
-    tasks = [task for task in TASKS if any(of_group == task for _, of_group, _ in groups)]
+    tasks = [task for task in TASKS if any(task_of_runs == task for _, task_of_runs, _ in groups)]
     drawn = Figure(figsize=(6.5 * len(tasks), 5.2), dpi=120, layout="constrained")
     for axes, task in zip(drawn.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for name in ROWS:

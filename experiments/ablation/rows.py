@@ -12,7 +12,7 @@ TASKS = ("characters", "sub-cells")
 
 
 @dataclass(frozen=True)
-class Row:
+class ProjectorRow:
     """A projector, and the views that it is given.
 
     Attributes:
@@ -70,47 +70,49 @@ STAGE0: dict[str, dict[str, Any] | None] = {
     "closer-look": {"schedule.max_steps": 300, "optimization.learning_rate": 1e-2, "loss.objective": "closer_look"},
 }
 
-ROWS: dict[str, Row] = {
-    "mlp": Row("pixel-unshuffle and MLP", {"type": "mlp", **ONE_LEVEL}),
-    "resampler": Row("resampler of v1", {"type": "resampler", **ONE_LEVEL}),
-    "resampler-aligned": Row("resampler of v1, aligned", {"type": "resampler", **ONE_LEVEL, "aligned_windows": True}),
-    "hiwin-1": Row("HiWin, 1x", {**ONE_LEVEL}),
-    "hiwin-1-bins": Row("HiWin, 1x, bin embedding", {**ONE_LEVEL, "bin_embedding": True}),
-    "hiwin-1-aligned": Row("HiWin, 1x, aligned", {**ONE_LEVEL, "aligned_windows": True}),
-    "hiwin-1-both": Row("HiWin, 1x, both", {**ONE_LEVEL, **LEARNS}),
-    "bilinear": Row("HiWin, 1x 2x, bilinear", {**TWO_LEVELS, "upsampler": "bilinear"}),
-    "bilinear-both": Row("HiWin, 1x 2x, bilinear, both", {**TWO_LEVELS, **LEARNS, "upsampler": "bilinear"}),
-    "jbu": Row("HiWin, 1x 2x, JBU", {**TWO_LEVELS}, stage0="shipped"),
-    "jbu-both": Row("HiWin, 1x 2x, JBU, both", {**TWO_LEVELS, **LEARNS}, stage0="shipped"),
-    "jbu-closer-look-both": Row(
+ROWS: dict[str, ProjectorRow] = {
+    "mlp": ProjectorRow("pixel-unshuffle and MLP", {"type": "mlp", **ONE_LEVEL}),
+    "resampler": ProjectorRow("resampler of v1", {"type": "resampler", **ONE_LEVEL}),
+    "resampler-aligned": ProjectorRow(
+        "resampler of v1, aligned", {"type": "resampler", **ONE_LEVEL, "aligned_windows": True}
+    ),
+    "hiwin-1": ProjectorRow("HiWin, 1x", {**ONE_LEVEL}),
+    "hiwin-1-bins": ProjectorRow("HiWin, 1x, bin embedding", {**ONE_LEVEL, "bin_embedding": True}),
+    "hiwin-1-aligned": ProjectorRow("HiWin, 1x, aligned", {**ONE_LEVEL, "aligned_windows": True}),
+    "hiwin-1-both": ProjectorRow("HiWin, 1x, both", {**ONE_LEVEL, **LEARNS}),
+    "bilinear": ProjectorRow("HiWin, 1x 2x, bilinear", {**TWO_LEVELS, "upsampler": "bilinear"}),
+    "bilinear-both": ProjectorRow("HiWin, 1x 2x, bilinear, both", {**TWO_LEVELS, **LEARNS, "upsampler": "bilinear"}),
+    "jbu": ProjectorRow("HiWin, 1x 2x, JBU", {**TWO_LEVELS}, stage0="shipped"),
+    "jbu-both": ProjectorRow("HiWin, 1x 2x, JBU, both", {**TWO_LEVELS, **LEARNS}, stage0="shipped"),
+    "jbu-closer-look-both": ProjectorRow(
         "HiWin, 1x 2x, JBU of the closer look, both", {**TWO_LEVELS, **LEARNS}, stage0="closer-look"
     ),
-    "resampler-vdim": Row(
+    "resampler-vdim": ProjectorRow(
         "resampler of v1 on 2x, JBU, aligned",
         {**TWO_LEVELS, "type": "resampler", "input_level": 2, "aligned_windows": True},
         stage0="shipped",
     ),
-    "perceiver-vdim": Row(
+    "perceiver-vdim": ProjectorRow(
         "perceiver resampler on 2x, JBU", {**TWO_LEVELS, "type": "perceiver", "input_level": 2}, stage0="shipped"
     ),
-    "mlp-vdim": Row(
+    "mlp-vdim": ProjectorRow(
         "pixel-unshuffle and MLP on 2x, JBU",
         {**TWO_LEVELS, "type": "mlp", "input_level": 2, "unshuffle_factor": 4},
         stage0="shipped",
     ),
-    "deconvolution-both": Row(
+    "deconvolution-both": ProjectorRow(
         "HiWin, 1x 2x, deconvolution, both",
         {**TWO_LEVELS, **LEARNS, "upsampler": "deconvolution"},
     ),
-    "jbu-14-both": Row("HiWin, 1x 4x, JBU, both", {"levels": (1, 4), **LEARNS}, stage0="published-4x"),
-    "jbu-124-both": Row("HiWin, 1x 2x 4x, JBU, both", {"levels": (1, 2, 4), **LEARNS}, stage0="published-4x"),
-    "jbu-124-highest-both": Row(
+    "jbu-14-both": ProjectorRow("HiWin, 1x 4x, JBU, both", {"levels": (1, 4), **LEARNS}, stage0="published-4x"),
+    "jbu-124-both": ProjectorRow("HiWin, 1x 2x 4x, JBU, both", {"levels": (1, 2, 4), **LEARNS}, stage0="published-4x"),
+    "jbu-124-highest-both": ProjectorRow(
         "HiWin, 1x 2x 4x, JBU of the loss on 4x alone, both", {"levels": (1, 2, 4), **LEARNS}, stage0="highest-4x"
     ),
-    "jbu-pyramid-grid-both": Row(
+    "jbu-pyramid-grid-both": ProjectorRow(
         "HiWin, 1x 2x, JBU, both, grids 1 and 2", {**TWO_LEVELS, **LEARNS, "bin_grid": "pyramid"}, stage0="shipped"
     ),
-    "overview-both": Row(
+    "overview-both": ProjectorRow(
         "HiWin, 1x 2x, JBU, both, overview only",
         {**TWO_LEVELS, **LEARNS},
         stage0="shipped",

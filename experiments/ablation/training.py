@@ -16,7 +16,7 @@ from llava_uhd.training.assembly import load_upsampler
 from llava_uhd.training.parts import parts_of, train_only
 
 from .pages import Pages, Views
-from .rows import Row
+from .rows import ProjectorRow
 from .tasks import Task
 
 LEARNING_RATE = 2e-3
@@ -78,7 +78,7 @@ class Reader(nn.Module):
         upsampler: folder of stage 0, for a row that begins with one.
     """
 
-    def __init__(self, row: Row, outputs: int, upsampler: str | None):
+    def __init__(self, row: ProjectorRow, outputs: int, upsampler: str | None):
         super().__init__()
         config = row.build_config()
         model = LlavaUhdForConditionalGeneration(config)
@@ -109,14 +109,14 @@ def draw_pages(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
             yield torch.tensor(order[start : start + batch])
 
 
-def views_of(pages: Pages, row: Row) -> Views:
+def views_of(pages: Pages, row: ProjectorRow) -> Views:
     """Return the views that a row is given."""
     return pages.overviews if row.overview_only else pages.slices
 
 
 def run_row(
     name: str,
-    row: Row,
+    row: ProjectorRow,
     task_name: str,
     task: Task,
     seed: int,
@@ -168,7 +168,9 @@ def run_row(
 
 
 @torch.no_grad()
-def measure(reader: Reader, row: Row, task: Task, pages: Pages, limit: int | None = None) -> list[list[float]]:
+def measure(
+    reader: Reader, row: ProjectorRow, task: Task, pages: Pages, limit: int | None = None
+) -> list[list[float]]:
     """Return numerator and denominator of the score of each page, of the first `limit` ones."""
     views = views_of(pages, row)
     scores = []

@@ -1,7 +1,7 @@
 """Trains the next built-in model from random weights to its folder.
 
     python -m experiments.tiny --out runs/tiny                # until done; resumes what is in the folder
-    python -m experiments.tiny --out runs/tiny --minutes 8    # a piece; the same command goes on
+    python -m experiments.tiny --out runs/tiny --minutes 8    # a piece; the same command resumes
     python -m experiments.tiny --plan-only                    # operations and hours of the plan
 
 `xargs apt-get install -y < experiments/tiny/fonts.txt` gives the fonts of the training documents.

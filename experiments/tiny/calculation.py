@@ -1,7 +1,9 @@
 """Operations and hours of a plan, from the sizes of the model: what a run should take before it is run."""
 
+from llava_uhd.flops import PartFlops, language_flops, projector_flops, standard_shape, tower_flops, training_flops
+
 from .network import Network
-from .setting import Phase, Plan, Setting
+from .setting import Phase, Plan, Setting, build_config
 
 # Operations a second that training reaches on one core, measured (README.md).
 CORE = 55e9
@@ -10,38 +12,46 @@ CORES = 2
 DRAWN, SCRIBBLED, LAID_OUT = 0.08, 0.17, 0.02
 # Part of the most slices of a phase that its pages have on average (`samples.draw_document`).
 FILLED = 0.7
-# A training step costs three times the operations of a forward pass.
-TRAINING = 3
+# Parts that learn in each kind of phase, by the names of `training_flops`.
+TRAINED = {
+    "vision": ("vision_tower", "upsampler", "projector"),
+    "reader": ("language_model",),
+    "joint": ("vision_tower", "upsampler", "projector", "language_model"),
+}
 
 
-def tower_operations(setting: Setting, patches: float) -> float:
-    """Forward operations of the tower, for so many patches in views of `view_size`²."""
-    width, layers = setting.vision_width, setting.vision_layers
-    view = (setting.view_size // setting.patch_size) ** 2
-    per_patch = layers * (24 * width**2 + 4 * view * width) + 2 * 3 * setting.patch_size**2 * width
-    return patches * per_patch
-
-
-def text_operations(setting: Setting, tokens: float, length: float) -> float:
-    """Forward operations of the language model, for so many tokens in sequences of a length."""
-    width, kept = setting.width, setting.key_value_heads / setting.text_heads
-    linear = 2 * (width**2 * (2 + 2 * kept) + 3 * width * setting.intermediate)
-    return tokens * setting.text_layers * (linear + 2 * length * width)
+def vision_operations(setting: Setting, views: float) -> PartFlops:
+    """Count the forward pass of some views of `view_size`² up to the projector's tokens."""
+    config = build_config(setting)
+    shape = standard_shape(config)
+    projector = projector_flops(config, shape)
+    return PartFlops(
+        views * tower_flops(config, shape),
+        views * projector.upsampler,
+        views * projector.projector,
+        language_model=0.0,
+    )
 
 
 def step_operations(setting: Setting, phase: Phase) -> float:
-    """Operations of one training step of a phase."""
+    """Count the operations of one training step of a phase."""
     if phase.kind == "vision":
-        return TRAINING * tower_operations(setting, phase.tokens) * (1.4 if phase.projector else 1.0)
+        vision = vision_operations(setting, phase.tokens / (setting.view_size // setting.patch_size) ** 2)
+        if not phase.projector:
+            vision = PartFlops(vision.vision_tower, 0.0, 0.0, 0.0)
+        return training_flops(vision, TRAINED["vision"])
     length = min(phase.tokens, (phase.views + 1) * setting.query_grid**2 + 40 * phase.questions)
-    operations = text_operations(setting, phase.tokens, length)
-    if phase.kind == "joint":
-        operations += 1.4 * (1 - phase.symbols) * tower_operations(setting, phase.tokens)
-    return TRAINING * operations
+    samples = phase.tokens / length
+    # Half of the questions' tokens are answers, whose logits are computed.
+    text = samples * language_flops(build_config(setting), length, 20 * phase.questions)
+    views = phase.tokens / setting.query_grid**2 * (1 - phase.symbols) if phase.kind == "joint" else 0.0
+    vision = vision_operations(setting, views)
+    forward = PartFlops(vision.vision_tower, vision.upsampler, vision.projector, text)
+    return training_flops(forward, TRAINED[phase.kind])
 
 
 def step_seconds(setting: Setting, phase: Phase) -> float:
-    """Seconds of one core that drawing the pages of a step takes."""
+    """Return the seconds of one core that rendering the pages of a step takes."""
     views = FILLED * phase.views + 1
     pages = phase.tokens / (views * setting.query_grid**2)
     coded = 1.0 if phase.kind == "reader" else phase.symbols
@@ -50,7 +60,7 @@ def step_seconds(setting: Setting, phase: Phase) -> float:
 
 
 def describe_plan(plan: Plan) -> str:
-    """The plan as a Markdown table, with the number of parameters above it."""
+    """Return the plan as a Markdown table, with the number of parameters above it."""
     network = Network(plan.setting)
     parts = {"tower": network.tower, "projector": network.projector, "language model": network.language_model,
              "all": network.model}  # fmt: skip
@@ -58,18 +68,18 @@ def describe_plan(plan: Plan) -> str:
     lines = [
         ", ".join(f"{name} {size:.2f} M" for name, size in sizes.items()) + f"; {2 * sizes['all']:.1f} MB in bfloat16",
         "",
-        "| phase | steps | tokens a step | operations a step | hours of two cores | of these for drawing |",
+        "| phase | steps | tokens a step | operations a step | hours of two cores | of these for rendering |",
         "|---|---|---|---|---|---|",
     ]
-    total = drawing = 0.0
+    total = rendering = 0.0
     for phase in plan.phases:
         operations = step_operations(plan.setting, phase)
-        drawn = phase.steps * step_seconds(plan.setting, phase) / CORES / 3600
-        hours = phase.steps * operations / (CORES * CORE) / 3600 + drawn
-        total, drawing = total + hours, drawing + drawn
+        rendered = phase.steps * step_seconds(plan.setting, phase) / CORES / 3600
+        hours = phase.steps * operations / (CORES * CORE) / 3600 + rendered
+        total, rendering = total + hours, rendering + rendered
         lines.append(
             f"| {phase.name} | {phase.steps:,} | {phase.tokens:,} | {operations / 1e9:,.0f} G | {hours:.1f} | "
-            f"{drawn:.1f} |"
+            f"{rendered:.1f} |"
         )
-    lines.append(f"| all | | | | {total:.1f} | {drawing:.1f} |")
+    lines.append(f"| all | | | | {total:.1f} | {rendering:.1f} |")
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def stream_batches(
         setting: sizes of the model.
         phase: function that makes a sample.
         seed: seed of the pages.
-        first: number of the first batch wanted: group · GROUP + place in the group.
+        first: number of the first batch batches: group · GROUP + place in the group.
         pool: processes that draw pages, one group ahead; None draws them here.
     """
     group, skip = divmod(first, GROUP)
@@ -79,5 +79,5 @@ def stream_batches(
 
 
 def _order(pool: Pool | None, setting: Setting, phase: Phase, seed: int, group: int) -> Any:
-    wanted = [(setting, phase, seed, group * GROUP + place) for place in range(GROUP)]
-    return wanted if pool is None else pool.map_async(_make, wanted, chunksize=1)
+    batches = [(setting, phase, seed, group * GROUP + place) for place in range(GROUP)]
+    return batches if pool is None else pool.map_async(_make, batches, chunksize=1)

@@ -1,9 +1,9 @@
 """The network in training: the model, with the matrix and the readout that go when it is finished.
 
 `code_map` takes the projector's tokens into the language model's embeddings and is multiplied into the projector in
-the end; the readout compares tokens with the vectors of the code, place by place.
+the end; the readout compares tokens with the vectors of the code, slot by slot.
 
-Shapes: B batch, L length, T image tokens of the batch, E width, S places, P patches.
+Shapes: B batch, L length, T image tokens of the batch, E width, S slots, P patches.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting)).eval()
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        self.patch_head = nn.Linear(setting.vision_width, setting.places * NUM_SYMBOLS)
+        self.patch_head = nn.Linear(setting.vision_width, setting.slots * NUM_SYMBOLS)
         nn.init.orthogonal_(self.code_map.weight, gain=0.1)
         nn.init.normal_(self.language_model.embed_tokens.weight, std=0.1)
         nn.init.normal_(self.tower.embeddings.position_embedding.weight, std=0.1)
@@ -81,7 +81,7 @@ class Network(nn.Module):
         """Scores of the symbols in each patch of views of one shape, (N, H·W, 3·p·p) to (N, H·W, S, symbols)."""
         features = encode_views(self.tower, patches, shape, self.model.config.vision_feature_layer)
         scores = self.patch_head(features.flatten(2).transpose(1, 2))
-        return scores.unflatten(-1, (self.setting.places, NUM_SYMBOLS))
+        return scores.unflatten(-1, (self.setting.slots, NUM_SYMBOLS))
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

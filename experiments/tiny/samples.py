@@ -77,9 +77,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     coded = phase.kind == "reader" or (phase.kind == "joint" and rng.random() < phase.symbols)
     if phase.kind == "vision":
         symbols = (
-            view_symbols(document, plan, setting).reshape(-1, setting.places)
+            view_symbols(document, plan, setting).reshape(-1, setting.slots)
             if phase.projector
-            else np.concatenate(patch_symbols(document, plan, setting.places))
+            else np.concatenate(patch_symbols(document, plan, setting.slots))
         )
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
@@ -103,7 +103,7 @@ def converse(
     """Tokens, labels and pointers of a conversation about a page; the loss is on the answers alone.
 
     Args:
-        document: page or picture.
+        document: page or image.
         plan: its views.
         setting: sizes of the model.
         rng: generator of the sample.

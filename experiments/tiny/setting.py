@@ -21,7 +21,7 @@ class Setting:
         view_size: side of a view in pixels. `patch_size`: side of a patch.
         query_grid: a view gives `query_grid`² tokens.
         max_slices: most slices of an image.
-        places: characters that the code of one token holds; `width` is a multiple of it.
+        slots: characters that the code of one token holds; `width` is a multiple of it.
         width: hidden size of the language model. `vision_width`: of the tower.
         context: most tokens of a sequence.
     """
@@ -30,7 +30,7 @@ class Setting:
     patch_size: int = 14
     query_grid: int = 16
     max_slices: int = 12
-    places: int = 6
+    slots: int = 6
     width: int = 288
     text_layers: int = 6
     text_heads: int = 6
@@ -43,9 +43,9 @@ class Setting:
     context: int = 8192
 
     def __post_init__(self) -> None:
-        if self.width % self.places or self.width % self.text_heads:
+        if self.width % self.slots or self.width % self.text_heads:
             raise ValueError(
-                f"width must be a multiple of places and of text_heads, got {self.width}, {self.places} and "
+                f"width must be a multiple of slots and of text_heads, got {self.width}, {self.slots} and "
                 f"{self.text_heads}"
             )
 
@@ -108,7 +108,10 @@ def load_plan(path: Path = PLAN, shorten: int = 1) -> Plan:
         Phase(**{**vars(phase), "steps": max(phase.steps // shorten, 1), "cosine": tuple(phase.cosine)})
         for phase in phases
     )
-    return Plan(_build(Setting, values.get("setting", {}), f"{path}, setting"), shortened)
+    setting = dict(values.get("setting", {}))
+    if "places" in setting:
+        setting["slots"] = setting.pop("places")  # its former name
+    return Plan(_build(Setting, setting, f"{path}, setting"), shortened)
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:

@@ -1,9 +1,9 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
-A window holds up to `places` characters in reading order. Each (place, symbol) has a fixed random vector; the code of
+A window holds up to `slots` characters in reading order. Each (place, symbol) has a fixed random vector; the code of
 a window is these vectors side by side. The vision half learns to give it, the language model to read it.
 
-Shapes: G query grid, S places, T image tokens of a page in the order of the sequence.
+Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
 
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .setting import Setting
 EMPTY, SMALL, FIRST = 0, 1, 2
 SYMBOL_OF = {character: FIRST + place for place, character in enumerate(CHARACTERS)}
 NUM_SYMBOLS = FIRST + len(CHARACTERS)
-# Letters below this size in a view, in pixels, are too small to be told.
+# Letters below this size in a view, in pixels, are too small to read.
 LEGIBLE = 5.0
 # Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
 # window no reader can be sure.
@@ -32,7 +32,7 @@ JITTER = 0.04
 def symbol_vectors(setting: Setting) -> torch.Tensor:
     """(S, symbols, width / S), the same in every run."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(setting.places, NUM_SYMBOLS, setting.width // setting.places, generator=generator)
+    return torch.randn(setting.slots, NUM_SYMBOLS, setting.width // setting.slots, generator=generator)
 
 
 def encode_symbols(symbols: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -52,21 +52,21 @@ def token_grid(setting: Setting) -> TokenGrid:
 
 
 def window_symbols(
-    document: VariedDocument, shape: tuple[int, int], places: int, rng: np.random.Generator | None = None
+    document: VariedDocument, shape: tuple[int, int], slots: int, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Characters in each window of an image that is cut into so many.
 
     Args:
-        document: page or picture.
+        document: page or image.
         shape: (rows, columns) of windows over the whole image.
-        places: most characters of a window.
+        slots: most characters of a window.
         rng: moves the characters a little.
 
     Returns:
         (rows, columns, S) symbols.
     """
     rows, columns = shape
-    symbols = np.full((rows, columns, places), EMPTY, np.int64)
+    symbols = np.full((rows, columns, slots), EMPTY, np.int64)
     glyphs = document.glyphs()
     if not glyphs.text:
         return symbols
@@ -80,8 +80,8 @@ def window_symbols(
     window = row[order] * columns + column[order]
     starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]]) if len(window) else np.zeros(0, int)
     place = np.arange(len(window)) - np.repeat(starts, np.diff(np.r_[starts, len(window)]))
-    kept = place < places
-    symbols.reshape(rows * columns, places)[window[kept], place[kept]] = names[order][kept]
+    kept = place < slots
+    symbols.reshape(rows * columns, slots)[window[kept], place[kept]] = names[order][kept]
     return symbols
 
 
@@ -107,20 +107,20 @@ def view_symbols(
     document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Symbols of all views, slices row by row, then the overview: (views, G², S)."""
-    grid, places = setting.query_grid, setting.places
+    grid, slots = setting.query_grid, setting.slots
     columns, rows = plan.grid or (1, 1)
-    whole = window_symbols(document, (rows * grid, columns * grid), places, rng)
-    views = whole.reshape(rows, grid, columns, grid, places).swapaxes(1, 2).reshape(-1, grid * grid, places)
+    whole = window_symbols(document, (rows * grid, columns * grid), slots, rng)
+    views = whole.reshape(rows, grid, columns, grid, slots).swapaxes(1, 2).reshape(-1, grid * grid, slots)
     if plan.grid is None:
         return views
-    return np.concatenate([views, _overview(document, plan, (grid, grid), places, rng)[None]])
+    return np.concatenate([views, _overview(document, plan, (grid, grid), slots, rng)[None]])
 
 
 def _overview(
-    document: VariedDocument, plan: SlicePlan, shape: tuple[int, int], places: int, rng: np.random.Generator | None
+    document: VariedDocument, plan: SlicePlan, shape: tuple[int, int], slots: int, rng: np.random.Generator | None
 ) -> np.ndarray:
     """Symbols of the overview, (rows · columns, S): characters if large enough, else that there is text."""
-    symbols = window_symbols(document, shape, places, rng).reshape(-1, places)
+    symbols = window_symbols(document, shape, slots, rng).reshape(-1, slots)
     scale = plan.overview_size[0] / document.size[0]
     glyphs = document.glyphs()
     if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
@@ -130,16 +130,14 @@ def _overview(
     return symbols
 
 
-def patch_symbols(document: VariedDocument, plan: SlicePlan, places: int) -> list[np.ndarray]:
+def patch_symbols(document: VariedDocument, plan: SlicePlan, slots: int) -> list[np.ndarray]:
     """Symbols of every patch of every view, (H·W, S) each: labels of the tower alone."""
     columns, rows = plan.grid or (1, 1)
     height, width = plan.view_shapes[0]
-    whole = window_symbols(document, (rows * height, columns * width), places)
-    views = list(
-        whole.reshape(rows, height, columns, width, places).swapaxes(1, 2).reshape(-1, height * width, places)
-    )
+    whole = window_symbols(document, (rows * height, columns * width), slots)
+    views = list(whole.reshape(rows, height, columns, width, slots).swapaxes(1, 2).reshape(-1, height * width, slots))
     if plan.grid is not None:
-        views.append(_overview(document, plan, plan.view_shapes[-1], places, None))
+        views.append(_overview(document, plan, plan.view_shapes[-1], slots, None))
     return views
 
 
@@ -148,7 +146,7 @@ def sequence_symbols(
 ) -> np.ndarray:
     """Symbols in the order of the image tokens: (T, S)."""
     order = plan_layout(plan, token_grid(setting), "stitched").order
-    return view_symbols(document, plan, setting, rng).reshape(-1, setting.places)[list(order)]
+    return view_symbols(document, plan, setting, rng).reshape(-1, setting.slots)[list(order)]
 
 
 def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting, run: int) -> list[int]:

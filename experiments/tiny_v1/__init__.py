@@ -5,7 +5,7 @@ gets the skill that published systems bring along from their parents:
 
 - `decoder`: the language model answers questions on documents whose characters it is given as symbols;
 - `vision`: tower, pyramid and projector learn to tell the characters in the window of each image token;
-- `join`: the two are put together, and trained as one on rendered documents.
+- `join`: the two are joined, and trained as one on rendered documents.
 
 Both halves speak one code from the start (`symbols`), so that joining them is a product of two matrices.
 """

@@ -172,7 +172,7 @@ def train_tower(out: Path, seed: int, device: str, shorten: int = 1, log_every: 
 
 
 class CharacterReadout(nn.Module):
-    """Scores of the symbols at each place of a token: its likeness to the code's vectors."""
+    """Scores of the symbols at each place of a token: its similarity to the code's vectors."""
 
     vectors: torch.Tensor
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .compare import Row, Setting
+    from .compare import BenchRow, Setting
     from .sizes import Sizes
 
 app = typer.Typer(
-    help="Speed and memory, the published formulation beside this package's. Defaults are the published sizes.",
+    help="Speed and memory, the reference formulation beside this package's. Defaults are the published sizes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -120,12 +120,12 @@ def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..
 
     def mount(function: Callable[..., None]) -> Callable[..., None]:
         shared = inspect.signature(settings).parameters
-        own = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "given"]
+        own = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "bench"]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *shared.values())]
 
         def command(**options: Any) -> None:
-            given = settings(**{name: options.pop(name) for name in shared})
-            function(given=given, **options)
+            bench = settings(**{name: options.pop(name) for name in shared})
+            function(bench=bench, **options)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -137,50 +137,50 @@ def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..
 
 
 @verb("projector", "--views 1 --json")
-def projector(given: Settings, views: Views = 1) -> None:
+def projector(bench: Settings, views: Views = 1) -> None:
     """Measure pyramid and projector alone, on random features."""
     from .compare import projector_row
 
-    _report(given, projector_row(given.sizes, views, given.setting))
+    _report(bench, projector_row(bench.sizes, views, bench.setting))
 
 
 @verb("vision", "--image 1008x672")
-def vision(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
+def vision(bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
     """Measure the whole vision path of an image, encoder included: pixels to image tokens."""
     from .compare import vision_row
 
-    _report(given, vision_row(given.sizes, _image(image), max_slices, given.setting))
+    _report(bench, vision_row(bench.sizes, _image(image), max_slices, bench.setting))
 
 
 @verb("prefill", "--device cuda:0 --dtype bfloat16")
-def prefill(given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
+def prefill(bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
     """Measure pixels to the first token: the vision path, and the language model over the whole prompt."""
     from .compare import prefill_row
 
-    _report(given, prefill_row(given.sizes, _image(image), max_slices, given.setting))
+    _report(bench, prefill_row(bench.sizes, _image(image), max_slices, bench.setting))
 
 
 @verb("generate", "--text-layers 2 --new-tokens 16")
 def generate(
-    given: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7, new_tokens: NewTokens = 32
+    bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7, new_tokens: NewTokens = 32
 ) -> None:
     """Measure pixels to a greedy answer."""
     from .compare import generate_row
 
-    _report(given, generate_row(given.sizes, _image(image), max_slices, new_tokens, given.setting))
+    _report(bench, generate_row(bench.sizes, _image(image), max_slices, new_tokens, bench.setting))
 
 
 @verb("train-step", "--views 4")
-def train_step(given: Settings, views: Views = 4) -> None:
+def train_step(bench: Settings, views: Views = 4) -> None:
     """Measure forward and backward pass of pyramid and projector, tower and up-sampler frozen."""
     from .compare import train_step_row
 
-    _report(given, train_step_row(given.sizes, views, given.setting))
+    _report(bench, train_step_row(bench.sizes, views, bench.setting))
 
 
 @verb("growth", "--save growth.png")
 def growth(
-    given: Settings,
+    bench: Settings,
     views: Numbers = "1,2,4,8,12,18,24,36",
     sides: Numbers = "336,672,1008,1344,1680",
     batches: Numbers = "1,2,4",
@@ -192,7 +192,7 @@ def growth(
     from .growth import growth_figure
 
     counts = _numbers("--views", views), _numbers("--sides", sides), _numbers("--batches", batches)
-    rows = measure(given.sizes, *counts, max_slices, given.setting)
+    rows = measure(bench.sizes, *counts, max_slices, bench.setting)
     if save is not None:
         growth_figure(rows).savefig(save)
     columns = {
@@ -203,41 +203,41 @@ def growth(
         "s / view": lambda row: f"{row.s_per_view:.3g}",
         "peak MiB": lambda row: _mebibytes(row.ours_peak_bytes),
     }
-    _print(given, rows, columns)
+    _print(bench, rows, columns)
 
 
-def _report(given: Settings, row: "Row") -> None:
+def _report(bench: Settings, row: "BenchRow") -> None:
     columns = {
         "name": lambda row: row.name,
         "plain s": lambda row: f"{row.plain_s:.4g}",
-        "ours s": lambda row: f"{row.ours_s:.4g}",
+        "fused s": lambda row: f"{row.ours_s:.4g}",
         "ratio": lambda row: f"{row.ratio:.2f}",
         "rel. error": lambda row: f"{row.relative_error:.1e}",
         "GFLOP plain": lambda row: f"{row.plain_gflop:.4g}",
-        "GFLOP ours": lambda row: f"{row.gflop:.4g}",
+        "GFLOP fused": lambda row: f"{row.gflop:.4g}",
         "of matmul rate": lambda row: f"{row.share_of_matmul_rate:.0%}",
         "peak MiB plain": lambda row: _mebibytes(row.plain_peak_bytes),
-        "peak MiB ours": lambda row: _mebibytes(row.ours_peak_bytes),
+        "peak MiB fused": lambda row: _mebibytes(row.ours_peak_bytes),
         "folded MiB": lambda row: _mebibytes(row.kept_bytes),
         "encoder s": lambda row: _seconds(row.encoder_s),
         "projector s": lambda row: _seconds(row.projector_s),
         "first call s": lambda row: _seconds(row.first_s),
     }
-    _print(given, [row], columns)
+    _print(bench, [row], columns)
 
 
-def _print(given: Settings, rows: list[Any], columns: dict[str, Callable[[Any], str]]) -> None:
+def _print(bench: Settings, rows: list[Any], columns: dict[str, Callable[[Any], str]]) -> None:
     """Print rows as a JSON object or a table, with the machine, and whether an accelerator was measured."""
     from .measure import machine
 
-    setting = given.setting
+    setting = bench.setting
     about = machine(setting.device) | {
         "dtype": str(setting.dtype).removeprefix("torch."),
         "runs": setting.runs,
         "matmul_gflop_per_s": setting.rate / 1e9,
     }
     accelerator = NOT_MEASURED if setting.device.type == "cpu" else about["device"]
-    if given.as_json:
+    if bench.as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows], "machine": about, "accelerator": accelerator}))
         return
     from rich.console import Console

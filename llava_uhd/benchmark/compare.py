@@ -1,4 +1,4 @@
-"""The rows of `llava-uhd bench`: one computation the plain way and this package's, side by side.
+"""The rows of `llava-uhd bench`: one computation the reference way and this package's, side by side.
 
 Plain is the reference formulation of `reference.py`, on the same weights and inputs, of the same dtype.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from .. import flops
 from ..model.hiwin import HiWinProjector
 from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from ..model.vision_tower import encode_views
-from . import flops, reference
+from . import reference
 from .inputs import Images, image_features, plain_image_features, prepare
 from .measure import Run, alternate, matmul_rate, relative_error
 from .sizes import Sizes, build
@@ -42,7 +43,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One line of the table: medians of alternating runs. Bytes are a peak above weights (and gradients).
 
     Attributes:
@@ -52,7 +53,7 @@ class Row:
         share_of_matmul_rate: gflop over ours_s, as a share of the rate of a matrix product.
         kept_bytes: folded weights, held beside the weights from one inference call to the next.
         first_s: the first inference call, which folds.
-        encoder_s, projector_s: parts of ours, each run by itself.
+        encoder_s, projector_s: parts of fused, each run by itself.
         tokens: number of generated tokens.
     """
 
@@ -75,39 +76,39 @@ class Row:
 
 
 def compare(
-    name: str, plain: Run, ours: Run, setting: Setting, gflop: float, plain_gflop: float, parts: dict[str, Run]
-) -> tuple[Row, torch.Tensor, torch.Tensor]:
-    """Measure both ways, and `parts` of ours beside them; return the row and the results of both ways."""
+    name: str, plain: Run, fused: Run, setting: Setting, gflop: float, plain_gflop: float, parts: dict[str, Run]
+) -> tuple[BenchRow, torch.Tensor, torch.Tensor]:
+    """Measure both ways, and `parts` of fused beside them; return the row and the results of both ways."""
     expected = plain()
     start = time.perf_counter()
-    ours()
+    fused()
     first = time.perf_counter() - start
-    actual = ours()
+    actual = fused()
     for run in parts.values():
         run()
-    taken = alternate({"plain": plain, "ours": ours, **parts}, setting.runs, setting.device)
+    taken = alternate({"plain": plain, "fused": fused, **parts}, setting.runs, setting.device)
     seconds: dict[str, Any] = {f"{part}_s": taken[part].seconds for part in parts}
-    row = Row(
+    row = BenchRow(
         name=name,
         plain_s=taken["plain"].seconds,
-        ours_s=taken["ours"].seconds,
-        ratio=taken["plain"].seconds / taken["ours"].seconds,
+        ours_s=taken["fused"].seconds,
+        ratio=taken["plain"].seconds / taken["fused"].seconds,
         relative_error=relative_error(actual, expected),
         gflop=gflop / 1e9,
         plain_gflop=plain_gflop / 1e9,
-        share_of_matmul_rate=gflop / taken["ours"].seconds / setting.rate,
+        share_of_matmul_rate=gflop / taken["fused"].seconds / setting.rate,
         plain_share_of_matmul_rate=plain_gflop / taken["plain"].seconds / setting.rate,
         plain_peak_bytes=taken["plain"].peak_bytes,
-        ours_peak_bytes=taken["ours"].peak_bytes,
+        ours_peak_bytes=taken["fused"].peak_bytes,
         first_s=first,
         **seconds,
     )
     return row, actual, expected
 
 
-def replaced(row: Row, **changes: object) -> Row:
+def replaced(row: BenchRow, **changes: object) -> BenchRow:
     """Return the row with some of its values changed."""
-    return Row(**{**vars(row), **changes})
+    return BenchRow(**{**vars(row), **changes})
 
 
 def random_views(sizes: Sizes, views: int, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +140,7 @@ def published_forward(projector: HiWinProjector) -> Callable:
 
 
 @torch.no_grad()
-def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
+def projector_row(sizes: Sizes, views: int, setting: Setting) -> BenchRow:
     """Measure pyramid and projector on random features of square views."""
     projector = hiwin_of(build(sizes, setting.device, setting.dtype))
     features, pixels = random_views(sizes, views, setting)
@@ -148,18 +149,11 @@ def projector_row(sizes: Sizes, views: int, setting: Setting) -> Row:
         lambda: reference.tokens(projector, features, pixels),
         lambda: projector(features, pixels),
         setting,
-        views * flops.folded_projector(sizes, sizes.grid).total,
-        views * flops.plain_projector(sizes, sizes.grid).total,
+        views * flops.fused_projector(sizes.config(), sizes.grid).total,
+        views * flops.reference_projector(sizes.config(), sizes.grid).total,
         {},
     )
     return replaced(row, kept_bytes=projector.folded_weights.nbytes)
-
-
-def vision_gflop(sizes: Sizes, shapes: list[tuple[int, int]], plain: bool) -> float:
-    """Count the operations of tower, pyramid and projector on views of these shapes."""
-    projector = flops.plain_projector if plain else flops.folded_projector
-    layers = sizes.vision_layers - (0 if plain else 1)
-    return sum(flops.encoder(sizes, shape, layers) + projector(sizes, shape).total for shape in shapes)
 
 
 def encode_all(model: LlavaUhdForConditionalGeneration, images: Images) -> dict[tuple[int, int], torch.Tensor]:
@@ -173,7 +167,7 @@ def encode_all(model: LlavaUhdForConditionalGeneration, images: Images) -> dict[
 
 
 @torch.no_grad()
-def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
+def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> BenchRow:
     """Measure pixels of an image to its tokens; the encoder and the projector also by themselves."""
     model = build(sizes, setting.device, setting.dtype)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
@@ -195,48 +189,49 @@ def vision_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: S
         lambda: plain_image_features(model, images),
         lambda: image_features(model, images),
         setting,
-        vision_gflop(sizes, images.shapes, plain=False),
-        vision_gflop(sizes, images.shapes, plain=True),
+        flops.vision_flops(sizes.config(), images.shapes),
+        flops.vision_flops(sizes.config(), images.shapes, reference=True),
         {"encoder": encode, "projector": project_all},
     )
     return replaced(row, kept_bytes=projector.folded_weights.nbytes)
 
 
 @torch.no_grad()
-def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> Row:
+def prefill_row(sizes: Sizes, image: tuple[int, int], max_slices: int, setting: Setting) -> BenchRow:
     """Measure pixels to the first token's logits, prompt and language model included."""
     model = build(sizes, setting.device, setting.dtype, with_text=True)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
     length = images.input_ids.shape[1]
-    text = flops.language_model(sizes, length)
+    text = flops.language_flops(sizes.config(), length, 1)
 
     def plain() -> torch.Tensor:
         features = plain_image_features(model, images)
         return model(input_ids=images.input_ids, image_features=features, logits_to_keep=1).logits
 
-    def ours() -> torch.Tensor:
+    def fused() -> torch.Tensor:
         return model(input_ids=images.input_ids, **images.inputs, logits_to_keep=1).logits
 
     row, _, _ = compare(
         f"prefill, {image[0]}x{image[1]}, {length} tokens, {sizes.text_layers} text layers",
         plain,
-        ours,
+        fused,
         setting,
-        vision_gflop(sizes, images.shapes, plain=False) + text,
-        vision_gflop(sizes, images.shapes, plain=True) + text,
+        flops.vision_flops(sizes.config(), images.shapes) + text,
+        flops.vision_flops(sizes.config(), images.shapes, reference=True) + text,
         {},
     )
     return replaced(row, kept_bytes=hiwin_of(model).folded_weights.nbytes)
 
 
 @torch.no_grad()
-def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_tokens: int, setting: Setting) -> Row:
+def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_tokens: int, setting: Setting) -> BenchRow:
     """Measure pixels to `new_tokens` greedy tokens; the error is that of the first token's logits."""
     model = build(sizes, setting.device, setting.dtype, with_text=True)
     images = prepare(sizes, model, [image], max_slices, setting.device, setting.dtype)
     length = images.input_ids.shape[1]
-    text = flops.language_model(sizes, length) + sum(
-        flops.language_model(sizes, 1, past) for past in range(length, length + new_tokens - 1)
+    config = sizes.config()
+    text = flops.language_flops(config, length, 1) + sum(
+        flops.language_flops(config, 1, 1, past) for past in range(length, length + new_tokens - 1)
     )
 
     def generate(**image_inputs: torch.Tensor) -> torch.Tensor:
@@ -258,14 +253,14 @@ def generate_row(sizes: Sizes, image: tuple[int, int], max_slices: int, new_toke
         lambda: generate(image_features=plain_image_features(model, images)),
         lambda: generate(**images.inputs),
         setting,
-        vision_gflop(sizes, images.shapes, plain=False) + text,
-        vision_gflop(sizes, images.shapes, plain=True) + text,
+        flops.vision_flops(sizes.config(), images.shapes) + text,
+        flops.vision_flops(sizes.config(), images.shapes, reference=True) + text,
         {},
     )
     return replaced(row, kept_bytes=hiwin_of(model).folded_weights.nbytes, tokens=new_tokens)
 
 
-def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
+def train_step_row(sizes: Sizes, views: int, setting: Setting) -> BenchRow:
     """Measure forward and backward pass of pyramid and projector, in training mode, tower and up-sampler frozen.
 
     Both ways draw the same dropout. Peaks are above the weights and their gradients, which each run finds and drops.
@@ -287,12 +282,12 @@ def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     def plain() -> torch.Tensor:
         return step(lambda: reference.tokens(projector, features, pixels))
 
-    def ours() -> torch.Tensor:
+    def fused() -> torch.Tensor:
         return step(lambda: projector(features, pixels))
 
     plain()
     expected = {name: p.grad.clone() for name, p in learnt.items() if p.grad is not None}
-    ours()
+    fused()
     actual = {name: p.grad for name, p in learnt.items() if p.grad is not None}
     difference = sum(
         float((actual.pop(name).double() - grad.double()).square().sum()) for name, grad in expected.items()
@@ -302,10 +297,10 @@ def train_step_row(sizes: Sizes, views: int, setting: Setting) -> Row:
     row, _, _ = compare(
         f"train-step, {views} view(s) of {sizes.grid[0]}x{sizes.grid[1]}, frozen up-sampler",
         plain,
-        ours,
+        fused,
         setting,
-        flops.training_step(sizes, sizes.grid, views, plain=False),
-        flops.training_step(sizes, sizes.grid, views, plain=True),
+        flops.projector_training_step(sizes.config(), sizes.grid, views, reference=False),
+        flops.projector_training_step(sizes.config(), sizes.grid, views, reference=True),
         {},
     )
     return replaced(row, first_s=None, relative_error=max(row.relative_error, (difference / norm) ** 0.5))

@@ -48,7 +48,7 @@ class GrowthRow:
 
 def _row(name: str, axis: str, views: int, run: Run, setting: Setting) -> GrowthRow:
     run()
-    taken = alternate({"ours": run}, setting.runs, setting.device)["ours"]
+    taken = alternate({"fused": run}, setting.runs, setting.device)["fused"]
     return GrowthRow(name, axis, views, taken.seconds, taken.seconds / views, taken.peak_bytes)
 
 

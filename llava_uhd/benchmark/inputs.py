@@ -16,7 +16,7 @@ from .sizes import Sizes
 PROMPT_TOKENS = 48
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Random blocks of color: no two views of it look alike."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width])
@@ -47,8 +47,8 @@ def prepare(
 ) -> Images:
     """Draw random images of these (width, height), and a prompt of random tokens about them."""
     processor = LlavaUhdImageProcessor(view_size=sizes.view_size, max_slices=max_slices)
-    pictures = [picture(*size, seed=index) for index, size in enumerate(image_sizes)]
-    inputs: dict[str, Any] = dict(processor(pictures, return_tensors="pt"))
+    drawn = [random_image(*size, seed=index) for index, size in enumerate(image_sizes)]
+    inputs: dict[str, Any] = dict(processor(drawn, return_tensors="pt"))
     inputs["pixel_values"] = inputs["pixel_values"].to(device, dtype)
     config = model.config
     ids = {

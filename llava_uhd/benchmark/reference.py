@@ -82,16 +82,16 @@ def pyramid_maps(pyramid: Pyramid, features: torch.Tensor, pixels: torch.Tensor)
             F.interpolate(features, scale_factor=level, mode="bilinear", align_corners=False)
             for level in pyramid.levels
         ]
-    of_level = {1: features, 2: upsample(pyramid.up1, features, pixels)}
+    maps = {1: features, 2: upsample(pyramid.up1, features, pixels)}
     if pyramid.highest == 8:
-        of_level[2] = fix_up(pyramid.fixup_proj_2x, of_level[2])
-        of_level[4] = fix_up(pyramid.fixup_proj_4x, upsample(pyramid.up2, of_level[2], pixels))
-        of_level[8] = fix_up(pyramid.fixup_proj_8x, upsample(pyramid.up3, of_level[4], pixels))
+        maps[2] = fix_up(pyramid.fixup_proj_2x, maps[2])
+        maps[4] = fix_up(pyramid.fixup_proj_4x, upsample(pyramid.up2, maps[2], pixels))
+        maps[8] = fix_up(pyramid.fixup_proj_8x, upsample(pyramid.up3, maps[4], pixels))
     elif pyramid.highest == 4:
-        of_level[4] = fix_up(pyramid.fixup_proj, upsample(pyramid.up2, of_level[2], pixels))
+        maps[4] = fix_up(pyramid.fixup_proj, upsample(pyramid.up2, maps[2], pixels))
     else:
-        of_level[2] = fix_up(pyramid.fixup_proj, of_level[2])
-    return [of_level[level] for level in pyramid.levels]
+        maps[2] = fix_up(pyramid.fixup_proj, maps[2])
+    return [maps[level] for level in pyramid.levels]
 
 
 def keys_and_values(

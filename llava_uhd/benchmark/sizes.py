@@ -56,7 +56,7 @@ class Sizes:
         """(rows, columns) of patches of a square view."""
         return self.view_size // 14, self.view_size // 14
 
-    def config(self, with_text: bool) -> LlavaUhdConfig:
+    def config(self, with_text: bool = True) -> LlavaUhdConfig:
         """Return the model's config; without text its language model has no layers and a vocabulary of 64."""
         return LlavaUhdConfig(
             vision_config={
@@ -89,7 +89,7 @@ class Sizes:
                 "num_attention_heads": self.heads,
             },
             image_token_id=self.vocabulary if with_text else 64,
-            # Any two tokens of the vocabulary: nobody reads the answers of random weights.
+            # Any two tokens of the vocabulary: answers of random weights mean nothing.
             slice_separator_id=3,
             row_separator_id=4,
             max_slices=64,
@@ -117,8 +117,8 @@ def build(
             if name.endswith("projector.positions"):
                 continue  # computed, not drawn
             bound = 0.02 * 3**0.5
-            ones = ("norm" in name or ".ln_" in name or "layrnorm" in name) and name.endswith("weight")
+            is_gain = ("norm" in name or ".ln_" in name or "layrnorm" in name) and name.endswith("weight")
             parameter.uniform_(-bound, bound, generator=generator)
-            if ones or name.endswith("sigma_spatial"):
+            if is_gain or name.endswith("sigma_spatial"):
                 parameter.add_(1)
     return model

@@ -107,7 +107,7 @@ def _heads_output_with_gradient(
     """Attention output of all heads before the output projection: (views of all groups, G², S, E)."""
     features = groups[0][0]
     with without_autocast(features.device):
-        folded = fold(projector, with_gradient=True)
+        folded = fold_projector(projector, with_gradient=True)
     dtype = matmul_dtype(features)
     return torch.cat([_group_output(projector, *group, folded, dtype, True) for group in groups])
 
@@ -122,15 +122,10 @@ def _group_output(
 ) -> torch.Tensor:
     """Attention output for views of one shape: (N, C, h, w) to (N, G², S, E)."""
     device, shape = features.device, (features.shape[2], features.shape[3])
-    geometries = level_geometries(
-        shape,
-        tuple(projector.levels),
-        projector.query_grid,
-        projector.box_dtype,
-        projector.aligned,
-        projector.bin_grid,
-        device,
+    windows = WindowOptions(
+        tuple(projector.levels), projector.query_grid, projector.box_dtype, projector.aligned, projector.bin_grid
     )
+    geometries = level_geometries(shape, windows, device)
     kernels: list[torch.Tensor] | None = None
     keep: list[torch.Tensor | None] = []
     if isinstance(projector.upsampler, JBUPyramid):
@@ -195,7 +190,7 @@ def level_fixups(
     return [fixups[: level.bit_length() - 1] for level in projector.levels]
 
 
-def fold(projector: HiWinWeights, with_gradient: bool) -> FoldedWeights:
+def fold_projector(projector: HiWinWeights, with_gradient: bool) -> FoldedWeights:
     """Fold the projector's weights; see `weight_folding`."""
     levels = [
         LevelWeights(projection.linear, projection.embedding, projection.bin_embedding, fixups)
@@ -260,7 +255,7 @@ class FoldedWeightCache(nn.Module):
         if torch.compiler.is_compiling():
             if self._entry is not None and self._entry[0][0] == dtype:
                 return self._entry[1]
-            return fold(projector, with_gradient=False).with_values(dtype)
+            return fold_projector(projector, with_gradient=False).with_values(dtype)
         versions = tuple(
             (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in projector.parameters()
         )
@@ -268,7 +263,7 @@ class FoldedWeightCache(nn.Module):
             self._entry = None  # so that there are never two
             # Outside of inference mode: what is made inside it could not be used outside.
             with torch.inference_mode(False), torch.no_grad():
-                self._entry = ((dtype, versions), fold(projector, with_gradient=False).with_values(dtype))
+                self._entry = ((dtype, versions), fold_projector(projector, with_gradient=False).with_values(dtype))
         return self._entry[1]
 
     @property
@@ -316,46 +311,34 @@ class LevelGeometry(NamedTuple):
     bin_weights: torch.Tensor
 
 
-def level_geometries(
-    shape: tuple[int, int],
-    levels: tuple[int, ...],
-    query_grid: int,
-    box_dtype: str,
-    aligned: bool,
-    bin_grid: BinGrid,
-    device: torch.device,
-) -> list[LevelGeometry]:
+class WindowOptions(NamedTuple):
+    """Options of a projector that decide, with a map's shape, what its windows pool."""
+
+    levels: tuple[int, ...]
+    query_grid: int
+    box_dtype: str
+    aligned: bool
+    bin_grid: BinGrid
+
+
+def level_geometries(shape: tuple[int, int], windows: WindowOptions, device: torch.device) -> list[LevelGeometry]:
     """Return the geometry of every level of a map of `shape`, (h, w); in float32, cached, constants of a graph."""
-    tensors = _geometry_tensors(shape, levels, query_grid, box_dtype, aligned, bin_grid, device)
-    size = len(tensors) // len(levels)
+    tensors = _geometry_tensors(shape, device, *windows)
+    size = len(tensors) // len(windows.levels)
     return [LevelGeometry(*tensors[first : first + size]) for first in range(0, len(tensors), size)]
 
 
 @constant_result
-def _geometry_tensors(
-    shape: tuple[int, int],
-    levels: tuple[int, ...],
-    query_grid: int,
-    box_dtype: str,
-    aligned: bool,
-    bin_grid: BinGrid,
-    device: torch.device,
-) -> tuple[torch.Tensor, ...]:
-    geometries = cached_geometries(shape, levels, query_grid, box_dtype, aligned, bin_grid, device)
+def _geometry_tensors(shape: tuple[int, int], device: torch.device, *windows: Any) -> tuple[torch.Tensor, ...]:
+    """Compute the geometry of `WindowOptions(*windows)`: PyTorch's compiler hands on named tuples empty."""
+    geometries = cached_geometries(shape, WindowOptions(*windows), device)
     return tuple(tensor for geometry in geometries for tensor in geometry)
 
 
 @lru_cache(maxsize=32)
-def cached_geometries(
-    shape: tuple[int, int],
-    levels: tuple[int, ...],
-    query_grid: int,
-    box_dtype: str,
-    aligned: bool,
-    bin_grid: BinGrid,
-    device: torch.device,
-) -> list[LevelGeometry]:
+def cached_geometries(shape: tuple[int, int], windows: WindowOptions, device: torch.device) -> list[LevelGeometry]:
     """Compute the geometry of every level; see `level_geometries`."""
+    levels, query_grid, box_dtype, aligned, bin_grid = windows
     geometries = []
     # Made outside of inference mode and autocast even when first asked for inside: others may ask for the same later.
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
@@ -363,8 +346,8 @@ def cached_geometries(
             map_shape, bins = (level * shape[0], level * shape[1]), bin_shape(shape, bin_grid, level)
             rows, columns = pooling_matrices(map_shape, query_grid, bins, box_dtype, aligned, device, torch.float32)
             positions = resize_positions(torch.eye(query_grid**2, device=device), map_shape)  # 1, H, W, G²
-            ones = torch.ones(1, *map_shape, 1, device=device)
-            pooled = pool_windows(torch.cat([positions, ones], dim=-1), query_grid, bins, box_dtype, aligned)[0]
+            whole = torch.ones(1, *map_shape, 1, device=device)
+            pooled = pool_windows(torch.cat([positions, whole], dim=-1), query_grid, bins, box_dtype, aligned)[0]
             geometries.append(
                 LevelGeometry(
                     rows,

@@ -65,7 +65,7 @@ def group_views(
 ) -> GroupedViews:
     """Group the views of packed patches by shape.
 
-    The shapes are wanted on the host: tensors on a device are read back, which waits for it. Index tensors of recent
+    The shapes belong on the host: tensors on a device are read back, which waits for it. Index tensors of recent
     batches are cached on the device that they were asked for.
 
     Args:

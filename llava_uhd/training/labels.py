@@ -6,10 +6,19 @@ expansion of image tokens, since image tokens are never targets.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORE = -100
 VICUNA_END = "</s>"
 VICUNA_ANSWER = "ASSISTANT: "
+
+
+def find_targets(labels: "torch.Tensor") -> "torch.Tensor":
+    """Return the indices of the target tokens among the flattened labels, (...) to (T,)."""
+    return labels.ne(IGNORE).flatten().nonzero().flatten()
 
 
 def answer_labels(input_ids: Sequence[int], answer_mask: Sequence[int]) -> list[int]:

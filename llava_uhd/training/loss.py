@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ..model.hiwin_fused import without_autocast
 from ..model.modeling_llava_uhd import LlavaUhdCausalLMOutputWithPast, LlavaUhdForConditionalGeneration
-from .labels import IGNORE
+from .labels import IGNORE, find_targets
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -55,7 +56,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int = 1024
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    chunk: int = 1024,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the summed cross-entropy of `hidden @ weightᵀ` with `labels`; positions with label -100 are ignored.
 
@@ -66,16 +71,20 @@ def linear_cross_entropy(
         weight: (V, E), of the head.
         labels: (...).
         chunk: positions whose logits exist at one time.
+        positions: indices of the target tokens among the flattened labels; None to find them, which waits for the
+            device of the labels.
 
     Returns:
         A number in float32 (float64 for float64).
     """
-    learned = labels.flatten() != IGNORE
-    hidden, labels = hidden.flatten(0, -2)[learned], labels.flatten()[learned]
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    if positions is None:
+        positions = find_targets(labels)
+    hidden, labels = hidden.flatten(0, -2)[positions], labels.flatten()[positions]
+    device = hidden.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), labels, chunk)
 
 
@@ -91,6 +100,7 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
         attention_mask: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         **inputs: Any,
     ) -> LlavaUhdCausalLMOutputWithPast:
         # The mask is the collator's, which pads on the right: there a causal model sees no padding anyway, and without
@@ -99,8 +109,8 @@ def use_training_forward(model: LlavaUhdForConditionalGeneration, loss_chunk: in
         if inputs.get("pixel_values") is None:
             blank = torch.cat(self.get_image_features(**_blank_image(self, labels.device)).pooler_output)
         outputs = self.model(**inputs, use_cache=False)
-        targets = labels[:, 1:]
-        loss = linear_cross_entropy(outputs.last_hidden_state[:, :-1], self.lm_head.weight, targets, loss_chunk)
+        hidden, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
+        loss = linear_cross_entropy(hidden, self.lm_head.weight, targets, loss_chunk, target_positions)
         if num_items_in_batch is None:
             num_items_in_batch = targets.ne(IGNORE).sum()
         # A batch without usable samples has zero loss.

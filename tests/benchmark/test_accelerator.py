@@ -15,7 +15,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from accelerator_rows import counting, plan, runner, table  # noqa: E402
-from accelerator_rows.setting import SMALL, Setting, dearest, num_launches  # noqa: E402
+from accelerator_rows import training as training_rows  # noqa: E402
+from accelerator_rows.setting import SMALL, Setting, dearest, difference, num_launches  # noqa: E402
 
 CPU = Setting(torch.device("cpu"), small=True)
 
@@ -80,7 +81,7 @@ def dies(setting: Setting) -> Iterator[dict]:
 
 
 def test_a_failing_measurement_loses_its_own_rows_alone(tmp_path):
-    run = runner.Runner(tmp_path, CPU, budget=100)
+    run = runner.Runner(tmp_path, CPU, budget=1000)
     rows = []
     for function, limit in ((fails_after_a_row, 60.0), (hangs, 4.0), (dies, 60.0), (works, 60.0)):
         rows += run.run(plan.Measurement(function.__name__, "Device", limit, function))
@@ -120,6 +121,17 @@ def test_goals_are_read_from_the_rows():
     assert found["projector at most 20 % of the encoder at 7 views, eager"] == "15%"
     assert found["the same in CUDA graphs"] == "not measured"
     assert found["cores of the input pipeline that feed a stage-2 step"] == "2.0"
+
+
+def test_a_difference_that_is_noise_is_no_measurement():
+    assert difference(2.5, 1.0, "8 further questions") == 1.5
+    with pytest.raises(RuntimeError, match="8 further questions took no time"):
+        difference(1.0, 1.0, "8 further questions")
+
+
+def test_stage_0_is_measured_by_todays_recipe():
+    recipe = training_rows.stage_0_recipe(112, 1)
+    assert recipe.data.image_size == 112 and recipe.loss.max_pad == 28 and recipe.optimization.global_batch == 1
 
 
 def test_dearest_kernels_are_named():

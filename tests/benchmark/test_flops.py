@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llava_uhd.benchmark import flops
+from llava_uhd import flops
 from llava_uhd.benchmark.compare import Setting, hiwin_of, random_views
 from llava_uhd.benchmark.reference import tokens
 from llava_uhd.benchmark.sizes import Sizes, build
@@ -24,22 +24,26 @@ def test_counts_are_those_of_the_matrix_products(levels):
         counted = {}
         for name, run in (
             ("plain", lambda: tokens(projector, features, pixels)),
-            ("ours", lambda: projector(features, pixels)),
+            ("fused", lambda: projector(features, pixels)),
         ):
             with FlopCounterMode(display=False) as counter:
                 run()
             counted[name] = counter.get_total_flops()
-    ours, plain = flops.folded_projector(sizes, sizes.grid), flops.plain_projector(sizes, sizes.grid)
-    # Shifts and likenesses are no matrix products and PyTorch does not count them; building the tiles we do not.
-    assert counted["ours"] == pytest.approx(2 * (ours.total - ours.jbu_kernels), rel=0.15)
+    config = sizes.config()
+    fused, plain = flops.fused_projector(config, sizes.grid), flops.reference_projector(config, sizes.grid)
+    # Shifts and similarities are no matrix products, and PyTorch counts none; the tiles' matrices are not calculated.
+    assert counted["fused"] == pytest.approx(2 * (fused.total - fused.jbu_kernels), rel=0.15)
     assert counted["plain"] == pytest.approx(2 * (plain.total - plain.jbu_kernels - plain.up_sampling), rel=0.15)
 
 
 def test_published_sizes():
-    sizes = Sizes()
-    plain, ours = flops.plain_projector(sizes, (24, 24)), flops.folded_projector(sizes, (24, 24))
-    encoder = flops.encoder(sizes, (24, 24), 24)
+    config = Sizes().config()
+    plain, fused = flops.reference_projector(config, (24, 24)), flops.fused_projector(config, (24, 24))
+    encoder = flops.tower_flops(config, (24, 24), 24)
     assert plain.projections == pytest.approx(101e9, rel=0.01) and plain.attention + plain.output > 1080e9
     assert encoder == pytest.approx(382e9, rel=0.03)
-    assert ours.total < encoder / 4
-    assert 65e9 < ours.total < 90e9
+    assert fused.total < encoder / 4
+    assert 65e9 < fused.total < 90e9
+    used = flops.tower_flops(config, (24, 24), 23)
+    assert flops.vision_flops(config, [(24, 24)] * 2) == 2 * (used + fused.total)
+    assert flops.vision_flops(config, [(24, 24)], reference=True) == encoder + plain.total

@@ -27,8 +27,8 @@ def test_up_sampling():
         assert relative_error(kernels, golden["jbu4x.up1.combined_kernel"]) < 1e-5
         pyramid = test_pyramid.build(golden, "jbu4x")
         maps = reference.pyramid_maps(pyramid, golden["src_0"], golden["img_0"].float())
-        ours = pyramid(golden["src_0"], golden["img_0"].float())
-    for expected, actual in zip(maps, ours, strict=True):
+        fused = pyramid(golden["src_0"], golden["img_0"].float())
+    for expected, actual in zip(maps, fused, strict=True):
         assert relative_error(actual, expected) < 1e-5
 
 
@@ -46,9 +46,9 @@ def test_vision():
         torch.testing.assert_close(features, encode_views(model.vision_tower, views[-1][None], shapes[-1], -2))
         slices, overview = reference.image_tokens(model, torch.stack(views[:-1]), shapes[0], views[-1], shapes[-1])
         tokens = torch.cat([*slices, *overview])
-        (ours,) = model.get_image_features(**inputs).pooler_output
+        (fused,) = model.get_image_features(**inputs).pooler_output
         # The same tokens, whatever their order: the layout has tests of its own.
-        assert len(ours) == len(tokens)
-        distances = torch.cdist(ours.double(), tokens.double())
+        assert len(fused) == len(tokens)
+        distances = torch.cdist(fused.double(), tokens.double())
         assert distances.min(dim=1).values.max() < 1e-4 * tokens.norm(dim=1).mean()
         assert (distances.argmin(dim=1).sort().values == torch.arange(len(tokens))).all()

@@ -30,8 +30,8 @@ def test_the_published_formulas_take_the_projectors_place():
     published = published_forward(projector)
     groups = [(features, pixels), ([features[0]], [pixels[0]])]
     for group in groups:
-        for ours, theirs in zip(projector(*group), published(*group), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-4)
+        for fused, formula in zip(projector(*group), published(*group), strict=True):
+            assert torch.allclose(fused, formula, atol=1e-4)
     assert torch.allclose(projector(features[0], pixels[0]), published(features[0], pixels[0]), atol=1e-4)
 
 
@@ -44,9 +44,9 @@ def test_the_published_formulas_learn_as_the_projector_does():
         projector.zero_grad()
         (forward(features, pixels)[0] * torch.linspace(-1, 1, projector.proj.shape[1])).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in projector.named_parameters() if p.grad is not None})
-    ours, published = gradients
-    assert ours.keys() == published.keys() and "queries" in ours
-    for name, gradient in ours.items():
+    fused, published = gradients
+    assert fused.keys() == published.keys() and "queries" in fused
+    for name, gradient in fused.items():
         assert torch.allclose(gradient, published[name], rtol=1e-3, atol=1e-4), name
 
 
@@ -54,9 +54,9 @@ def test_the_published_formulas_learn_as_the_projector_does():
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_a_training_step_gives_both_loops_the_same_loss(stage):
     sizes = ["--width", "256", "--vision-width", "64", "--layers", "1", "--samples", "2", "--repeats", "1"]
-    ours, plain = output("training_step.py", "--stage", stage, *sizes)[-2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (ours, plain)]
-    assert [row[0] for row in cells] == ["ours", "plain"]
+    packed, plain = output("training_step.py", "--stage", stage, *sizes)[-2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (packed, plain)]
+    assert [row[0] for row in cells] == ["packed", "plain"]
     assert float(cells[0][-1]) == pytest.approx(float(cells[1][-1]), abs=2e-4)
 
 

@@ -1,4 +1,4 @@
-"""The whole model against the published one: same picture, same weights, same logits and greedy tokens."""
+"""The whole model against the published one: same image, same weights, same logits and greedy tokens."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.golden import load, relative_error
 
 
 def expand(ids: torch.Tensor, labels: torch.Tensor, model, plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts an image's tokens where the published code has its placeholder -200."""
+    """Puts an image's tokens where the reference implementation has its placeholder -200."""
     config = model.config
     template = plan_layout(plan, model.model.token_grid, config.layout).template
     token_types = {

@@ -96,27 +96,27 @@ def test_gradients(pyramid, training, bias):
         features, pixels = view(shape)
         direction = torch.randn(2, 9, 32)
         plain = gradients(projector, lambda *view: tokens(projector, *view), features, pixels, direction)
-        ours = gradients(projector, projector, features, pixels, direction)
-        assert ours.keys() == plain.keys()
+        fused = gradients(projector, projector, features, pixels, direction)
+        assert fused.keys() == plain.keys()
         # The key bias adds the same to all scores of a query: what it gets is rounding error either way.
-        plain.pop("attention.k_proj.bias"), ours.pop("attention.k_proj.bias")
+        plain.pop("attention.k_proj.bias"), fused.pop("attention.k_proj.bias")
         scale = max(gradient.abs().max() for gradient in plain.values())
         for name, gradient in plain.items():
-            error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-4 * scale)
+            error = (fused[name] - gradient).norm() / (gradient.norm() + 1e-4 * scale)
             assert error < 1e-4, f"{name}: {error}"
 
 
 def test_bf16_is_at_least_as_close_to_float32_as_the_plain_path():
-    ours, plain = [], []
+    fused, plain = [], []
     for seed in range(6):
         projector = build((24, 64), seed=seed, box_dtype="bfloat16").bfloat16()
         wide = copy.deepcopy(projector).float()
         features, pixels = (tensor.bfloat16() for tensor in view((8, 6), 24))
         with torch.no_grad():
             expected = tokens(wide, features.float(), pixels.float())
-            ours.append(relative_error(projector(features, pixels).float(), expected))
+            fused.append(relative_error(projector(features, pixels).float(), expected))
             plain.append(relative_error(tokens(projector, features, pixels).float(), expected))
-    assert sum(ours) <= sum(plain)
+    assert sum(fused) <= sum(plain)
 
 
 def test_folded_weights_follow_the_weights():
@@ -246,7 +246,7 @@ def test_autocast_training():
 def test_groups_of_views_of_different_shapes():
     """Together they give what they give alone, values and gradients, and share one folding."""
     projector, groups = build(), [view(shape, num_views=n) for n, shape in enumerate(SHAPES, start=1)]
-    features, pixels = ([of_group[part] for of_group in groups] for part in (0, 1))
+    features, pixels = ([group[part] for group in groups] for part in (0, 1))
     with torch.no_grad():
         for together, (f, p) in zip(projector(features, pixels), groups, strict=True):
             torch.testing.assert_close(together, projector(f, p))

@@ -266,7 +266,7 @@ def test_orientation_tags_are_obeyed():
     "content, complaint",
     [
         (b"", "is empty"),
-        (b"certainly no picture", "is not an image"),
+        (b"certainly no image", "is not an image"),
         (encoded(noise(80, 80), "JPEG")[:900], "is damaged or cut short"),
         (encoded(noise(80, 80))[:900], "is damaged or cut short"),
         (encoded(noise(80, 80), "GIF")[:40], "(is not an image|is damaged|cannot be read)"),

@@ -92,10 +92,10 @@ def test_whatever_lies_within_an_image_is_ignored(rows, gap):
         expected.append(ignored)
     length = max(map(len, ids))
     input_ids = torch.tensor([row + [2] * (length - len(row)) for row in ids])
-    wanted = torch.tensor([row + [False] * (length - len(row)) for row in expected])
+    expected = torch.tensor([row + [False] * (length - len(row)) for row in expected])
     labels = ignore_images(input_ids.clone(), input_ids, image, separator, config.row_separator_id, counts)
-    assert torch.equal(labels == -100, wanted)
-    assert torch.equal(labels[~wanted], input_ids[~wanted])
+    assert torch.equal(labels == -100, expected)
+    assert torch.equal(labels[~expected], input_ids[~expected])
 
 
 @pytest.fixture(scope="module")

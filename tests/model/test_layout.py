@@ -1,4 +1,4 @@
-"""Layouts against the published code's sequences, and the invariants of any layout."""
+"""Layouts against the reference implementation's sequences, and the invariants of any layout."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def symbolic_sequence(input_ids: list[int], layouts: list[ImageLayout | None], f
 
 @pytest.mark.parametrize("layout, case, grids", CASES)
 def test_sequences_are_the_published_ones(layout, case, grids):
-    """The published code pads and cuts embeddings; the processor pads ids, and refuses to cut image tokens.
+    """The reference implementation pads and cuts embeddings; the processor pads ids, and refuses to cut image tokens.
 
     So the padding is compared here by value, and of the cut cases the part that was kept.
     """
@@ -94,15 +94,15 @@ def test_stitched_raster_is_the_image_s_own_order():
     """Label each feature with its place in the image; the stitched raster must then read like a page."""
     columns, rows, token_rows, token_columns = 3, 2, 4, 5
     layout = layout_views((columns, rows), (8, 9), (2, 4), TokenGrid(None, 2), "stitched")
-    places = [
+    positions = [
         (row * token_rows + token_row, column * token_columns + token_column)
         for row in range(rows)
         for column in range(columns)
         for token_row in range(token_rows)
         for token_column in range(token_columns)
     ]
-    assert [places[feature] for feature in layout.order[: len(places)]] == sorted(places)
-    assert layout.order[len(places) :] == tuple(range(len(places), len(places) + 2))
+    assert [positions[feature] for feature in layout.order[: len(positions)]] == sorted(positions)
+    assert layout.order[len(positions) :] == tuple(range(len(positions), len(positions) + 2))
 
 
 @given(

@@ -40,8 +40,8 @@ def sample(config: LlavaUhdConfig, sizes: list[tuple[int, int]], text=(5, 6, 7),
     ids += [*text, 9]
     images = {}
     if sizes:
-        pictures = [random_image(*size, seed=seed + index) for index, size in enumerate(sizes)]
-        images = dict(processor(pictures, return_tensors="pt"))
+        drawn = [random_image(*size, seed=seed + index) for index, size in enumerate(sizes)]
+        images = dict(processor(drawn, return_tensors="pt"))
     return {"input_ids": torch.tensor([ids]), **images}
 
 
@@ -239,8 +239,8 @@ def test_siglip_tower():
             pixel_values=patches.view(4, 4, 3, 14, 14).permute(2, 0, 3, 1, 4).reshape(1, 3, 56, 56),
             output_hidden_states=True,
         )
-        ours = encode_views(tower, patches[None], (4, 4), -2)
-        torch.testing.assert_close(ours[0].flatten(1).T, outputs.hidden_states[-2][0], rtol=1e-10, atol=1e-10)
+        actual = encode_views(tower, patches[None], (4, 4), -2)
+        torch.testing.assert_close(actual[0].flatten(1).T, outputs.hidden_states[-2][0], rtol=1e-10, atol=1e-10)
         assert model(**inputs).logits.isfinite().all()
 
 
@@ -265,7 +265,7 @@ def test_image_token_outside_the_vocabulary():
 
 
 def test_views_of_one_patch_on_a_side():
-    """Aspect ratios beyond 16 : 1 here, 144 : 1 as published, on which the published code fails."""
+    """Aspect ratios beyond 16 : 1 here, 144 : 1 as published, on which the reference implementation fails."""
     for variant in VARIANTS.values():
         config = small_config(**variant)
         model, inputs = build_model(config), sample(config, [(2000, 30)])

@@ -327,5 +327,5 @@ def test_an_unknown_normalization_must_be_given():
     config.vision_config.model_type = "dinov2"
     with pytest.raises(ValueError, match="type 'dinov2' is unknown: give image_mean and image_std"):
         LlavaUhdProcessor.from_config(config, qwen_tokenizer())
-    given = LlavaUhdProcessor.from_config(config, qwen_tokenizer(), image_mean=[0.5] * 3, image_std=[0.2] * 3)
-    assert list(given.image_processor.image_std) == [0.2] * 3
+    processor = LlavaUhdProcessor.from_config(config, qwen_tokenizer(), image_mean=[0.5] * 3, image_std=[0.2] * 3)
+    assert list(processor.image_processor.image_std) == [0.2] * 3

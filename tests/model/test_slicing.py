@@ -1,4 +1,4 @@
-"""Slicing against the published code's plans, and the invariants of any plan."""
+"""Slicing against the reference implementation's plans, and the invariants of any plan."""
 
 import json
 import math

@@ -45,7 +45,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def test_reading_a_value_back_fails_on_the_meta_device():
-    ones = torch.ones(3, device=META)
+    numbers = torch.ones(3, device=META)
     for read in (
         torch.Tensor.tolist,
         torch.Tensor.nonzero,
@@ -54,7 +54,7 @@ def test_reading_a_value_back_fails_on_the_meta_device():
         lambda t: bool(t[0]),
     ):
         with pytest.raises((RuntimeError, NotImplementedError)):
-            read(ones)
+            read(numbers)
 
 
 @torch.no_grad()

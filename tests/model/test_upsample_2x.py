@@ -10,8 +10,8 @@ from llava_uhd.model.upsample_2x import upsample_2x
 
 def by_definition(source: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     shape = kernels.shape[-2:]
-    doubled = F.interpolate(source, size=tuple(shape), mode="bicubic", align_corners=False)
-    padded = F.pad(doubled, (3,) * 4, mode="reflect" if min(shape) > 3 else "replicate")
+    upsampled = F.interpolate(source, size=tuple(shape), mode="bicubic", align_corners=False)
+    padded = F.pad(upsampled, (3,) * 4, mode="reflect" if min(shape) > 3 else "replicate")
     neighbors = F.unfold(padded, 7).view(*source.shape[:2], 49, *shape)
     return (neighbors * kernels[:, None]).sum(dim=2)
 

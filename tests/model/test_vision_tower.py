@@ -54,8 +54,8 @@ def test_the_whole_tower_agrees_with_transformers(tower):
     with torch.no_grad():
         hidden = tower(image[None], output_hidden_states=True).hidden_states
         for layer in (0, 1, -2, -1):
-            ours = encode_views(tower, to_patches(image), (24, 24), layer).flatten(2).transpose(1, 2)
-            assert relative_error(ours, hidden[layer][:, 1:]) < 1e-5
+            actual = encode_views(tower, to_patches(image), (24, 24), layer).flatten(2).transpose(1, 2)
+            assert relative_error(actual, hidden[layer][:, 1:]) < 1e-5
 
 
 def test_layers():

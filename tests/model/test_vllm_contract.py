@@ -33,10 +33,10 @@ def test_transformers_backend_of_vllm_is_refused_with_the_way_out(cls):
 def test_an_attention_of_the_server_s_own_is_used_in_every_layer_and_gets_its_arguments(pair):
     """Call the model as the backend does: embeddings, positions, no cache, a tuple back."""
     model = pair[0].model
-    seen = []
+    requests = []
 
     def attention(module, query, key, value, attention_mask, scaling=None, attention_instances=None, **kwargs):
-        seen.append((module.layer_idx, attention_instances))
+        requests.append((module.layer_idx, attention_instances))
         assert attention_mask is None
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, scaling=scaling, is_causal=True)
 
@@ -52,7 +52,7 @@ def test_an_attention_of_the_server_s_own_is_used_in_every_layer_and_gets_its_ar
             (hidden, *_) = model(**call, attention_instances={0: "a", 1: "b"})
         finally:
             config._attn_implementation = "sdpa"
-    assert seen == [(0, {0: "a", 1: "b"}), (1, {0: "a", 1: "b"})]
+    assert requests == [(0, {0: "a", 1: "b"}), (1, {0: "a", 1: "b"})]
     torch.testing.assert_close(hidden, expected)
 
 

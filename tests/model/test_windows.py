@@ -1,4 +1,4 @@
-"""Window geometry against the published code's boxes, bins and RoI-Align."""
+"""Window geometry against the reference implementation's boxes, bins and RoI-Align."""
 
 import json
 

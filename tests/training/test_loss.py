@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llava_uhd.training.data.collation import Collator
+from llava_uhd.training.data.encoding import Encoded
 from llava_uhd.training.labels import IGNORE
 from llava_uhd.training.loss import linear_cross_entropy, use_training_forward
 from tests.conftest import build_model, small_config
@@ -33,6 +35,21 @@ def test_nothing_learned_is_zero_with_zero_gradients():
     loss = linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE))
     loss.backward()
     assert loss == 0 and not hidden.grad.any() and not weight.grad.any()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_loss_waits_for_no_device(pack):
+    """On the meta device reading a value back, such as the number of target tokens, fails."""
+    samples = [Encoded(torch.arange(5, 12), torch.tensor([IGNORE] * 4 + [7, 8, 9]), {}) for _ in range(2)]
+    batch = Collator(0, pack)(samples)
+    assert batch["target_positions"].tolist() == ([3, 4, 5, 10, 11, 12] if pack else [3, 4, 5, 9, 10, 11])
+    with torch.device("meta"):
+        hidden, weight = (torch.empty(shape, requires_grad=True) for shape in ((*batch["labels"].shape, 8), (23, 8)))
+    labels, positions = batch["labels"].to("meta")[:, 1:], batch["target_positions"].to("meta")
+    linear_cross_entropy(hidden[:, :-1], weight, labels, 4, positions).backward()
+    assert hidden.grad is not None and hidden.grad.shape == hidden.shape
+    with pytest.raises(NotImplementedError):
+        linear_cross_entropy(hidden[:, :-1], weight, labels, 4)
 
 
 def test_autocast_takes_the_products_in_its_type():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..labels import IGNORE
+from ..labels import IGNORE, find_targets
 from .encoding import Encoded
 
 
@@ -18,6 +18,9 @@ class Collator:
     Packed: (1, sum of lengths) `input_ids`, `position_ids` and `labels`. Positions start anew with each sample, and by
     that, and the absence of a mask, transformers keeps samples from seeing each other; the first token of each is no
     target of the sample before it.
+
+    Both with `target_positions`, indices of the target tokens among the flattened `labels[:, 1:]`: found here on the
+    host, so that the loss does not wait for the device to find them.
 
     Samples that cannot be used (None) are dropped; if none remains, the batch has one token and no target tokens.
     """
@@ -46,6 +49,7 @@ class Collator:
                 "attention_mask": pad_sequence([torch.ones_like(sample) for sample in ids], batch_first=True),
                 "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
             }
+        batch["target_positions"] = find_targets(batch["labels"][:, 1:])
         names = {name: None for sample in whole for name in sample.images}
         for name in names:
             batch[name] = torch.cat([sample.images[name] for sample in whole if sample.images])

@@ -33,13 +33,13 @@ def test_symbols_are_those_of_the_built_in_models_training():
         document = make_page("symbols", index)
         plan = plan_of(document)
         assert plan.grid == GRID and set(plan.view_shapes[:-1]) == {(8, 8)}
-        ours = page_symbols(document, GRID)
+        measured = page_symbols(document, GRID)
         # Windows of two by two cells, back into rows of cells.
-        cells = ours.view(6, 4, 4, 2, 2, 4).transpose(2, 3).reshape(6, 64, 4)
+        cells = measured.view(6, 4, 4, 2, 2, 4).transpose(2, 3).reshape(6, 64, 4)
         assert np.array_equal(cells.numpy(), np.stack(view_symbols(document, plan)[:-1]))
         # Cells hold one line of text, so nearly all characters have a place; those of an overview hold several.
         characters = sum(1 for _ in document.page.characters())
-        assert 0.98 * characters < (ours != EMPTY).sum() <= characters
+        assert 0.98 * characters < (measured != EMPTY).sum() <= characters
         assert (page_symbols(document, (1, 1)) != EMPTY).sum() < characters
 
 

@@ -31,7 +31,7 @@ from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
 
 SMALL = Setting(
-    view_size=56, query_grid=4, max_slices=4, places=4, width=64, text_layers=2, text_heads=4, key_value_heads=2,
+    view_size=56, query_grid=4, max_slices=4, slots=4, width=64, text_layers=2, text_heads=4, key_value_heads=2,
     intermediate=64, vision_width=64, vision_layers=2, vision_heads=2,
 )  # fmt: skip
 VISION = Phase("tower", "vision", 2, 40, views=1, scribble=0.5)
@@ -206,6 +206,11 @@ def test_the_plan_fits_the_wheel_and_names_every_phase():
     megabytes = float(text.split("; ")[1].split(" MB")[0])
     assert megabytes <= 20
     assert len({phase.name for phase in plan.phases}) == len(plan.phases)
+
+
+def test_a_plan_with_the_former_name_of_the_slots_loads(tmp_path):
+    (tmp_path / "plan.yaml").write_text("setting: {places: 4}\nphases: []")
+    assert load_plan(tmp_path / "plan.yaml").setting.slots == 4
 
 
 def test_an_unknown_name_in_a_plan_is_refused(tmp_path):
