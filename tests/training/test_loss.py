@@ -39,7 +39,7 @@ def test_nothing_learned_is_zero_with_zero_gradients():
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_loss_waits_for_no_device(pack):
-    """On the meta device reading a value back, such as the number of target tokens, fails."""
+    """Reading a value back, such as the number of target tokens, fails on the meta device."""
     samples = [Encoded(torch.arange(5, 12), torch.tensor([IGNORE] * 4 + [7, 8, 9]), {}) for _ in range(2)]
     batch = Collator(0, pack)(samples)
     assert batch["target_positions"].tolist() == ([3, 4, 5, 10, 11, 12] if pack else [3, 4, 5, 9, 10, 11])
