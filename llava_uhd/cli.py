@@ -78,6 +78,7 @@ def ask(
 
     planner = ImagePlanner.load(model)
     opened = _open(images, planner, pages, max_pages, max_slices)
+    planner.check_context([page.image.size for page in opened], max_slices, max_new_tokens)
     from .threads import use_threads, wait_passively
 
     # One answer is a chain of small operations: threads that spin while they wait for the next cost half as much CPU
@@ -179,7 +180,7 @@ def explain(
 
 
 def _check_figure_options(save: Path | None, figure: str | None, **options: Any) -> None:
-    """Raise BadParameter for an option that would have no effect."""
+    """Raise BadParameter for an option that would have no effect; InputError for a figure that cannot be written."""
     if save is None and figure is not None:
         raise typer.BadParameter(f"--figure {figure} needs a file to write: name it with --save")
     used = {"kernels": ("point",), "answer": ("question", "word", "method")}.get(figure or "", ())
@@ -187,6 +188,11 @@ def _check_figure_options(save: Path | None, figure: str | None, **options: Any)
         if value is not None and name not in used:
             needed = "kernels" if name == "point" else "answer"
             raise typer.BadParameter(f"--{name} is for --figure {needed}, with --save")
+    if save is not None:
+        from .inspection.output import check_figure, check_figure_file
+
+        check_figure(figure or "explanation", options["question"])
+        check_figure_file(save)
 
 
 def _open(
@@ -197,9 +203,12 @@ def _open(
     from .pages import open_all
 
     opened = open_all(images, pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
+    noted: dict[str, list[str]] = {}
     for page in opened:
         if (said := legibility_note(planner, *page.image.size, max_slices, page.dpi)) is not None:
-            note(f"{page.name}: {said}")
+            noted.setdefault(said, []).append(page.name)
+    for said, names in noted.items():
+        note(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}")
     return opened
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from .errors import InputError
 from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
 from .model.slicing import SlicePlan, enlarged_size, plan_views
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 CONFIG_FILE = "processor_config.json"
+MODEL_CONFIG_FILE = "config.json"
+QUESTION_TOKENS = 128  # room for a question and the template when a number of slices is suggested
 IMAGE_OPTIONS = (
     "max_slices",
     "view_size",
@@ -42,6 +45,7 @@ class ImagePlanner:
         slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
         pad_to_square: pad images to squares before slicing.
         max_view_patches: most patches of a view; None for the default of `slicing.max_view_patches`.
+        context: context length of the language model in tokens; None if it is not known.
     """
 
     token_grid: TokenGrid
@@ -53,6 +57,7 @@ class ImagePlanner:
     slice_grid: Sequence[int] | None = None
     pad_to_square: bool = False
     max_view_patches: int | None = None
+    context: int | None = None
 
     @classmethod
     def from_processor(cls, processor: "LlavaUhdProcessor") -> Self:
@@ -95,6 +100,7 @@ class ImagePlanner:
             TokenGrid(values.get("query_grid", 12), values.get("unshuffle_factor"), values.get("input_level", 1)),
             **{name: values[name] for name in ("layout",) if name in values},
             **{name: images[name] for name in IMAGE_OPTIONS if name in images},
+            context=_context_length(Path(folder) / MODEL_CONFIG_FILE),
         )
 
     @property
@@ -128,3 +134,40 @@ class ImagePlanner:
     def image_layout(self, width: int, height: int, max_slices: int | None = None) -> ImageLayout:
         """Return the token template, order and counts of an image of this size in pixels."""
         return plan_layout(self.plan(width, height, max_slices), self.token_grid, self.layout)
+
+    def check_context(
+        self, sizes: Sequence[tuple[int, int]], max_slices: int | None = None, max_new_tokens: int = 1
+    ) -> None:
+        """Raise if images and answer exceed the context, whatever the question is.
+
+        Args:
+            sizes: (width, height) of each image in pixels.
+            max_slices: maximum number of slices; None for the model's own.
+            max_new_tokens: number of tokens the answer must have room for.
+
+        Raises:
+            ValueError: they do not fit; names the largest `max_slices` that leaves room.
+        """
+        if self.context is None or (length := self._length(sizes, max_slices)) + max_new_tokens <= self.context:
+            return
+        room = self.context - max_new_tokens - QUESTION_TOKENS
+        numbers = range(1, max_slices or self.max_slices)
+        fitting = [number for number in numbers if self._length(sizes, number) <= room]
+        images = "the image takes" if len(sizes) == 1 else f"{len(sizes)} images take"
+        advice = f"--max-slices {fitting[-1]} leaves room" if fitting else "no number of slices leaves room"
+        raise InputError(
+            f"{images} {length} tokens and the answer may take {max_new_tokens}, more than the model's context of "
+            f"{self.context}: {advice}{', or choose pages (--pages)' if len(sizes) > 1 else ''}"
+        )
+
+    def _length(self, sizes: Sequence[tuple[int, int]], max_slices: int | None) -> int:
+        return sum(self.image_layout(*size, max_slices).length for size in sizes)
+
+
+def _context_length(file: Path) -> int | None:
+    """Return the context length that a model's config states; None where it states none."""
+    try:
+        length = json.loads(file.read_text(encoding="utf-8"))["text_config"]["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # what is wrong with the file is said when the model is loaded
+    return length if isinstance(length, int) else None

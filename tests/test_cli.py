@@ -84,6 +84,29 @@ def test_explain(run, folder, tmp_path):
     assert code == 0 and "3 x 2" in out
 
 
+def test_a_figure_that_cannot_be_written_is_reported_before_the_model_is_loaded(run, folder, monkeypatch, tmp_path):
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("llava_uhd.loading.load", load)
+    receipt = ("examples/receipt.png", "What is the total?")
+    for arguments, said in [
+        (("explain", receipt[0], "--save", "figure.xyz"), "figure.xyz: the name must end with ."),
+        (("explain", receipt[0], "--save", tmp_path), "must end with"),
+        (("explain", receipt[0], "--save", "a.png", "--figure", "selfie"), "unknown figure 'selfie'"),
+        (("explain", receipt[0], "--save", "a.png", "--figure", "answer"), "needs a question"),
+        (("probe", "activation", *receipt, "--save", "figure.xyz"), "the name must end with"),
+        (("probe", "activation", "gone.png", receipt[1]), "gone.png"),
+    ]:
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "") and err.startswith("error: ") and said in err, (arguments, err)
+    figure = tmp_path / "new" / "folder" / "slices.png"
+    monkeypatch.undo()
+    arguments = ("--model", folder, "--figure", "slices", "--save", figure)
+    assert run("explain", folder / "image.png", *arguments)[0] == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
 def test_failures_are_one_line_and_exit_1(run, folder, tmp_path):
     image = folder / "image.png"
     (tmp_path / "empty.png").touch()
@@ -165,6 +188,24 @@ def test_ask_about_all_pages_and_some(run, folder, tmp_path, name, count):
     for option in ("--pages", "--page"):
         code, out, _ = run(*arguments, option, "3,1")
         assert code == 0 and json.loads(out)["pages"] == [answer["pages"][2], answer["pages"][0]]
+
+
+def test_pages_beyond_the_context_are_refused_before_the_model_is_loaded(run, monkeypatch, tmp_path):
+    def load(*_):
+        raise RuntimeError("the model was loaded")
+
+    pdf = write_pdf(tmp_path / "report.pdf", 5)
+    with monkeypatch.context() as patched:
+        patched.setattr("llava_uhd.loading.load", load)
+        for verb, question in (("ask", ["What?"]), ("chat", [])):
+            code, out, err = run(verb, pdf, *question)
+            assert (code, out) == (1, "") and "error: 5 images take 2365 tokens" in err and "2048" in err
+            assert "--max-slices 5 leaves room, or choose pages" in err
+        code, _, err = run("ask", *[pdf] * 8, "What?", "--max-slices", "1")
+        assert code == 1 and "40 images take" in err and "no number of slices leaves room" in err
+        assert err.count("small print") == 1 and "page 1 of 5 and 39 more: " in err
+    code, out, err = run("ask", pdf, "What?", "--max-slices", "5", "--max-new-tokens", "1")
+    assert code == 0, err
 
 
 def test_explain_a_page(run, folder, tmp_path):

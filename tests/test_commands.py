@@ -1,100 +1,37 @@
-"""Every command of README and pages is valid, and is executed by a test or listed below with the reason.
+"""Every command of README and pages is valid, and is executed by `tests.guides` or by the file that its table names.
 
 Options and arguments of each `llava-uhd` line are parsed by the command line itself, so a renamed option fails here.
 """
 
 import re
 import shlex
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import typer
 
 from llava_uhd.cli import app
+from tests.guides.blocks import PAGES, ROOT, read_blocks
+from tests.guides.rules import ELSEWHERE, NOT_HERE, RULES, elsewhere, smaller
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GPU = "needs GPUs or hours of training"
-ECOSYSTEM = "executed by `make test-ecosystem`, in environments of its own"
-SERVER = "runs until it is stopped; tests/serving starts the same verbs"
-TOY = "parsed here; tests run the same verb on small inputs, the block itself takes longer"
-NETWORK = "needs the network, weights or data that are not in the repository"
-# The file that executes a block, or the reason why none does, by page and beginning of the block.
-EXECUTED = {
-    ("README.md", "$ make demo"): "tests/test_readme.py",
-    ("README.md", "pip install -c constraints.txt -e .  "): "tests/test_readme.py",
-    ("README.md", "make test"): ".ci/run",
-    ("README.md", "python examples/finetune_own_data"): "tests/training/test_own_data.py",
-    ("command-line.md", "llava-uhd ask report.pdf"): "tests/test_pages.py",
-    ("how-it-works.md", "llava-uhd explain"): "Makefile",
-    ("index.md", "pip install"): "tests/wheel.py",
-    ("own-data.md", "python examples/finetune_own_data"): "tests/training/test_own_data.py",
-    ("own-models.md", "python examples/own_encoder"): "tests/model/test_assembly.py",
-    ("serving.md", "curl"): "tests/serving/test_docs.py",
-}
-REASONS = {
-    ("README.md", "llava-uhd eval run synthdoc"): TOY,
-    ("README.md", "pip install -c constraints.txt -e '.[serve"): SERVER,
-    ("README.md", "llava-uhd convert"): NETWORK,
-    ("README.md", "pip install -e '.[vllm]'"): ECOSYSTEM,
-    ("README.md", "llava-uhd train plan"): GPU,
-    ("ablation.md", "python -m experiments.ablation"): GPU,
-    ("checkpoints.md", "llava-uhd convert"): NETWORK,
-    ("command-line.md", "llava-uhd ask examples"): TOY,
-    ("command-line.md", "pip install"): NETWORK,
-    ("evaluation.md", "pip install"): NETWORK,
-    ("evaluation.md", "llava-uhd eval score"): NETWORK,
-    ("evaluation.md", "llava-uhd eval run my.jsonl --images photos --model MODEL"): TOY,
-    ("evaluation.md", "llava-uhd ask examples"): TOY,
-    ("evaluation.md", "llava-uhd eval run my.jsonl --images photos --model runs"): TOY,
-    ("evaluation.md", "hf download"): NETWORK,
-    ("evaluation.md", "python -m venv lmms"): ECOSYSTEM,
-    ("evaluation.md", "git clone"): ECOSYSTEM,
-    ("how-it-works.md", "llava-uhd probe"): TOY,
-    ("limits.md", "llava-uhd serve"): SERVER,
-    ("many-nodes.md", "llava-uhd train init"): GPU,
-    ("many-nodes.md", "#!/bin/bash"): GPU,
-    ("many-nodes.md", "srun"): GPU,
-    ("own-models.md", "python examples/own_upsampler"): TOY,
-    ("reproducing.md", "llava-uhd"): GPU,
-    ("serving.md", "pip install"): SERVER,
-    ("serving.md", "python benchmarks/serving_load"): SERVER,
-    ("tiny.md", "llava-uhd"): TOY,
-    ("tiny.md", "python -m experiments"): GPU,
-    ("training.md", "pip install"): NETWORK,
-    ("training.md", "llava-uhd data synthetic"): TOY,
-    ("training.md", "xargs"): GPU,
-    ("training.md", "llava-uhd data check"): NETWORK,
-    ("training.md", "accelerate launch"): GPU,
-    ("training.md", "llava-uhd train sweep"): GPU,
-    ("training.md", "llava-uhd upsampler quality"): NETWORK,
-    ("trl.md", ""): ECOSYSTEM,
-    ("vllm.md", ""): ECOSYSTEM,
-}
-
-
-def blocks() -> list[tuple[str, str]]:
-    """Return page and text of every block of commands."""
-    found = []
-    for page in PAGES:
-        for text in re.findall(
-            r"^```(?:sh|bash|console)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE
-        ):
-            found.append((page.name, text))
-    return found
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """Return page and arguments of every `llava-uhd` command of the pages."""
     found = []
-    for page, text in blocks():
-        for line in text.replace("\\\n", " ").splitlines():
-            line = line.removeprefix("$ ").strip()
-            if re.match(r"(llava-uhd|python -m llava_uhd) ", line):
+    for page in PAGES:
+        inline = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        lines = [" ".join(text.split()) for text in re.findall(r"`(llava-uhd [^`]* [^`]+)`", inline)]
+        lines = [line for line in lines if not line.split()[-1].startswith("-")]  # names an option
+        lines += [line for block in read_blocks(page) if block.is_shell for line in block.commands]
+        for line in lines:
+            if re.match(r"(llava-uhd|python -m llava_uhd) ", line) and "<<" not in line:
                 words = shlex.split(line, comments=True)
                 if words[-1] in ("--version", "--install-completion"):  # they act while they are parsed
                     continue
-                found.append((page, words[1:] if words[0] == "llava-uhd" else words[3:]))
+                found.append((page.name, words[1:] if words[0] == "llava-uhd" else words[3:]))
     return found
 
 
@@ -122,13 +59,43 @@ def test_a_wrong_option_is_noticed():
 
 
 def test_every_block_is_executed_or_has_a_reason():
-    table = EXECUTED | REASONS
-    unlisted, used = [], set()
-    for page, text in blocks():
-        keys = [key for key in table if key[0] == page and text.startswith(key[1])]
-        used.update(keys)
-        if not keys:
-            unlisted.append((page, text.splitlines()[0]))
-    assert not unlisted, "list these blocks in EXECUTED or REASONS"
-    assert used == set(table), "no block begins so"
-    assert all((ROOT / file).is_file() for file in EXECUTED.values())
+    used = {key for block in BLOCKS for key in ELSEWHERE if key[0] == block.page and block.text.startswith(key[1])}
+    assert used == set(ELSEWHERE), "no block begins so"
+    for block in BLOCKS:
+        where = elsewhere(block)
+        if where is not None and not where.startswith("needs "):
+            assert (ROOT / where).is_file()
+    commands_here = [
+        line for block in BLOCKS if block.is_shell and elsewhere(block) is None for line in block.commands
+    ]
+    assert len(commands_here) > 50
+    for beginning in [*NOT_HERE, *(rule[0] for rule in RULES)]:
+        lines = [line for block in BLOCKS if block.is_shell for line in block.commands]
+        assert any(line.startswith(beginning) for line in lines), f"no command begins with {beginning!r}"
+
+
+def test_the_readme_shows_commands_of_the_guide_to_own_data():
+    def lines(page: str) -> list[str]:
+        text = "\n".join(line for block in BLOCKS if block.page == page and block.is_shell for line in block.commands)
+        found = [line for line in text.splitlines() if re.search("own[-_]data", line)]
+        return [shlex.join(shlex.split(line, comments=True)) for line in found]
+
+    assert len(lines("README.md")) == 4 and set(lines("README.md")) <= set(lines("own-data.md"))
+
+
+def test_a_command_keeps_its_words_at_toy_size():
+    for block in BLOCKS:
+        if block.is_shell and elsewhere(block) is None:
+            for command in block.commands:
+                if "<<" not in command and not command.startswith(tuple(NOT_HERE)) and smaller(command) != command:
+                    words = shlex.split(smaller(command))
+                    kept = [word for word in shlex.split(command, comments=True) if word in words]
+                    assert len(kept) >= 0.7 * len(shlex.split(command, comments=True)), command
+
+
+@pytest.mark.slow
+def test_every_command_of_the_guides_runs():
+    done = subprocess.run([sys.executable, "-m", "tests.guides"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^[0-9]+ commands$", done.stdout, flags=re.MULTILINE), (
+        done.stdout[-3000:] + done.stderr[-3000:]
+    )

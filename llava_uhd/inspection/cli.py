@@ -1,6 +1,6 @@
 """The verb `probe` of the command line: the levels of the pyramid, measured and shown.
 
-llava-uhd probe levels --images 200
+llava-uhd probe levels --count 200
 llava-uhd probe activation examples/receipt.png "What is the total?" --save activation.png
 """
 
@@ -105,15 +105,22 @@ def activation(
     as_json: AsJson = False,
 ) -> None:
     """Show where an answer's tokens respond to each level of the pyramid: gradient times input."""
+    from ..model.images import decode_image
+
+    decoded = decode_image(image, name=str(image))  # before the model is loaded
+    if save is not None:
+        from .output import check_figure_file
+
+        check_figure_file(save)
     from ..loading import load
     from .activation import activation_figure, answer_activation
 
     loaded, processor = load(model, device)
     with status("computing the activation"):
-        found = answer_activation(loaded, processor, image, question, word, max_slices)
+        found = answer_activation(loaded, processor, decoded, question, word, max_slices)
     if save is not None:
         looked_at = found.answer if found.word is None else f"{found.answer} (“{found.word}”)"
-        activation_figure(image, found, f"{question} {looked_at}").savefig(save)
+        activation_figure(decoded, found, f"{question} {looked_at}").savefig(save)
     shares: dict[str, Any] = {f"{level}x": share for level, share in found.shares().items()}
     if as_json:
         typer.echo(json.dumps({"answer": found.answer, "word": found.word, "shares": shares}, ensure_ascii=False))

@@ -7,6 +7,7 @@ from ..model.images import decode_image
 from .attribution import answer_words, attribute, attribution_figure, image_heats
 from .figure import explanation_figure, principal_colors, pyramid_figure, view_pyramid
 from .kernels import kernel_figure, point_kernels
+from .output import FIGURES, check_figure
 from .slices import slice_figure
 from .window_attention import window_attention, window_figure
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from ..model.processing_llava_uhd import LlavaUhdProcessor
 
-FIGURES = ("explanation", "slices", "pyramid", "kernels", "windows", "answer")
+__all__ = ["FIGURES", "answer_figure", "make_figure"]
 
 
 def make_figure(
@@ -46,6 +47,7 @@ def make_figure(
     Raises:
         ValueError: unknown name, missing question, or a word that is not in the answer.
     """
+    check_figure(name, question)
     if name == "explanation":
         return explanation_figure(model, processor, image, max_slices)
     if name == "slices":
@@ -56,9 +58,7 @@ def make_figure(
         return kernel_figure(point_kernels(model, processor, image, point))
     if name == "windows":
         return window_figure(window_attention(model, processor, image))
-    if name == "answer":
-        return answer_figure(model, processor, image, max_slices, question, word, method)
-    raise ValueError(f"unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
+    return answer_figure(model, processor, image, max_slices, question, word, method)
 
 
 def answer_figure(
@@ -72,8 +72,8 @@ def answer_figure(
     max_new_tokens: int = 64,
 ) -> "Figure":
     """Ask a question and draw the attribution of the answer, or of one word of it; see `make_figure`."""
-    if not question:
-        raise ValueError("the figure of an answer needs a question")
+    check_figure("answer", question)
+    assert question is not None
     decoded = decode_image(image)
     options = {} if max_slices is None else {"max_slices": max_slices}
     inputs = prepare(model, processor, [question_message([decoded], question)], max_new_tokens, **options)

@@ -167,8 +167,9 @@ def chat(
     from ..pages import open_all
     from ..planning import ImagePlanner
 
-    num_pixels = ImagePlanner.load(model).num_pixels(max_slices)
-    opened = open_all(images or [], pages, max_pages=max_pages, num_pixels=num_pixels)  # before the model is loaded
+    planner = ImagePlanner.load(model)  # files are checked before the model is loaded
+    opened = open_all(images or [], pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
+    planner.check_context([page.image.size for page in opened], max_slices)
 
     from .chat import HELP, Chat, input_lines
     from .generation import Sampling

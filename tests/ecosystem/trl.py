@@ -7,6 +7,7 @@ step, with the model's own loss of the same tokens; and that every combination t
 """
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,7 +199,9 @@ def run_example(out: Path) -> list[str]:
             [*command, "--out", str(out / trainer)], check=True, stdout=subprocess.PIPE, text=True, cwd=out
         )
         line = result.stdout.strip().splitlines()[-1]
-        first, last = (float(part) for part in (line.split()[1], line.split()[7]))
+        shown = re.match(r"loss ([0-9.]+) at the first step, ([0-9.]+) at the last; ", line)
+        assert shown is not None, line
+        first, last = float(shown[1]), float(shown[2])
         assert last < first, line
         load(str(out / trainer), "cpu")
         printed.append(f"{trainer} {first:.2f} to {last:.2f}")
