@@ -210,7 +210,7 @@ def import_cycles(root: Path) -> list[str]:
 
 
 def repeated_passages(root: Path) -> list[str]:
-    """Return the passages of at least `PASSAGE` lines that stand in two places.
+    """Return the passages of at least `PASSAGE` lines that stand in two positions.
 
     Blank lines, comments, imports and lines without a letter are left out, and indentation does not count.
     """
@@ -221,11 +221,11 @@ def repeated_passages(root: Path) -> list[str]:
             if re.search(r"[A-Za-z]", text) and not re.match(r"#|import |from .* import |@", text):
                 lines.append((str(file.relative_to(root)), number, text))
         lines.append(("", 0, f"end of {file}"))
-    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    positions: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index in range(len(lines) - PASSAGE + 1):
-        places[tuple(text for _, _, text in lines[index : index + PASSAGE])].append(index)
+        positions[tuple(text for _, _, text in lines[index : index + PASSAGE])].append(index)
     found, covered = [], set[tuple[int, int]]()
-    for indices in sorted((indices for indices in places.values() if len(indices) > 1), key=lambda each: each[0]):
+    for indices in sorted((indices for indices in positions.values() if len(indices) > 1), key=lambda each: each[0]):
         first, second = indices[0], indices[1]
         if second - first < PASSAGE:
             continue
