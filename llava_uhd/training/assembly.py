@@ -175,7 +175,7 @@ def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
     crc = 0
     for name in sorted(weights):
         content = weights[name].contiguous().flatten().view(torch.uint8).numpy()
-        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(content.data, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
 
 

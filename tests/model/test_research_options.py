@@ -132,7 +132,7 @@ def test_processor_of_another_option_is_refused(name, other):
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("hiwin", "v1", "v1, fixed bins")])
 def test_original_layout_has_none_of_them(name):
-    with pytest.raises(ValueError, match="released layout has no"):
+    with pytest.raises(ValueError, match="original layout has no"):
         build_key_mapping(config_of(name), {})
 
 

@@ -243,7 +243,7 @@ def test_a_run_begun_before_a_recipe_key_existed_resumes(recipe, tmp_path, monke
     assert train_upsampler(options).resumed_from == 4
 
 
-def _killed(*arguments):
+def _killed(*arguments, **options):
     raise KeyboardInterrupt
 
 
