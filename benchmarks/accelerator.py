@@ -62,7 +62,7 @@ def main() -> None:
         if options.only and measurement.name not in options.only:
             continue
         rows += runner.run(measurement)
-        text = markdown(rows, command, time.monotonic() - started)
+        text = markdown(rows, command, time.monotonic() - started, options.small)
         (options.out / "table.md").write_text(text)
         print(f"{time.monotonic() - started:5.0f} s  {measurement.name}: {rows[-1]['status']}", file=sys.stderr)
     print(text)

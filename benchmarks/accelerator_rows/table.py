@@ -27,8 +27,15 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 
 
-def markdown(rows: list[Cells], command: str, seconds: float) -> str:
-    """Return the tables of all sections, the goals, and the dearest kernels where they were traced."""
+def markdown(rows: list[Cells], command: str, seconds: float, is_small: bool = False) -> str:
+    """Return the tables of all sections, the goals, and the dearest kernels where they were traced.
+
+    Args:
+        rows: rows of all measurements.
+        command: command that measured them.
+        seconds: duration of the command.
+        is_small: whether the sizes are those of a dry run, to which the goals do not apply.
+    """
     machine: Cells = next((row["machine"] for row in rows if "machine" in row), {})
     about = ", ".join(f"{name} {value}" if name != "device" else str(value) for name, value in machine.items())
     lines = [f"`{command}`: {about or 'device unknown'}; {seconds:.0f} s.", ""]
@@ -36,7 +43,8 @@ def markdown(rows: list[Cells], command: str, seconds: float) -> str:
         of_section = [row for row in rows if row["section"] == section]
         if of_section:
             lines += [f"**{section}**", "", *_table(of_section), ""]
-    lines += ["**Goals**", "", "| goal | measured |", "|---|---|", *(f"| {g} | {m} |" for g, m in goals(rows)), ""]
+    if not is_small:
+        lines += ["**Goals**", "", "| goal | measured |", "|---|---|", *(f"| {g} | {m} |" for g, m in goals(rows)), ""]
     for row in rows:
         if row.get("kernels"):
             lines += [f"Dearest kernels of {row['measured']}:", "", *(f"- {line}" for line in row["kernels"]), ""]

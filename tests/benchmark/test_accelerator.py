@@ -96,7 +96,8 @@ def test_a_failing_measurement_loses_its_own_rows_alone(tmp_path):
     assert "Traceback" in (tmp_path / "logs" / "fails_after_a_row.log").read_text()
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == rows
     text = table.markdown(rows, "command", 1.0)
-    assert "| third | 3.5 |" in text and "no memory / left" in text
+    assert "| third | 3.5 |" in text and "no memory / left" in text and "**Goals**" in text
+    assert "**Goals**" not in table.markdown(rows, "command", 1.0, is_small=True)
 
 
 def test_what_the_budget_leaves_no_time_for_is_named(tmp_path):
