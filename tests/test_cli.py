@@ -27,21 +27,6 @@ def folder(tmp_path_factory, qwen_tokenizer):
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llava-uhd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
-
-
 def test_ask_streams_the_answer_it_returns_as_json(run, folder):
     arguments = ("ask", folder / "image.png", "What is this?", "--model", folder, "--max-new-tokens", "6")
     code, streamed, _ = run(*arguments)

@@ -1,12 +1,10 @@
 """`llava-uhd bench` at sizes that take no time: what is measured is real, if not worth much."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from llava_uhd import cli
 from llava_uhd.benchmark.measure import alternate
 
 SMALL = (
@@ -23,18 +21,9 @@ VERBS = {
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `llava-uhd bench` in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["llava-uhd", "bench", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
+def run(run):
+    """Run `llava-uhd bench` in this process, and return exit code, stdout and stderr."""
+    return lambda *arguments: run("bench", *arguments)
 
 
 @pytest.mark.parametrize("verb", VERBS)
