@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from statistics import mean
@@ -18,21 +17,16 @@ from llava_uhd.training.recipe import load_recipe
 from llava_uhd.training.sweep import Sweep, collect, half_width, parse_grid, run_sweep, table_text, write_results
 
 GRID = {"schedule.warmup": [0.0, 0.5], "schedule.type": ["cosine", "linear"]}
-# A run in place of `train run`: a loss that follows from its overrides, after a time; the slow cells wait.
+# In place of `train run`: after a time, a loss that follows from the overrides. It imports nothing of the package.
 FAKE = """
 import json, sys, time
 from pathlib import Path
-from llava_uhd.training.recipe import load_recipe
-from llava_uhd.training import sweep
 
-recipe = load_recipe(sys.argv[1], sys.argv[2:])
-out = Path(recipe.out)
+values = dict(entry.split("=", 1) for entry in sys.argv[2:])
+out = Path(json.loads(values["out"]))
 out.mkdir(parents=True, exist_ok=True)
-(out / "pid").write_text(str(__import__("os").getpid()))
 time.sleep(float((out.parents[1] / "sleep").read_text()))
-loss = recipe.schedule.warmup + 0.1 * recipe.seed + (recipe.schedule.type == "linear")
-if loss > 100:
-    sys.exit("the loss is not a number")
+loss = float(values["schedule.warmup"]) + 0.1 * int(values["seed"]) + (json.loads(values["schedule.type"]) == "linear")
 lines = [{"loss": 9.0, "step": 1}, {"loss": loss, "step": 2}, {"train_loss": 5.0, "step": 2}]
 (out / "log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 (out / "model").mkdir()
@@ -43,48 +37,44 @@ from pathlib import Path
 from llava_uhd.training import sweep
 fake = str(Path(__file__).parent / "fake.py")
 sweep.run_command = lambda cell, gpus: [sys.executable, fake, cell.recipe, *cell.overrides]
-made = sweep.Sweep(Path(sys.argv[1]), ("v1-align",), (), {grid}, (0, 1), "loss")
-failures = sweep.run_sweep(made, jobs=2)
-print(sweep.table_text(made, sweep.collect(made)))
-sys.exit(len(failures))
+sweep.run_sweep(sweep.Sweep(Path(sys.argv[1]), ("v1-align",), (), {grid}, (0, 1), "loss"), jobs=2)
 """
 
 
-@pytest.fixture
-def fake(tmp_path):
-    """Start a sweep of fake runs in a process: (folder name, seconds of a run) to a `Popen`."""
-    (tmp_path / "fake.py").write_text(FAKE)
-    (tmp_path / "driver.py").write_text(textwrap.dedent(DRIVER).replace("{grid}", repr(GRID)))
-
-    def start(name: str, seconds: float) -> subprocess.Popen:
-        (tmp_path / name).mkdir(exist_ok=True)
+def test_a_sweep_killed_and_resumed_gives_the_same_table(tmp_path, monkeypatch):
+    fake = tmp_path / "fake.py"
+    fake.write_text(FAKE)
+    (tmp_path / "driver.py").write_text(DRIVER.replace("{grid}", repr(GRID)))
+    for name, seconds in (("whole", 0), ("killed", 1)):
+        (tmp_path / name).mkdir()
         (tmp_path / name / "sleep").write_text(str(seconds))
-        command = [sys.executable, tmp_path / "driver.py", tmp_path / name]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
-        )
-
-    return start
-
-
-def test_a_sweep_killed_and_resumed_gives_the_same_table(fake, tmp_path):
-    whole = fake("whole", 0)
-    expected = whole.communicate(timeout=120)[0]
-    assert whole.returncode == 0 and "8 runs, 0 finished" in expected
-    killed = fake("killed", 1)
+    # One sweep in a process of its own, to be killed; it imports the package while the other one runs here.
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    killed = subprocess.Popen([sys.executable, tmp_path / "driver.py", tmp_path / "killed"], env=environment)
+    monkeypatch.setattr(
+        "llava_uhd.training.sweep.run_command",
+        lambda cell, gpus: [sys.executable, str(fake), cell.recipe, *cell.overrides],
+    )
+    said: list[str] = []
+    assert run_sweep(sweep_of(tmp_path / "whole"), jobs=2, show=said.append) == []
+    assert said[0] == "8 runs, 0 finished"
     cells = tmp_path / "killed" / "cells"
     while len(list(cells.glob("*/model"))) < 3:
+        assert killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    time.sleep(1.5)
+    time.sleep(0.2)
     done = len(list(cells.glob("*/model")))
-    assert 3 <= done < 8  # the kernel ended the runs that were in progress, too
-    resumed = fake("killed", 0)
-    out = resumed.communicate(timeout=120)[0]
-    assert resumed.returncode == 0 and f"8 runs, {done} finished" in out
+    time.sleep(1.3)
+    # The kernel ended the runs that were in progress, too: none of them finishes after the kill.
+    assert 3 <= done < 8 and len(list(cells.glob("*/model"))) == done
+    (tmp_path / "killed" / "sleep").write_text("0")
+    assert run_sweep(sweep_of(tmp_path / "killed"), jobs=2, show=said.append) == []
+    assert f"8 runs, {done} finished" in said
     for name in ("table.md", "results.json"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert (tmp_path / "whole" / "table.md").read_text().count("2 of 2") == 4
 
 
 def sweep_of(tmp_path, **changes):
@@ -159,22 +149,23 @@ def run_cli(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def test_the_job_array_runs_every_cell(tmp_path):
+def test_the_job_array_runs_every_cell(run, tmp_path):
     out = tmp_path / "sweep out"
     grid = "optimization.warmup=[0.0, 0.5]"
     arguments = ("v1-align", "optimization.micro_batch=4", "--out", out, "--grid", grid, "--seeds", "0,1")
-    done = run_cli(*arguments, "--gpus", "8", "--slurm", "--jobs", "3")
-    assert done.returncode == 0, done.stderr
+    code, _, error = run("train", "sweep", *arguments, "--gpus", "8", "--slurm", "--jobs", "3")
+    assert code == 0, error
     text = (out / "sweep.sbatch").read_text()
     assert "#SBATCH --array=0-3%3" in text and "#SBATCH --gpus-per-node=8" in text
+    subprocess.run(["bash", "-n", out / "sweep.sbatch"], check=True)
     (command,) = re.findall(r"^python .*$", text, flags=re.MULTILINE)
     # The script's own line, with a task's number and a python that records how it is called.
     script = f'python() {{ printf "%s\\n" "$@"; }}\nSLURM_ARRAY_TASK_ID=2\n{command}\n'
     called = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert called[:4] == ["-m", "llava_uhd", "train", "sweep"] and called[-2:] == ["--cell", "2"]
     assert called[called.index("--grid") + 1] == grid and "optimization.micro_batch=4" in called
-    failed = run_cli(*called[4:-1], "9")
-    assert failed.returncode == 2 and "4 cells" in failed.stderr
+    code, _, error = run(*called[2:-1], "9")
+    assert code == 2 and "4 cells" in error
 
 
 @pytest.mark.slow

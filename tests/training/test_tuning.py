@@ -61,6 +61,25 @@ def test_align_trains_the_projector_from_the_overview_alone(recipe_values, model
     assert json.loads((Path(trained.model) / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_align_trains_tower_and_upsampler_where_they_have_rates(recipe_values, model_folder, checkpoint_activations):
+    """The first step of Adam moves a weight by its learning rate at most, and some of each part by all of it."""
+    rates = {"projector": 1e-3, "positions": 2e-3, "vision_tower": 3e-4, "upsampler": 5e-3, "upsampler_fixup": 7e-4}
+    recipe_values["stage"] = "align"
+    recipe_values["data"] |= {"max_slices": 1, "template": "plain"}
+    recipe_values["optimization"] |= {"learning_rates": rates, "checkpoint_activations": checkpoint_activations}
+    recipe_values["schedule"] = {"max_steps": 1, "type": "constant_with_warmup", "warmup": 0.0}
+    trained = train_stage(build_recipe(recipe_values))
+    assert {row.part for row in trained.parts if row.trainable} == set(rates)
+    before, after = weights(model_folder), weights(trained.model)
+    moved: dict[str, float] = {}
+    for name, value in before.items():
+        part = group_of(name, small_config())
+        moved[part] = max(moved.get(part, 0.0), float((after[name] - value).abs().max()))
+    assert {part: rate for part, rate in moved.items() if rate} == pytest.approx(rates, rel=0.01)
+    assert {"language_model", "vision_tower (not run)"} <= set(moved)
+
+
 def test_projector_of_another_type_is_trained(recipe_values, tmp_path):
     """A new MLP in place of the start's HiWin; the rate of its positions comes from a base and is left out."""
     recipe_values |= {"stage": "align"}
