@@ -10,6 +10,7 @@ import tempfile
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_uhd import LlavaUhdConfig, LlavaUhdForConditionalGeneration, register_upsampler
 
@@ -50,8 +51,12 @@ class AnyUp(nn.Module):
         self.model = torch.hub.load("wimmerth/anyup", "anyup", verbose=False).requires_grad_(False)
 
     def forward(self, features: torch.Tensor, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Up-sample (N, C, h, w) by pixels (N, 3, ., .) to (N, C, *size); it wants ImageNet's normalization."""
-        return self.model(pixels, features, output_size=size)
+        """Up-sample (N, C, h, w) by pixels (N, 3, ., .), normalized as CLIP's, to (N, C, *size)."""
+        clip_mean, clip_std, mean, std = (
+            pixels.new_tensor(values)[:, None, None]
+            for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        return self.model((pixels * clip_std + clip_mean - mean) / std, features, output_size=size)
 
 
 class ConvStages(nn.Module):

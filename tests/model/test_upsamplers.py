@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_uhd import LlavaUhdForConditionalGeneration, register_upsampler
 from llava_uhd.model import upsampler_registry
@@ -146,6 +147,43 @@ def test_deconvolution_begins_as_nearest_and_learns_with_the_projector():
     with torch.no_grad():
         pyramid.steps[1].bias.add_(1)
     assert torch.allclose(pyramid(features, pixels)[2], F.interpolate(features, scale_factor=4) + 1)
+
+
+class PublishedAnyUp(nn.Module):
+    """The published module's signature: image, features, keyword `output_size`; it returns the image in color 0."""
+
+    def forward(self, hr_image, lr_features, output_size=None):
+        assert hr_image.shape[1] == 3
+        image = F.interpolate(hr_image[:, :1], size=output_size)
+        return image.expand(-1, lr_features.shape[1], -1, -1)
+
+
+def test_other_modules_of_the_example_make_pyramids(registered, monkeypatch, tmp_path):
+    """The wrapper around a pretrained up-sampler, and stages of a convolutional tower."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    from examples.own_upsampler import AnyUp, ConvStages
+
+    monkeypatch.setattr(torch.hub, "load", lambda repository, name, verbose: PublishedAnyUp())
+    features = torch.randn(2, 16, 6, 4)
+    white = (1 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)  # as CLIP's processor normalizes it
+    register_upsampler("anyup", AnyUp)
+    maps = build_pyramid("anyup", 16, [1, 2])(features, white[:, None, None].expand(2, 3, 84, 56))
+    assert maps[1].shape == (2, 16, 12, 8)
+    assert torch.allclose(maps[1], torch.tensor((1 - IMAGENET_DEFAULT_MEAN[0]) / IMAGENET_DEFAULT_STD[0]))
+
+    ConvNextModel(ConvNextConfig(hidden_sizes=[4, 8, 12, 16], depths=[1] * 4)).save_pretrained(tmp_path)
+    register_upsampler("convnext", lambda channels: ConvStages(channels, str(tmp_path)))
+    config = LlavaUhdProjectorConfig(levels=[1, 2], upsampler="convnext", query_grid=3, num_attention_heads=2)
+    projector = HiWinProjector(config, 16, 32)
+    pixels = torch.randn(2, 3, 96, 64)
+    tokens = projector(features, pixels)
+    assert tokens.shape == (2, 9, 32) and not torch.allclose(tokens, projector(features, pixels.flip(-1)))
+    tokens.sum().backward()
+    stages = projector.upsampler.module
+    # 12 x 8 is the size of the stage of stride 8; the tower itself is frozen.
+    assert [module.weight.grad is not None for module in stages.project] == [False, True, False, False]
+    assert not any(parameter.requires_grad for parameter in stages.tower.parameters())
 
 
 def test_example_runs():
