@@ -122,37 +122,33 @@ class UpsamplerTrainer(StageTrainer):
         inputs = self._prepare_inputs(inputs)
         pixels = [inputs[name] for name in sorted(inputs)]
         step = self.state.global_step + 1
-        if self.recipe.loss.objective == "closer_look":
-            total = self._backward_closer_look(model, pixels, step)
-        else:
-            total = self._backward_reconstruction(model, pixels[0], step)
+        total = 0.0
+        losses = self._closer_look if self.recipe.loss.objective == "closer_look" else self._reconstruction
+        for loss in losses(model, pixels, step):
+            self.accelerator.backward(loss)
+            total += loss.item()
         if step <= self.recipe.optimization.clip_first:
             self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimization.max_grad_norm)
         return torch.tensor(total, device=self.args.device)
 
-    def _backward_closer_look(self, model: nn.Module, pixels: list[torch.Tensor], step: int) -> float:
+    def _closer_look(self, model: nn.Module, pixels: list[torch.Tensor], step: int) -> Iterator[torch.Tensor]:
+        """Yield the one loss of a step: regression on the tower's features of enlarged tiles."""
         seed_draws(self.recipe, step, self.args.process_index)
         low, enlarged = pixels[0], pixels[1:]
         closer = [self.features.of_tiles(large, large.shape[2] // low.shape[2]) for large in enlarged]
-        loss = model(self.features(low), low, closer)
-        self.accelerator.backward(loss)
-        return float(loss.item())
+        yield model(self.features(low), low, closer)
 
-    def _backward_reconstruction(self, model: nn.Module, pixels: torch.Tensor, step: int) -> float:
-        """Backpropagate every jitter; groups of images draw their own, whatever device they are on."""
-        recipe = self.recipe.loss
-        groups = pixels.split(recipe.images_per_jitter or len(pixels))
-        total = 0.0
+    def _reconstruction(self, model: nn.Module, pixels: list[torch.Tensor], step: int) -> Iterator[torch.Tensor]:
+        """Yield the loss of every jitter; groups of images draw their own, whatever device they are on."""
+        recipe, images = self.recipe.loss, pixels[0]
+        groups = images.split(recipe.images_per_jitter or len(images))
         for number, group in enumerate(groups):
             rng = seed_draws(self.recipe, step, self.args.process_index * len(groups) + number)
-            low, share = self.features(group), len(group) / len(pixels)
+            low, share = self.features(group), len(group) / len(images)
             for jitter in range(recipe.jitters):
                 by = draw_move((group.shape[2], group.shape[3]), recipe.max_pad, recipe.max_zoom, rng)
                 moved = move(group, by, recipe.max_pad)
-                loss = share * model(low, group, self.features(moved), moved, by, jitter == 0)
-                self.accelerator.backward(loss)
-                total += loss.item()
-        return total
+                yield share * model(low, group, self.features(moved), moved, by, jitter == 0)
 
 
 def seed_draws(recipe: UpsamplerRecipe, step: int, group: int) -> random.Random:
