@@ -3,6 +3,7 @@
     python -m experiments.ablation --out runs/ablation
     python -m experiments.ablation --out runs/ablation --rows hiwin-1 hiwin-1-both --seeds 0 1 --minutes 20
     python -m experiments.ablation --out runs/ablation --seconds 30      # then at 30 core seconds a run
+    python -m experiments.ablation --out experiments/ablation/results --report   # the tables of the committed runs
 
 The folder gets a line in `runs.jsonl` for each finished run, then `results.json`, `tables.md` and `curves.png`.
 Stopped at any moment, the same command continues with the runs that are missing; encoded pages and up-samplers are
@@ -12,7 +13,7 @@ made once.
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ from .training import Run, run_row
 
 STAGE0_IMAGES, STAGE0_HELD_OUT = 640, 48
 STEPS = {"characters": 400, "sub-cells": 300}
-COMPARABLE = ("model", "steps", "batch", "pages", "held_out", "seconds")
+COMPARABLE = ("model", "steps", "batch", "pages", "held_out")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing in a folder, and write its report."""
     options = _parser().parse_args(arguments)
     out: Path = options.out
+    if options.report:
+        print(report(out))
+        return
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     started = time.monotonic()
@@ -69,6 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
             print(tables(runs))
 
 
+def report(out: Path) -> str:
+    """Write the report of a folder's finished runs, and return its tables; nothing is run.
+
+    Raises:
+        SystemExit: the folder has no finished run.
+    """
+    runs = finished_runs(out / "runs.jsonl")
+    if not runs:
+        _parser().error(f"--report: {out} has no finished run")
+    write_report(runs, out, read_json(out / "settings.json"))
+    return tables(runs)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of pages, up-samplers, runs and the report")
@@ -90,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pages", type=int, default=640, help="pages to train on; default: 640")
     parser.add_argument("--held-out", type=int, default=60, help="pages to measure on; default: 60")
     parser.add_argument("--minutes", type=float, help="start no further run after this time; default: no limit")
+    parser.add_argument("--report", action="store_true", help="write the report of the finished runs, and run nothing")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; default: 1")
     return parser
 
@@ -97,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _missing(options: argparse.Namespace, runs: list[Run]) -> list[tuple[str, str, int]]:
     """Return the (row, task, seed) that are not in a folder, every row with one seed before the next seed."""
     names = TABLES[options.table].rows if options.table else options.rows
-    budget = "steps" if options.seconds is None else "seconds"
+    budget = _budget(options.seconds)
     present = {run.key for run in runs}
     return [
         (name, task, seed)
@@ -120,8 +138,12 @@ def _run(
 ) -> Run:
     row = ROWS[name]
     upsampler = None if row.stage0 is None else stage0(options.out, options.model, row.stage0)
-    budget = "steps" if options.seconds is None else "seconds"
+    budget = _budget(options.seconds)
     return run_row(name, row, task_name, task, seed, budget, steps, options.batch, train, held_out, upsampler)
+
+
+def _budget(seconds: float | None) -> str:
+    return "steps" if seconds is None else f"{seconds:g} s"
 
 
 def _steps_in(seconds: float, name: str, task: str, runs: list[Run]) -> int:
@@ -141,9 +163,6 @@ def _settings(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     now = {name: getattr(options, name) for name in COMPARABLE}
     now["steps"] = STEPS if options.steps is None else dict.fromkeys(TASKS, options.steps)
     before = read_json(file) if file.is_file() else {**now, "machine": machine(torch.device("cpu"))}
-    # A folder may get its runs of equal core seconds later, and keeps their number from then on.
-    if before["seconds"] is None or now["seconds"] is None:
-        before["seconds"] = now["seconds"] = before["seconds"] or now["seconds"]
     differing = [
         f"--{name.replace('_', '-')} was {before[name]} and is {now[name]}"
         for name in COMPARABLE
@@ -160,7 +179,12 @@ def finished_runs(file: Path) -> list[Run]:
     if not file.is_file():
         return []
     drop_partial_line(file)
-    return [Run(**json.loads(line)) for line in file.read_text().splitlines()]
+    runs = [Run(**json.loads(line)) for line in file.read_text().splitlines()]
+    if not any(run.budget == "seconds" for run in runs):
+        return runs
+    # As earlier versions wrote it: one number of core seconds a folder, in its settings.
+    budget = _budget(read_json(file.with_name("settings.json"))["seconds"])
+    return [replace(run, budget=budget) if run.budget == "seconds" else run for run in runs]
 
 
 def _tower(model: str) -> PreTrainedModel:

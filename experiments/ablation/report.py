@@ -49,7 +49,7 @@ def summarize(runs: Iterable[Run]) -> dict[str, Any]:
     for name, table in TABLES.items():
         for better, worse in table.pairs:
             for task in TASKS:
-                for budget in ("steps", "seconds"):
+                for budget in _budgets(groups):
                     found = _difference(groups, better, worse, task, budget)
                     if found is not None:
                         pair = {"table": name, "row": better, "minus": worse, "task": task, "budget": budget}
@@ -81,18 +81,30 @@ def _columns(groups: Groups, names: Iterable[str]) -> list[tuple[str, str]]:
     return [
         (task, budget)
         for task in TASKS
-        for budget in ("steps", "seconds")
+        for budget in _budgets(groups)
         if any((name, task, budget) in groups for name in names)
     ]
 
 
+def _budgets(groups: Groups) -> list[str]:
+    """Return the budgets of any run: `steps`, then core seconds, ascending."""
+    found = {budget for _, _, budget in groups}
+    return sorted(found, key=lambda budget: 0.0 if budget == "steps" else float(budget.removesuffix(" s")))
+
+
 def _heading(task: str, budget: str) -> str:
-    return f"{UNITS[task]}, equal {'steps' if budget == 'steps' else 'core seconds'}"
+    return f"{UNITS[task]}, {'equal steps' if budget == 'steps' else f'{budget} of a core'}"
 
 
 def _rows_table(table: Table, groups: Groups) -> str:
     columns = _columns(groups, table.rows)
-    headings = ["row", "tokens a page", "parameters", *(_heading(*column) for column in columns), "core seconds"]
+    headings = [
+        "row",
+        "tokens a page",
+        "parameters",
+        *(_heading(*column) for column in columns),
+        "core seconds of equal steps",
+    ]
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for name in table.rows:
         found = [groups.get((name, *column)) for column in columns]

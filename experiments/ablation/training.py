@@ -33,7 +33,7 @@ class Run:
         row: name of the row.
         task: name of the task.
         seed: seed of weights and order of pages.
-        budget: `steps`, or `seconds` where the number of steps follows from a number of core seconds.
+        budget: `steps`, or a number of core seconds, such as `30 s`, from which the number of steps follows.
         steps: training steps.
         tokens: image tokens of a page.
         parameters: trained parameters, readout apart.

@@ -78,6 +78,8 @@ def first_of_each_axis(words: list[str]) -> list[str]:
 
 def small_ablation(words: list[str]) -> list[str]:
     """Return the ablation with two rows and one step a run; of a whole table, which has up-samplers, no run."""
+    if "--report" in words:  # of the runs that the page's first command makes
+        return ["runs/ablation" if word.startswith("experiments/") else word for word in words]
     extra = ["--minutes", "0"] if "--table" in words else ["--rows", "mlp", "hiwin-1"]
     extra += ["--seconds", "0.1"] if "--seconds" in words else []
     return [*words, *"--steps 1 --pages 2 --held-out 2 --batch 2 --seeds 0".split(), *extra]

@@ -1,7 +1,8 @@
 """The ablation: labels, equal tokens, exact scores, intervals, runs that resume, and the tables of the docs."""
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,13 +129,15 @@ def test_intervals_contain_the_spread_of_seeds():
 def test_tables_and_summary():
     runs = [make_run("hiwin-1", seed, [2, 4]) for seed in (0, 1)]
     runs += [make_run("hiwin-1-bins", seed, [6, 8]) for seed in (0, 1)]
-    runs += [make_run("hiwin-1-bins", 0, [9, 9], budget="seconds", seconds=30.0)]
+    runs += [make_run("hiwin-1-bins", 0, [9, 9], budget="30 s", seconds=30.0)]
+    runs += [make_run("hiwin-1-bins", 0, [7, 7], budget="9.5 s", seconds=9.5)]
     text = tables(runs)
-    assert "| HiWin, 1x | 96 | 1,234 | **30.0** [20.0, 40.0] (30.0, 30.0) |  | 7 |" in text
-    assert "**90.0** [90.0, 90.0] (90.0)" in text and "characters, %, equal core seconds" in text
-    assert "| HiWin, 1x, bin embedding - HiWin, 1x | +40.0 [+40.0, +40.0] |  |" in text
+    assert "| HiWin, 1x | 96 | 1,234 | **30.0** [20.0, 40.0] (30.0, 30.0) |  |  | 7 |" in text
+    assert "| characters, %, equal steps | characters, %, 9.5 s of a core | characters, %, 30 s of a core |" in text
+    assert "| **70.0** [70.0, 70.0] (70.0) | **90.0** [90.0, 90.0] (90.0) | 7 |" in text
+    assert "| HiWin, 1x, bin embedding - HiWin, 1x | +40.0 [+40.0, +40.0] |  |  |" in text
     found = summarize(runs)
-    assert len(found["rows"]) == 3 and found["differences"][0]["value"] == pytest.approx(0.4)
+    assert len(found["rows"]) == 4 and found["differences"][0]["value"] == pytest.approx(0.4)
 
 
 @pytest.fixture
@@ -158,17 +161,24 @@ def test_the_command_resumes_and_refuses_other_settings(model, tmp_path, capsys)
     assert json.loads(lines[0]) == again[0] and json.loads(lines[1])["pages"] == again[1]["pages"]
     # Equal core seconds: the number of steps follows from the runs of equal steps.
     command.main([*arguments, "--steps", "2", "--seconds", "0.5", *rows, "--seeds", "0"])
-    timed = [run for run in command.finished_runs(out / "runs.jsonl") if run.budget == "seconds"]
-    assert len(timed) == 2 and timed[0].steps > 2
+    command.main([*arguments, "--steps", "2", "--seconds", "0.25", *rows, "--seeds", "0"])
+    timed = [run for run in command.finished_runs(out / "runs.jsonl") if run.budget != "steps"]
+    assert [run.budget for run in timed] == ["0.5 s"] * 2 + ["0.25 s"] * 2 and timed[0].steps > timed[2].steps > 2
     assert (out / "curves.png").stat().st_size > 1000
-    assert json.loads((out / "results.json").read_text())["settings"]["seconds"] == 0.5
     with pytest.raises(SystemExit) as exit_:
         command.main([*arguments, "--steps", "3", *rows])
     assert exit_.value.code == 2 and "--steps was" in capsys.readouterr().err
     # No time left: nothing further is begun, and the report stays.
     command.main([*arguments, "--steps", "2", *rows, "--seeds", "5", "--minutes", "-1"])
     assert "the same command continues" in capsys.readouterr().out
-    assert len((out / "runs.jsonl").read_text().splitlines()) == 6
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 8
+
+
+def test_runs_of_earlier_versions_have_the_core_seconds_of_their_folder(tmp_path):
+    runs = [make_run("mlp", 0, [1, 2]), make_run("mlp", 0, [1, 2], budget="seconds")]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+    (tmp_path / "settings.json").write_text('{"seconds": 30.0}')
+    assert [run.budget for run in command.finished_runs(tmp_path / "runs.jsonl")] == ["steps", "30 s"]
 
 
 @pytest.mark.slow
@@ -205,6 +215,20 @@ def test_upsamplers_come_from_stage_0(model, tmp_path, monkeypatch):
 RESULTS = Path(command.__file__).parent / "results"
 
 
-def test_the_docs_show_the_tables_of_the_committed_runs():
-    runs = command.finished_runs(RESULTS / "runs.jsonl")
-    assert tables(runs) in (RESULTS.parents[2] / "docs" / "ablation.md").read_text()
+@pytest.mark.parametrize("folder", sorted(file.parent for file in RESULTS.rglob("runs.jsonl")))
+def test_the_docs_show_what_the_command_makes_of_the_committed_runs(folder, tmp_path, capsys):
+    for name in ("runs.jsonl", "settings.json"):
+        shutil.copy(folder / name, tmp_path)
+    command.main(["--out", str(tmp_path), "--report"])
+    printed = capsys.readouterr().out.removesuffix("\n")
+    assert printed.count("| HiWin, 1x 2x, JBU, both |") > 0
+    assert printed in (RESULTS.parents[2] / "docs" / "ablation.md").read_text()
+    for name in ("tables.md", "results.json"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
+    assert (tmp_path / "curves.png").is_file() and len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_report_needs_a_finished_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--out", str(tmp_path), "--report"])
+    assert exit_.value.code == 2 and "has no finished run" in capsys.readouterr().err
