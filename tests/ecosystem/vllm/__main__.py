@@ -10,23 +10,32 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava_uhd.loading import built_in
 
-from ..documents import Question, answer_all, many_kinds, one_image
+from ..documents import Question, answer_with_package, many_kinds, one_image
 from .clients import ask_all, measure_in_turns
 from .models import qwen2_like, qwen3_like, vicuna_like
+from .modes import ADAPTER, MODES, lora_adapter
 from .odd_requests import attack
-from .servers import Server, own_server, vllm_server
+from .servers import NAME, Server, own_server, vllm_server
 
 
-def compare(server: Server, kinds: dict[str, list[Question]], report: dict) -> bool:
-    """Ask all questions twice, the second time from caches; return whether every token id agrees."""
+def compare(server: Server, kinds: dict[str, list[Question]], report: dict, model: str = NAME) -> bool:
+    """Ask all questions twice, the second time from caches; return whether every token id agrees.
+
+    Args:
+        server: server to ask.
+        kinds: questions with their expected answers, by kind.
+        report: results to extend.
+        model: name of the model or of an adapter.
+    """
     agree = True
     for kind, questions in kinds.items():
         for pass_ in ("", ", cached"):
-            answers = ask_all(server, questions)
+            answers = ask_all(server, questions, model)
             same = sum(ids == question.expected for ids, question in zip(answers, questions, strict=True))
             report[kind + pass_] = f"{same} of {len(questions)}"
             agree &= same == len(questions)
@@ -34,6 +43,44 @@ def compare(server: Server, kinds: dict[str, list[Question]], report: dict) -> b
             for ids, question in zip(answers, questions, strict=True):
                 if ids != question.expected:
                     print(f"    {question.text!r}: {ids} instead of {question.expected}", file=sys.stderr)
+    return agree
+
+
+def compare_modes(names: Sequence[str], model_folder: str, folder: Path, report: dict) -> bool:
+    """Compare the answers under `MODES` about a few documents each; return whether every token id agrees.
+
+    Args:
+        names: modes to compare.
+        model_folder: folder of the model.
+        folder: folder for an adapter and logs.
+        report: results to extend.
+    """
+    agree = True
+    kinds = many_kinds(16, "vllm:modes", 6)
+    answer_with_package(model_folder, [question for questions in kinds.values() for question in questions])
+    for name in names:
+        mode, served, asked = MODES[name], NAME, kinds
+        options = list(mode.options)
+        if mode.lora:
+            adapter, merged = lora_adapter(model_folder, folder)
+            asked = many_kinds(16, "vllm:modes", 6)
+            answer_with_package(str(merged), [question for questions in asked.values() for question in questions])
+            options += ["--lora-modules", f"{ADAPTER}={adapter}"]
+            served = ADAPTER
+            pairs = [(a, b) for kind in kinds for a, b in zip(kinds[kind], asked[kind], strict=True)]
+            changed = sum(before.expected != after.expected for before, after in pairs)
+            assert changed > len(pairs) // 2, f"the adapter changes {changed} of {len(pairs)} answers only"
+        of_mode = report.setdefault(name, {})
+        log = folder / "mode.log"
+        try:
+            with vllm_server(model_folder, log, *options, environment=dict(mode.environment)) as server:
+                agree &= compare(server, asked, of_mode, served)
+                if mode.lora:  # the model without the adapter, beside it
+                    agree &= compare(server, {"without the adapter": kinds["one image"]}, of_mode)
+        except Exception:
+            print(log.read_text()[-20000:], file=sys.stderr)
+            raise
+        print(json.dumps({name: of_mode}), file=sys.stderr, flush=True)
     return agree
 
 
@@ -45,6 +92,7 @@ def main() -> int:
     parser.add_argument("--odd", type=int, default=500, help="odd requests (default 500)")
     parser.add_argument("--speed", type=int, default=200, help="images never seen before, for speed; 0 for none")
     parser.add_argument("--only", nargs="*", help="models: tiny vicuna qwen2 qwen3 (default: all)")
+    parser.add_argument("--modes", nargs="*", choices=MODES, help="ranks and adapters (default: all, with all models)")
     parser.add_argument("--option", action="append", default=[], help="further option of `vllm serve`; repeat")
     options = parser.parse_args()
     report: dict = {}
@@ -57,11 +105,11 @@ def main() -> int:
             "qwen2": lambda: str(qwen2_like(folder / "qwen2")),
             "qwen3": lambda: str(qwen3_like(folder / "qwen3")),
         }
-        for model in options.only or models:
+        for model in models if options.only is None else options.only:
             path = models[model]()
             is_tiny = model == "tiny"
             kinds = many_kinds(options.documents if is_tiny else options.small, f"vllm:{model}", 20 if is_tiny else 6)
-            answer_all(path, [question for questions in kinds.values() for question in questions])
+            answer_with_package(path, [question for questions in kinds.values() for question in questions])
             print(f"{model}: answered by generate", file=sys.stderr, flush=True)
             of_model = report.setdefault(model, {})
             with vllm_server(path, folder / "server.log", *options.option) as server:
@@ -81,6 +129,9 @@ def main() -> int:
                     print((folder / "server.log").read_text()[-20000:], file=sys.stderr)
                     raise
             print(json.dumps({model: of_model}), file=sys.stderr, flush=True)
+        modes = (MODES if options.only is None else []) if options.modes is None else options.modes
+        if modes:
+            agree &= compare_modes(list(modes), str(vicuna_like(folder / "modes")), folder, report)
     print(summary(report))
     return int(not agree)
 

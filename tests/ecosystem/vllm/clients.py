@@ -13,11 +13,20 @@ CONCURRENCY = 32
 TURN = 100  # questions
 
 
-def ask_all(server: Server, questions: Sequence[Question]) -> list[list[int]]:
-    """Ask vLLM all questions; return the token ids of the answers."""
+def ask_all(server: Server, questions: Sequence[Question], model: str = NAME) -> list[list[int]]:
+    """Ask vLLM all questions; return the token ids of the answers.
+
+    Args:
+        server: server to ask.
+        questions: questions, at most `CONCURRENCY` of them at a time.
+        model: name of the model or of an adapter.
+
+    Raises:
+        RuntimeError: a request is refused, with the server's message.
+    """
 
     async def ask(client: httpx.AsyncClient, semaphore: asyncio.Semaphore, question: Question) -> list[int]:
-        body = {**question.body(NAME), "return_token_ids": True}
+        body = {**question.body(model), "return_token_ids": True}
         async with semaphore:
             response = await client.post(f"{server.url}/v1/chat/completions", json=body)
         if response.status_code != 200:

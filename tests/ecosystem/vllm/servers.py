@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,17 @@ class Server:
 
 
 @contextmanager
-def vllm_server(folder: str, log: Path, *options: str) -> Iterator[Server]:
-    """Start `vllm serve` for a model folder; prefix caching and chunked prefill are on."""
+def vllm_server(
+    folder: str, log: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Start `vllm serve` for a model folder; prefix caching and chunked prefill are on.
+
+    Args:
+        folder: model folder.
+        log: file for the server's output.
+        options: further options of the command.
+        environment: further environment variables.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,9 +62,9 @@ def vllm_server(folder: str, log: Path, *options: str) -> Iterator[Server]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--trust-request-mm-kwargs"]
     command += ["--enable-prefix-caching", "--enable-chunked-prefill", "--max-num-batched-tokens", "512"]
     command += ["--max-num-seqs", "32", "--enforce-eager", *options]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **(environment or {})}
     with open(log, "w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables)
         try:
             server = Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
             deadline = time.monotonic() + START_SECONDS
