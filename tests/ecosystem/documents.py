@@ -79,6 +79,7 @@ def many_kinds(count: int, seed: str, two_images: int) -> dict[str, list[Questio
         "two images": pairs[:two_images],
         "the same image twice": [Question((image, image), "What is the total?") for image in images],
         "text alone": [Question((), text) for text in ("What is 2 + 3?", "Hello there", " a leading space", "你好")],
+        "the image token as text": [Question((image,), "Is <image> or </s> written here?") for image in images],
         "max_slices 1": [Question(question.images, question.text, max_slices=1) for question in single[:8]],
         "color modes": [Question((image,), "What is the total?") for image in color_modes(images[1])],
         "a strip": [Question((image.resize((800, 40)),), "What is written here?") for image in images],

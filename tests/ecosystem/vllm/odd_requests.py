@@ -271,6 +271,33 @@ KINDS: list[Callable[[random.Random], tuple[str, Body]]] = [
 ]
 
 
+def refused() -> dict[str, tuple[str, Body]]:
+    """Requests that docs/vllm.md says are answered with status 400."""
+    rng = random.Random(0)
+    url = data_url(random_image(rng, size=(60, 40)))
+    return {
+        "another option of the processor": chat(image(url), text("?"), mm_processor_kwargs={"do_rescale": False}),
+        "more slices than the server's": chat(image(url), text("?"), mm_processor_kwargs={"max_slices": 1000}),
+        "a token id without an embedding": (COMPLETIONS, {"model": NAME, "max_tokens": 1, "prompt": [10**6]}),
+        "an image token without an image": (COMPLETIONS, {"model": NAME, "max_tokens": 1, "prompt": "<image> Hi"}),
+        "a narrow image": chat(image(data_url(random_image(rng, size=(4000, 2)))), text("?")),
+    }
+
+
+def check_refused(server: Server) -> int:
+    """Send the requests of `refused`; return how many there are.
+
+    Raises:
+        RuntimeError: one has another status than 400.
+    """
+    requests = refused()
+    for name, (path, body) in requests.items():
+        response = httpx.post(server.url + path, json=body, timeout=120)
+        if response.status_code != 400:
+            raise RuntimeError(f"{name}: status {response.status_code}, {response.text[:300]}")
+    return len(requests)
+
+
 def attack(server: Server, count: int, seed: int = 0, concurrency: int = 8) -> Counter:
     """Send odd requests; return how many had which status.
 
