@@ -87,7 +87,7 @@ def predictions(out: Path, name: str, dataset: str) -> list[str]:
     """Return the answers that VLMEvalKit wrote, in order."""
     from vlmeval.smp import load as load_table
 
-    (file,) = [path for path in out.glob(f"{name}_{dataset}.*") if path.suffix in (".xlsx", ".tsv", ".json")]
+    (file,) = [path for path in out.glob(f"{name}_{dataset}.*") if path.suffix in (".xlsx", ".tsv", ".json", ".pkl")]
     table = load_table(str(file)).sort_values("index")
     return [str(prediction).strip() for prediction in table["prediction"]]
 

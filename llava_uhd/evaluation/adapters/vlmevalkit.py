@@ -106,7 +106,9 @@ def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str,
         raise ValueError(f"VLMEvalKit knows no data set {dataset_name!r}")
     out.mkdir(parents=True, exist_ok=True)
     infer_data_job(LlavaUhdForVlmEvalKit(generator), work_dir=str(out), model_name=name, dataset=dataset)
-    files = [path for suffix in ("xlsx", "tsv", "json") if (path := out / f"{name}_{dataset_name}.{suffix}").exists()]
+    # It writes a pickle where a table cannot be written, without xlsxwriter for instance.
+    suffixes = ("xlsx", "tsv", "json", "pkl")
+    files = [path for suffix in suffixes if (path := out / f"{name}_{dataset_name}.{suffix}").exists()]
     if not files:
         raise ValueError(f"VLMEvalKit left no predictions {out / name}_{dataset_name}.*")
     return dataset.evaluate(str(files[0]), model="exact_matching", nproc=1)
