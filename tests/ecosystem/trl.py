@@ -6,6 +6,7 @@ What is compared: which tokens the labels name, with every chat template; the lo
 step, with the model's own loss of the same tokens; and that every combination trains a step to a finite loss.
 """
 
+import json
 import math
 import re
 import subprocess
@@ -29,6 +30,9 @@ from llava_uhd.synthetic import make_document, render
 from .vllm.models import vicuna_like
 
 ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "trl.md"
+GUIDE_CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+UNMARKED = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
 ENDS = {"vicuna": "eos", "qwen": "<|im_end|>", "plain": "\n", "tiny": "eos"}
 ROWS = 4
 BATCH = 2
@@ -190,21 +194,58 @@ def check_combinations(folder: Path, out: Path) -> int:
     return count + 1
 
 
+def check_refusals(out: Path) -> None:
+    """A prompt cut within an image and a chat template without marks are refused, each with its reason."""
+    cut = SFTConfig(**settings(out, max_length=64))
+    unmarked = SFTConfig(**settings(out, max_length=None, assistant_only_loss=True))
+    for args, chat_template, reason in ((cut, None, "was cut to"), (unmarked, UNMARKED, "generation")):
+        model, processor = load("tiny", "cpu", "float32")
+        processor.chat_template = chat_template or processor.chat_template
+        try:
+            SFTTrainer(model=model, args=args, train_dataset=data("strings"), processing_class=processor).train()
+        except ValueError as error:
+            assert re.search(reason, str(error)), error
+        else:
+            raise AssertionError(f"trained although it should be refused: {reason}")
+
+
+def run_guide(model_folder: Path, out: Path) -> None:
+    """Run the code that the guide shows, on images named by their paths."""
+    (code,) = [code for code in GUIDE_CODE.findall(GUIDE.read_text()) if "SFTTrainer(" in code]
+    lines = []
+    for index, row in enumerate(data("strings")):
+        path = out / f"{index}.png"
+        row["images"][0].save(path)
+        lines.append(json.dumps({"images": [str(path)], "messages": row["messages"]}) + "\n")
+    file = out / "train.jsonl"
+    file.write_text("".join(lines))
+    for shown, used in (
+        ('"FOLDER"', repr(str(model_folder))),
+        ('"train.jsonl"', repr(str(file))),
+        ('output_dir="trl-run"', f"output_dir={str(out / 'guide')!r}, max_steps=1, use_cpu=True, bf16=False"),
+    ):
+        assert shown in code, shown
+        code = code.replace(shown, used)
+    exec(compile(code, str(GUIDE), "exec"), {})
+
+
 def run_example(out: Path) -> list[str]:
-    """Run the script of the guide; return what it prints."""
+    """Run the script of the guide, as it stands there and with its other options; return what it prints."""
     printed = []
-    for trainer, adapter in (("sft", "lora"), ("dpo", "lora")):
+    for trainer, adapter in (("sft", "lora"), ("dpo", "lora"), ("sft", "none"), ("sft", "prompt")):
         command = [sys.executable, str(ROOT / "examples" / "finetune_with_trl.py"), trainer, "--adapter", adapter]
+        folder = out / f"{trainer}-{adapter}"
         result = subprocess.run(
-            [*command, "--out", str(out / trainer)], check=True, stdout=subprocess.PIPE, text=True, cwd=out
+            [*command, "--out", str(folder)], check=True, stdout=subprocess.PIPE, text=True, cwd=out
         )
         line = result.stdout.strip().splitlines()[-1]
         shown = re.match(r"loss ([0-9.]+) at the first step, ([0-9.]+) at the last; ", line)
         assert shown is not None, line
         first, last = float(shown[1]), float(shown[2])
         assert last < first, line
-        load(str(out / trainer), "cpu")
-        printed.append(f"{trainer} {first:.2f} to {last:.2f}")
+        if adapter != "prompt":  # an adapter of PEFT, which is not a model folder
+            load(str(folder), "cpu")
+        printed.append(f"{trainer} {adapter} {first:.2f} to {last:.2f}")
     return printed
 
 
@@ -215,7 +256,9 @@ def main() -> None:
         out = Path(temporary)
         check_templates()
         losses = check_losses(*load("tiny", "cpu", "float32"), out / "losses")
+        check_refusals(out / "refusals")
         count = check_combinations(vicuna_like(out / "vicuna"), out / "combinations")
+        run_guide(out / "vicuna", out)
         printed = run_example(out)
     shown = ", ".join(f"{form} {loss:.3f}" for form, loss in losses.items())
     print(
