@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava_uhd.evaluation.images import scaled_size
 from llava_uhd.evaluation.samples import LETTER_ANSWER
 from llava_uhd.generation.batch import answer
 from llava_uhd.generation.prompt import prepare, question_message
@@ -26,7 +27,7 @@ from .documents import data_url
 
 MAX_TOKENS = 32
 NUM_BEAMS = 3
-LONG_SIDE = 1024  # pixels, to which the adapter scales larger images
+LONG_SIDE = 1024  # pixels, to which the adapter scales images, up or down
 SINGLE, PAIRS = 8, 4
 
 
@@ -35,9 +36,7 @@ def documents() -> list[tuple[Image.Image, str, str]]:
     rows = []
     for index in range(SINGLE):
         document = make_document("vlmevalkit", index, num_slices=1 + index % 6)
-        image = render(document.page)
-        image.thumbnail((LONG_SIDE, LONG_SIDE))
-        rows.append((image, document.questions[0].text, document.questions[0].answer))
+        rows.append((render(document.page), document.questions[0].text, document.questions[0].answer))
     return rows
 
 
@@ -76,7 +75,11 @@ def own_answers(model_name: str, questions: list[list[str | Image.Image]]) -> li
     model, processor = load(model_name, "cpu", "float32")
     answers = []
     for question in questions:
-        images = [part for part in question if isinstance(part, Image.Image)]
+        images = [
+            part.resize(scaled_size(*part.size, LONG_SIDE), Image.Resampling.BICUBIC)
+            for part in question
+            if isinstance(part, Image.Image)
+        ]
         (text,) = [part for part in question if isinstance(part, str)]
         inputs = prepare(model, processor, [question_message(images, text)], MAX_TOKENS)
         answers.append(answer(model, processor, inputs, MAX_TOKENS, do_sample=False, num_beams=NUM_BEAMS).strip())

@@ -19,7 +19,7 @@ from ..documents import Question, answer_with_package, many_kinds, one_image
 from .clients import ask_all, measure_in_turns
 from .models import qwen2_like, qwen3_like, vicuna_like
 from .modes import ADAPTER, MODES, lora_adapter
-from .odd_requests import attack, check_refused
+from .odd_requests import attack, check_rejected
 from .servers import NAME, Server, own_server, vllm_server
 
 
@@ -47,13 +47,13 @@ def compare(server: Server, kinds: dict[str, list[Question]], report: dict, mode
 
 
 def check_other_backend(model_folder: str, log: Path) -> None:
-    """Check that vLLM's Transformers backend refuses the model with the sentence of the model class.
+    """Check that vLLM's Transformers backend refuses a folder with remote code, by the sentence of the model class.
 
     Raises:
         RuntimeError: the server starts, or ends for another reason.
     """
     try:
-        with vllm_server(model_folder, log, "--model-impl", "transformers"):
+        with vllm_server(model_folder, log, "--model-impl", "transformers", "--trust-remote-code"):
             pass
     except RuntimeError as error:
         if "is not served by vLLM's Transformers backend" in log.read_text():
@@ -136,7 +136,7 @@ def main() -> int:
                             servers = {"vLLM": server, "llava-uhd serve": own}
                             of_model["speed"] = measure_in_turns(servers, one_image(options.speed, "vllm:speed"))
                     if model in ("tiny", "vicuna"):
-                        of_model["refused with status 400"] = check_refused(server)
+                        of_model["rejected with status 400"] = check_rejected(server)
                     if model in ("tiny", "vicuna") and options.odd:
                         statuses = attack(server, options.odd)
                         of_model["odd requests"] = {
@@ -146,7 +146,7 @@ def main() -> int:
                 except Exception:
                     print((folder / "server.log").read_text()[-20000:], file=sys.stderr)
                     raise
-            if is_tiny:
+            if model == "vicuna":
                 check_other_backend(path, folder / "server.log")
             print(json.dumps({model: of_model}), file=sys.stderr, flush=True)
         modes = (MODES if options.only is None else []) if options.modes is None else options.modes
@@ -158,19 +158,19 @@ def main() -> int:
 
 def summary(report: dict) -> str:
     """The result in one line."""
-    same, total, odd, refused = 0, 0, 0, 0
+    same, total, odd, rejected = 0, 0, 0, 0
     for of_model in report.values():
         pairs = [value.split(" of ") for value in of_model.values() if isinstance(value, str)]
         same, total = same + sum(int(pair[0]) for pair in pairs), total + sum(int(pair[1]) for pair in pairs)
         odd += sum(of_model.get("odd requests", {}).values())
-        refused += of_model.get("refused with status 400", 0)
+        rejected += of_model.get("rejected with status 400", 0)
     speeds = [
         f"{name} {speed['answers_per_second']} answers/s, {speed['cpu_seconds_per_answer']} CPU s each"
         for name, speed in report.get("tiny", {}).get("speed", {}).items()
     ]
     parts = [f"{same} of {total} answers have the token ids of generate ({', '.join(report)})"]
     parts += [f"{odd} odd requests and every server still answers"] if odd else []
-    parts += [f"{refused} requests refused as documented"] if refused else []
+    parts += [f"{rejected} requests rejected as documented"] if rejected else []
     return "; ".join(parts + speeds)
 
 
