@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llava_uhd.loading import built_in
@@ -19,8 +20,10 @@ from ..documents import Question, answer_with_package, many_kinds, one_image
 from .clients import ask_all, measure_in_turns
 from .models import qwen2_like, qwen3_like, vicuna_like
 from .modes import ADAPTER, MODES, lora_adapter
-from .odd_requests import attack, check_rejected
+from .odd_requests import attack, check_rejected, more_than_two_images, rejected
 from .servers import NAME, Server, own_server, vllm_server
+
+MODE_DOCUMENTS = 16  # of each mode beyond the defaults
 
 
 def compare(server: Server, kinds: dict[str, list[Question]], report: dict, model: str = NAME) -> bool:
@@ -62,6 +65,32 @@ def check_other_backend(model_folder: str, log: Path) -> None:
     raise RuntimeError("--model-impl transformers: the server started")
 
 
+def other_answers(
+    kinds: dict[str, list[Question]], model_folder: str, max_slices: int | None = None
+) -> dict[str, list[Question]]:
+    """Return the questions with the answers of another model, or of images in more slices, requests as they were.
+
+    Args:
+        kinds: questions with their answers.
+        model_folder: folder of the model that answers.
+        max_slices: most slices of an image where the question names none.
+
+    Raises:
+        RuntimeError: three answers of four stay the same, so that the comparison would show nothing.
+    """
+    others = {
+        kind: [replace(question, max_slices=question.max_slices or max_slices) for question in questions]
+        for kind, questions in kinds.items()
+    }
+    answer_with_package(model_folder, [question for questions in others.values() for question in questions])
+    pairs = [(a, b) for kind in kinds for a, b in zip(kinds[kind], others[kind], strict=True)]
+    if 4 * (changed := sum(before.expected != after.expected for before, after in pairs)) < len(pairs):
+        raise RuntimeError(f"{changed} of {len(pairs)} answers differ from those of the model as it is")
+    for before, after in pairs:
+        after.max_slices = before.max_slices
+    return others
+
+
 def compare_modes(names: Sequence[str], model_folder: str, folder: Path, report: dict) -> bool:
     """Compare the answers under `MODES` about a few documents each; return whether every token id agrees.
 
@@ -72,20 +101,17 @@ def compare_modes(names: Sequence[str], model_folder: str, folder: Path, report:
         report: results to extend.
     """
     agree = True
-    kinds = many_kinds(16, "vllm:modes", 6)
+    kinds = many_kinds(MODE_DOCUMENTS, "vllm:modes", 6)
     answer_with_package(model_folder, [question for questions in kinds.values() for question in questions])
     for name in names:
         mode, served, asked = MODES[name], NAME, kinds
         options = list(mode.options)
         if mode.lora:
             adapter, merged = lora_adapter(model_folder, folder)
-            asked = many_kinds(16, "vllm:modes", 6)
-            answer_with_package(str(merged), [question for questions in asked.values() for question in questions])
+            asked, served = other_answers(kinds, str(merged)), ADAPTER
             options += ["--lora-modules", f"{ADAPTER}={adapter}"]
-            served = ADAPTER
-            pairs = [(a, b) for kind in kinds for a, b in zip(kinds[kind], asked[kind], strict=True)]
-            changed = sum(before.expected != after.expected for before, after in pairs)
-            assert changed > len(pairs) // 2, f"the adapter changes {changed} of {len(pairs)} answers only"
+        elif mode.max_slices:
+            asked = other_answers(kinds, model_folder, mode.max_slices)
         of_mode = report.setdefault(name, {})
         log = folder / "mode.log"
         try:
@@ -93,6 +119,8 @@ def compare_modes(names: Sequence[str], model_folder: str, folder: Path, report:
                 agree &= compare(server, asked, of_mode, served)
                 if mode.lora:  # the model without the adapter, beside it
                     agree &= compare(server, {"without the adapter": kinds["one image"]}, of_mode)
+                if mode.max_slices:
+                    of_mode["rejected with status 400"] = check_rejected(server, more_than_two_images())
         except Exception:
             print(log.read_text()[-20000:], file=sys.stderr)
             raise
@@ -136,7 +164,7 @@ def main() -> int:
                             servers = {"vLLM": server, "llava-uhd serve": own}
                             of_model["speed"] = measure_in_turns(servers, one_image(options.speed, "vllm:speed"))
                     if model in ("tiny", "vicuna"):
-                        of_model["rejected with status 400"] = check_rejected(server)
+                        of_model["rejected with status 400"] = check_rejected(server, rejected())
                     if model in ("tiny", "vicuna") and options.odd:
                         statuses = attack(server, options.odd)
                         of_model["odd requests"] = {
@@ -158,19 +186,19 @@ def main() -> int:
 
 def summary(report: dict) -> str:
     """The result in one line."""
-    same, total, odd, rejected = 0, 0, 0, 0
+    same, total, odd, num_rejected = 0, 0, 0, 0
     for of_model in report.values():
         pairs = [value.split(" of ") for value in of_model.values() if isinstance(value, str)]
         same, total = same + sum(int(pair[0]) for pair in pairs), total + sum(int(pair[1]) for pair in pairs)
         odd += sum(of_model.get("odd requests", {}).values())
-        rejected += of_model.get("rejected with status 400", 0)
+        num_rejected += of_model.get("rejected with status 400", 0)
     speeds = [
         f"{name} {speed['answers_per_second']} answers/s, {speed['cpu_seconds_per_answer']} CPU s each"
         for name, speed in report.get("tiny", {}).get("speed", {}).items()
     ]
     parts = [f"{same} of {total} answers have the token ids of generate ({', '.join(report)})"]
     parts += [f"{odd} odd requests and every server still answers"] if odd else []
-    parts += [f"{rejected} requests rejected as documented"] if rejected else []
+    parts += [f"{num_rejected} requests rejected as documented"] if num_rejected else []
     return "; ".join(parts + speeds)
 
 

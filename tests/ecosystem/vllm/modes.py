@@ -1,4 +1,4 @@
-"""Modes of `vllm serve` beyond one process with the model as it is: ranks, and LoRA adapters of the language model."""
+"""Modes of `vllm serve` beyond its defaults: ranks, LoRA adapters of the language model, limits of images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ class Mode:
         options: options of the command.
         environment: environment variables of the server.
         lora: answers are those of a LoRA adapter, which requests name.
+        max_slices: most slices of an image, which the options name; None for the model's own.
     """
 
     options: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     lora: bool = False
+    max_slices: int | None = None
 
 
 # vLLM binds each rank to a NUMA node of its own unless told not to.
@@ -33,6 +35,9 @@ MODES = {
     "pipeline parallel, 2 ranks": Mode(("--pipeline-parallel-size", "2"), UNBOUND),
     "data parallel, 2 replicas": Mode(("--data-parallel-size", "2"), UNBOUND),
     "LoRA adapter": Mode(("--enable-lora", "--max-lora-rank", "8"), lora=True),
+    "more slices, two images at most": Mode(
+        ("--mm-processor-kwargs", '{"max_slices": 9}', "--limit-mm-per-prompt", '{"image": 2}'), max_slices=9
+    ),
 }
 
 

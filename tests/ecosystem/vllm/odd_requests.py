@@ -283,13 +283,18 @@ def rejected() -> dict[str, tuple[str, Body]]:
     }
 
 
-def check_rejected(server: Server) -> int:
-    """Send the requests of `rejected`; return how many there are.
+def more_than_two_images() -> dict[str, tuple[str, Body]]:
+    """A request with more images than a limit of two."""
+    url = data_url(random_image(random.Random(0), size=(60, 40)))
+    return {"three images": chat(*[image(url)] * 3, text("?"))}
+
+
+def check_rejected(server: Server, requests: dict[str, tuple[str, Body]]) -> int:
+    """Send requests that must be answered with status 400; return how many there are.
 
     Raises:
-        RuntimeError: one has another status than 400.
+        RuntimeError: one has another status.
     """
-    requests = rejected()
     for name, (path, body) in requests.items():
         response = httpx.post(server.url + path, json=body, timeout=120)
         if response.status_code != 400:
@@ -308,13 +313,14 @@ def attack(server: Server, count: int, seed: int = 0, concurrency: int = 8) -> C
 
     async def send(client: httpx.AsyncClient, path: str, body: Body) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        if rng.random() < 0.1:  # hang up
-            try:
-                await client.post(server.url + path, content=content, headers=JSON, timeout=rng.uniform(0.01, 0.3))
-            except httpx.TimeoutException:
-                statuses["hung up"] += 1
+        hang_up = {"timeout": rng.uniform(0.01, 0.3)} if rng.random() < 0.1 else {}
+        try:
+            response = await client.post(server.url + path, content=content, headers=JSON, **hang_up)
+        except httpx.TimeoutException:
+            if not hang_up:
+                raise
+            statuses["hung up"] += 1
             return
-        response = await client.post(server.url + path, content=content, headers=JSON)
         statuses[response.status_code] += 1
         if response.status_code >= 500:
             print(f"  {response.status_code} for {path} {str(body)[-300:]}: {response.text[:300]}", file=sys.stderr)

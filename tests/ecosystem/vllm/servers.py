@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 NAME = "model"
-START_SECONDS = 600
+START_SECONDS = 1800  # on a busy machine; half a minute on a quiet one
 
 
 @dataclass
@@ -75,7 +75,7 @@ def vllm_server(
             yield server
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(300)
 
 
 @contextmanager
