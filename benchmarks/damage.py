@@ -88,9 +88,9 @@ def damages(content: bytes, seed: str) -> Iterator[tuple[str, bytes | None]]:
     for name, cut in (("cut in its head", size // 20), ("cut in its middle", size // 2), ("cut at its end", size - 1)):
         if 0 < cut < size:
             yield name, content[:cut]
-    places = {"head": min(9, size - 1), "middle": size // 2, "end": size - 1}
-    places |= {f"place {number}": rng.randrange(max(size, 1)) for number in range(1, 5)}
-    for name, place in places.items():
+    offsets = {"head": min(9, size - 1), "middle": size // 2, "end": size - 1}
+    offsets |= {f"place {number}": rng.randrange(max(size, 1)) for number in range(1, 5)}
+    for name, place in offsets.items():
         if size:
             flipped = bytearray(content)
             flipped[place] ^= 1 << rng.randrange(8)
@@ -159,8 +159,8 @@ def judge(target: Target, expected: Any, found: dict[str, Any], file: str) -> tu
         return ("named" if any(each in said + log for each in names) else "not named"), said
     if found["result"] == expected:
         return "same", ""
-    told = name in log or (target.tells is not None and target.tells(found["result"], expected))
-    return ("named" if told else "silent"), log[-300:]
+    is_named = name in log or (target.tells is not None and target.tells(found["result"], expected))
+    return ("named" if is_named else "silent"), log[-300:]
 
 
 def damage_file(place: Path, content: bytes | None, is_folder: bool) -> None:
@@ -274,15 +274,15 @@ def start(folder: Path) -> Target:
 
 
 def export(folder: Path) -> Target:
-    """Converted model folder: its way back to the original layout."""
+    """Converted model folder, exported to the original layout."""
     run = kill_operations.conversion(folder, to_released=True)
     whole = folder / "whole"
-    shutil.copytree(folder / "ours", whole / "ours")
+    shutil.copytree(folder / "hf", whole / "hf")
 
     def read(place: Path) -> Any:
         from llava_uhd.checkpoints.export import convert_to_original
 
-        convert_to_original(place / "ours", place / "out")
+        convert_to_original(place / "hf", place / "out")
         return digests(run.product(place))
 
     files = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())

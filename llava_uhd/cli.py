@@ -18,7 +18,7 @@ from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .inspection.cli import probe_app
-from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads
+from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from .serving.cli import mount as mount_serving
 from .terminal import be_quiet, note, status, use_utf8
 from .training.cli import mount as mount_training
@@ -70,9 +70,17 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Ask a question about one or several images or documents; the answer is streamed."""
+    from .pages import STDIN, is_file
+
     *images, question = images_and_question
     if not images:
         raise typer.BadParameter(f"expected at least one image before the question, got only {question!r}")
+    if not question.strip():
+        raise typer.BadParameter("the question is empty")
+    if is_file(question) and not any(is_file(image) or "://" in image or image == STDIN for image in images):
+        raise typer.BadParameter(
+            f"the question comes last, after the images; the last argument, {question}, is a file"
+        )
     started = time.perf_counter()
     from .planning import ImagePlanner
 
@@ -135,11 +143,10 @@ def explain(
     figure: Annotated[
         str | None,
         typer.Option(
-            "--figure",
-            "--picture",  # former name
             help="Figure that --save writes: explanation (default), slices, pyramid, kernels, windows or answer.",
         ),
     ] = None,
+    picture: Annotated[str | None, typer.Option("--picture", hidden=True)] = None,  # former name
     point: Annotated[
         tuple[float, float] | None,
         typer.Option(help="x y in the overview, 0 to 1, for --figure kernels. Default: 0.5 0.5."),
@@ -150,6 +157,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Print the slice plan of an image: grid, sizes of the views, number of tokens."""
+    figure = former_option("picture", picture, "figure", figure)  # former name
     _check_figure_options(save, figure, point=point, question=question, word=word, method=method)
     from .inspection.explanation import explain_image
     from .planning import ImagePlanner
@@ -200,9 +208,9 @@ def _open(
 ) -> "list[Page]":
     """Open images and documents before the model is loaded, so that a wrong path is reported at once."""
     from .inspection.legibility import legibility_note
-    from .pages import open_all
+    from .pages import open_all, read_streams
 
-    opened = open_all(images, pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
+    opened = open_all(read_streams(images), pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
     noted: dict[str, list[str]] = {}
     for page in opened:
         if (said := legibility_note(planner, *page.image.size, max_slices, page.dpi)) is not None:

@@ -48,6 +48,8 @@ def report(error: BaseException) -> str:
     """Return the line that the command line prints for an error."""
     if isinstance(error, ModuleNotFoundError) and (extra := missing_extra(error)) is not None:
         return f"error: {extra}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"error: {error.filename}: {error.strerror}"
     if is_user_error(error):
         return f"error: {first_line(error)}"
     named = type(error).__name__

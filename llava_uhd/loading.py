@@ -43,6 +43,8 @@ def resolve(model: str) -> str:
         if not (path / "config.json").is_file():
             raise ValueError(f"{model} is not a model folder: it holds no config.json")
         return str(path)
+    if path.is_file():
+        raise ValueError(f"{model} is a file: name the folder that holds config.json and the weights")
     return _resolve_on_hub(model)
 
 

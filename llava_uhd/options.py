@@ -3,9 +3,11 @@
 Only typer is imported here: help answers at once.
 """
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 DEVICES = ("cpu", "cuda", "cuda:0", "mps", "xpu", "auto")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -28,6 +30,21 @@ def _complete(values: tuple[str, ...]):
         return [value for value in values if value.startswith(incomplete)]
 
     return complete
+
+
+def former_option(former: str, value: T | None, name: str, default: T) -> T:
+    """Return the value given by an option's former name, with a warning on stderr; the default if there is none.
+
+    Args:
+        former: former name of the option, without dashes.
+        value: value given by the former name, or None.
+        name: name of the option today, without dashes.
+        default: value of the option of today.
+    """
+    if value is None:
+        return default
+    typer.echo(f"warning: --{former} is now --{name}", err=True)
+    return value
 
 
 Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.", autocompletion=_complete_models)]

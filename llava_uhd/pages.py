@@ -11,12 +11,13 @@ some are chosen: no page is dropped silently.
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import InputError
 
@@ -32,6 +33,8 @@ POINTS_PER_INCH = 72
 HEADER = 1024  # a PDF may begin within this many bytes
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+
+STDIN = "-"  # in place of a file on the command line
 
 _PDFIUM_LOCK = threading.Lock()  # the library may be called by one thread at a time
 
@@ -53,6 +56,51 @@ class Page:
     number: int = 1
     count: int = 1
     dpi: float | None = None
+
+
+class _Stream(BytesIO):
+    """Content of stdin or of a pipe.
+
+    Args:
+        content: all of it.
+        name: name for messages.
+    """
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def read_streams(sources: Sequence[str]) -> list[str | BinaryIO]:
+    """Replace `-` by the content of stdin, and a named pipe or `/dev/stdin` by its content.
+
+    Raises:
+        InputError: one of them holds nothing, or stdin is a terminal.
+    """
+    opened: list[str | BinaryIO] = []
+    for source in sources:
+        if source == STDIN and sys.stdin.isatty():
+            raise InputError("- reads an image from stdin, which is a terminal: pipe a file into it")
+        if source == STDIN:
+            stream = _Stream(sys.stdin.buffer.read(), "stdin")
+        elif is_file(source) or not is_file(source, fifo=True):
+            opened.append(source)
+            continue
+        else:
+            stream = _Stream(Path(source).read_bytes(), source)
+        if not stream.getbuffer().nbytes:
+            raise InputError(f"{stream.name} is empty" + (" or was read before" if sources.count(source) > 1 else ""))
+        opened.append(stream)
+    return opened
+
+
+def is_file(source: str, fifo: bool = False) -> bool:
+    """Return whether a text is the path of a file, or of a named pipe."""
+    try:
+        path = Path(source).expanduser()
+        return path.is_fifo() if fifo else path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or no home folder
+        return False
 
 
 def is_pdf(head: bytes) -> bool:
@@ -216,10 +264,9 @@ def _chosen(pages: str | Sequence[int] | None, count: int, max_pages: int, name:
     numbers = select_pages(pages, count, name)
     if len(numbers) > max_pages:
         chosen = "" if pages is None else f", and {len(numbers)} are chosen"
-        raise InputError(
-            f"{name} has {_pages(count)}{chosen}; at most {max_pages} are taken at a time: "
-            f"choose some, such as pages 1-{max_pages} (--pages)"
-        )
+        advice = f"some, such as pages 1-{max_pages} (--pages)" if max_pages > 1 else "one (--page)"
+        bound = f"{max_pages} are" if max_pages > 1 else "1 is"
+        raise InputError(f"{name} has {_pages(count)}{chosen}; at most {bound} taken at a time: choose {advice}")
     return numbers
 
 

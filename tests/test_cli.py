@@ -1,10 +1,12 @@
 """The command line as a user meets it: what is printed where, and the exit codes."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -222,6 +224,51 @@ def test_a_busy_port_is_reported_before_the_model_is_loaded(run, folder, monkeyp
             code, out, err = run(verb, "--model", folder, "--port", port)
             assert (code, out) == (1, "") and f"error: cannot listen on 127.0.0.1 port {port}" in err
             assert "--port" in err and "Traceback" not in err
+
+
+def test_an_image_from_stdin_or_from_a_pipe(run, folder, monkeypatch, tmp_path):
+    content = (folder / "image.png").read_bytes()
+    arguments = ("What?", "--model", folder, "--max-new-tokens", "3", "--json")
+    expected = json.loads(run("ask", folder / "image.png", *arguments)[1])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    code, out, err = run("ask", "-", *arguments)
+    assert code == 0, err
+    assert json.loads(out)["answer"] == expected["answer"] and json.loads(out)["images"] == ["-"]
+    code, _, err = run("ask", "-", *arguments)
+    assert code == 1 and "error: stdin is empty" in err
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    code, out, err = run("explain", tmp_path / "pipe", "--model", folder, "--json")
+    writer.join()
+    assert code == 0 and json.loads(out)["num_views"] == expected["num_views"][0], err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (("ask", "image.png", " "), 2, "the question is empty"),
+        (("ask", "What?", "image.png"), 2, "the question comes last"),
+        (("ask", "image.png", "What?", "--model", "image.png"), 1, "image.png is a file: name the folder"),
+        (("data", "check", "image.png"), 1, "image.png is not text: expected JSON"),
+        (("data", "check", "."), 1, "there are no tars at ., and it is no Parquet file"),
+    ],
+)
+def test_a_mistaken_file_or_question_is_named(run, folder, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(folder)
+    model = () if "--model" in arguments or arguments[0] == "data" else ("--model", str(folder))
+    found, out, err = run(*arguments, *model)
+    assert (found, out) == (code, "") and said in " ".join(err.replace("│", " ").split()), err
+
+
+def test_former_options_work_and_warn(run, folder):
+    code, _, err = run("explain", "none.png", "--picture", "slices")  # former name
+    assert code == 2 and "is now --figure\n" in err and "--figure slices needs a file" in err
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for verb in ("serve", "web"):
+            code, _, err = run(verb, "--model", folder, "--port", listener.getsockname()[1], "--max-waiting", "3")
+            assert code == 1 and "warning: --max-waiting is now --max-queue-size\n" in err
+            assert "max-waiting" not in run(verb, "--help")[1]
 
 
 def test_version(run):

@@ -68,7 +68,8 @@ def test_every_block_is_executed_or_has_a_reason():
     commands_here = [
         line for block in BLOCKS if block.is_shell and elsewhere(block) is None for line in block.commands
     ]
-    assert len(commands_here) > 50
+    executed = [line for line in commands_here if not line.startswith(tuple(NOT_HERE))]
+    assert len(executed) >= 90, "a block that was executed is so no more"
     for beginning in [*NOT_HERE, *(rule[0] for rule in RULES)]:
         lines = [line for block in BLOCKS if block.is_shell for line in block.commands]
         assert any(line.startswith(beginning) for line in lines), f"no command begins with {beginning!r}"

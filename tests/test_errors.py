@@ -33,7 +33,7 @@ def failing() -> None:
         (failing, "error: x.pdf is encrypted"),
         (lambda: plan_slices(0, 1), "error: an image needs at least 1 x 1 pixels, got 0 x 1"),
         (chained, "error: in between"),
-        (lambda: open("/nowhere/at/all"), "error: [Errno 2] No such file or directory: '/nowhere/at/all'"),
+        (lambda: open("/nowhere/at/all"), "error: /nowhere/at/all: No such file or directory"),
     ],
 )
 def test_mistakes_of_the_user_are_one_line(action, line):

@@ -109,6 +109,8 @@ def test_encrypted_damaged_and_too_long_documents_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"cut\.tif"):
         open_pages(tmp_path / "cut.tif")
     for name, count in (("five.pdf", 5), ("three.tif", 3)):
+        with pytest.raises(ValueError, match=rf"{name} has {count} pages; at most 1 is .* choose one \(--page\)"):
+            open_pages(folder / name, max_pages=1)
         with pytest.raises(ValueError, match=rf"{name} has {count} pages; at most 2 .* \(--pages\)"):
             open_pages(folder / name, max_pages=2)
         assert len(open_pages(folder / name, "2-3", max_pages=2)) == 2

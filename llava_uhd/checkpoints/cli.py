@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..options import AsJson
+from ..options import AsJson, former_option
 from ..terminal import stderr_console
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ def convert(
     if to in FORMER_LAYOUTS:
         typer.echo(f"warning: --to {to} is now --to {FORMER_LAYOUTS[to]}", err=True)
         to = FORMER_LAYOUTS[to]
-    if keep_dead:
-        typer.echo("warning: --keep-dead is now --keep-unused", err=True)
-        keep_unused = True
+    keep_unused = former_option("keep-dead", keep_dead or None, "keep-unused", keep_unused)
     if to not in ("hf", "original"):
         raise typer.BadParameter(f"--to must be hf or original, got {to!r}")
     if dtype not in (None, "bfloat16", "float16", "float32"):

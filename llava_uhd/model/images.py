@@ -266,10 +266,8 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any color mode to RGB, transparency laid on white, deep gray scaled to 8 bits."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_from_16_bits(np.asarray(image), name))
-    elif image.mode == "F":
-        image = Image.fromarray(_from_floats(np.asarray(image), name))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_from_deep_gray(np.asarray(image), image.mode, name))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -307,6 +305,20 @@ def _from_array(array: "np.ndarray | torch.Tensor", name: str, max_pixels: int) 
     elif array.dtype != np.uint8:
         _check_range(array, 255, name)
     return Image.fromarray(np.ascontiguousarray(array, np.uint8).squeeze(-1 if array.shape[-1] == 1 else ()))
+
+
+def _from_deep_gray(array: np.ndarray, mode: str, name: str) -> np.ndarray:
+    """Convert the values of a gray image of 16 or 32 bits to 8 bits.
+
+    Pillow's `convert` leaves 0 to 255 in the modes `I` and `F`; decoders of deep files fill the whole range.
+    """
+    if mode == "F" and array.max() <= 1:
+        return _from_floats(array, name)
+    if mode == "F" or (mode == "I" and array.max() <= 255):
+        _check_range(array, 255, name)
+        rounded: np.ndarray = np.rint(array).astype(np.uint8)
+        return rounded
+    return _from_16_bits(array, name)
 
 
 def _from_16_bits(array: np.ndarray, name: str) -> np.ndarray:

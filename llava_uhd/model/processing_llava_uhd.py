@@ -9,7 +9,7 @@ tokenization, before anything else looks at the ids.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -171,6 +171,11 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         Returns:
             Inputs of the model; with prompts, `ImageTextInputs`, whose `labels` ignore images.
         """
+        if text is not None and not isinstance(text, Iterable):
+            raise ValueError(
+                f"text must be a string or a list of strings, got {type(text).__name__}; images come first, as in "
+                "processor(images, text)"
+            )
         outputs = super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if text is None:
             return outputs

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
+from ..errors import InputError
 from ..model.messages import Message
 from ..pages import MAX_PAGES, Page, open_all
 from ..planning import ImagePlanner
@@ -201,7 +202,10 @@ def split_paths(files: str, windows: bool = os.name == "nt") -> list[str]:
 def input_lines(prompt: str) -> Iterator[str]:
     """Lines of stdin; on a terminal with a prompt, and with line editing where Python has it."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        try:
+            yield from sys.stdin
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin is not text in UTF-8: {error}") from error
         return
     try:
         import readline  # noqa: F401  (its import is what gives `input` editing and history)

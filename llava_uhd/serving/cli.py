@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, first_line
-from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads
+from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from ..terminal import status
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
@@ -20,13 +20,9 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 
 BatchSize = Annotated[int, typer.Option(min=1, help="Maximum number of requests decoded together.")]
 MaxQueueSize = Annotated[
     int,
-    typer.Option(
-        "--max-queue-size",
-        "--max-waiting",  # former name
-        min=1,
-        help="Maximum number of queued requests; further ones get 429.",
-    ),
+    typer.Option(min=1, help="Maximum number of queued requests; further ones get 429."),
 ]
+MaxWaiting = Annotated[int | None, typer.Option("--max-waiting", min=1, hidden=True)]  # former name
 Deadline = Annotated[float, typer.Option(min=0.1, help="Maximum seconds from arrival to the last token.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens of a request that sets none.")]
 CacheMegabytes = Annotated[int, typer.Option(min=0, help="Size of the image feature cache in MiB.")]
@@ -49,6 +45,7 @@ def serve(
     ] = None,
     batch_size: BatchSize = 8,
     max_queue_size: MaxQueueSize = 64,
+    max_waiting: MaxWaiting = None,  # former name
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
@@ -130,6 +127,7 @@ def serve(
         head_seconds=head_timeout,
         request_seconds=body_timeout + deadline + SECONDS_TO_READ,
     )
+    max_queue_size = former_option("max-waiting", max_waiting, "max-queue-size", max_queue_size)
     check_port(host, port)
     bounds = _bounds(batch_size, max_queue_size, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
     bounds |= {"max_total_pixels": max_total_pixels, "image_seconds": image_timeout}
@@ -194,6 +192,7 @@ def web(
     port: Port = 7860,
     batch_size: BatchSize = 4,
     max_queue_size: MaxQueueSize = 32,
+    max_waiting: MaxWaiting = None,  # former name
     deadline: Deadline = 120.0,
     max_new_tokens: MaxNewTokens = 512,
     cache_mb: CacheMegabytes = 256,
@@ -213,6 +212,7 @@ def web(
     from ..loading import abilities
     from ..web.page import build_page, launch_page, run_until_stopped
 
+    max_queue_size = former_option("max-waiting", max_waiting, "max-queue-size", max_queue_size)
     check_port(host, port)
     bounds = _bounds(batch_size, max_queue_size, deadline, max_new_tokens, cache_mb, prefix_cache_mb, max_pixels)
     engine = _engine(model, device, dtype, quantization, threads, **bounds)

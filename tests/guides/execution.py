@@ -84,7 +84,7 @@ class Guide:
             write_original_tower(self.folder)
         if "train run vicuna-7b-align" in command and not Path("runs/clip-l-upsampler").exists():
             self.call(["train", "run", "clip-l-upsampler", *SMALL_STAGE0])
-        if command == "llava-uhd train run clip-l-upsampler":
+        if command.startswith("llava-uhd train run clip-l-upsampler"):
             for name in ("clip-l-upsampler", "vicuna-7b-align"):  # of an earlier block
                 shutil.rmtree(f"runs/{name}", ignore_errors=True)
         if self.name == "evaluation.md" and command.startswith("llava-uhd eval score"):

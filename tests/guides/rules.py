@@ -36,7 +36,6 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("reproducing.md", "llava-uhd"): "tests/test_reproducing.py",
     ("serving.md", "defaults\n"): "tests/serving/test_docs.py",
     ("tiny.md", "python -m experiments.tiny_v1"): "tests/experiments/tiny_v1/test_training.py",
-    ("training.md", ""): "needs hours of training; tests/training runs the same verbs",
     ("trl.md", ""): "tests/ecosystem/trl.py",
     ("vllm.md", "pip install"): "tests/ecosystem/vllm/__main__.py",
     ("vllm.md", "vllm serve FOLDER    "): "needs several GPUs and nodes",
@@ -45,8 +44,6 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 # Commands of other blocks, by their beginning.
 NOT_HERE = {
     "pip install": "needs a package index: `python -m tests.guides --install FOLDER`",
-    "torchrun": "needs several devices; tests/training runs two ranks",
-    "accelerate launch": "needs several devices; tests/training runs two ranks",
     "xargs apt-get": "needs root and Debian's index",
 }
 
@@ -61,11 +58,13 @@ def tune(words: list[str]) -> list[str]:
     """Return the command of a training stage on toy parts, its ranks on the CPU."""
     recipe = words[words.index("run") + 1]
     words = [*words, *SMALL_RUN, *SOURCES]
-    return ranks([*words, *SMALL_PARTS]) if recipe.endswith("align") else ranks(words)
+    words = [*words, *SMALL_PARTS] if recipe.endswith("align") else words
+    return ranks(words) if words[0] in ("torchrun", "accelerate") else words
 
 
 def ranks(words: list[str]) -> list[str]:
-    """Return a launcher's command with two ranks on the CPU."""
+    """Return a launcher's command with two ranks on the CPU, between which a global batch of 2 divides."""
+    words = [*words, "optimization.micro_batch=1"] if "run" in words else words
     command = shlex.join(words).replace("--nproc-per-node 8", "--nproc-per-node 2")
     return shlex.split(command.replace("accelerate launch", "accelerate launch --cpu --num_processes 2"))
 

@@ -260,6 +260,11 @@ def test_prompts_and_images_must_agree(images, text, complaint):
         make_processor()(images=images, text=text)
 
 
+def test_an_image_in_place_of_the_text_is_named():
+    with pytest.raises(ValueError, match="got Image; images come first, as in"):
+        make_processor()("<image> What?", SMALL)
+
+
 @pytest.mark.parametrize("return_tensors", [None, "pt"])
 def test_image_tokens_are_never_cut(return_tensors):
     """The reference implementation truncates the sequence at `max_length`, image tokens or not."""

@@ -85,6 +85,14 @@ def test_quit_ends_the_chat(chat, word):
     assert code == 0 and json.loads(out)["messages"] == []
 
 
+def test_questions_that_are_not_utf_8_are_refused(chat, monkeypatch):
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "StringIO", lambda _: lines)
+        code, _, err = chat([])
+    assert code == 1 and "error: stdin is not text in UTF-8: " in err and "Traceback" not in err
+
+
 def test_pages_of_documents(chat, tmp_path):
     pdf, tiff = write_pdf(tmp_path / "five.pdf", 5), write_tiff(tmp_path / "three.tif", 3)
     code, out, err = chat(["What?"], pdf, tiff, "--pages", "2-3", "--max-slices", "4", "--json")
@@ -92,6 +100,11 @@ def test_pages_of_documents(chat, tmp_path):
     expected = [(pdf, 2, 5), (pdf, 3, 5), (tiff, 2, 3), (tiff, 3, 3)]
     assert code == 0 and paths == [f"{file}, page {number} of {count}" for file, number, count in expected]
     assert err.count("slices and the overview") == 4
+    code, out, _ = chat(["What?"], pdf, tiff, "--max-slices", "1", "--json")
+    paths = [part["path"] for part in json.loads(out)["messages"][0]["content"] if part["type"] == "image"]
+    assert code == 0 and paths == [
+        f"{file}, page {n} of {count}" for file, count in ((pdf, 5), (tiff, 3)) for n in range(1, count + 1)
+    ]
     code, out, err = chat([f"/image {tiff}", "/slices"], "--max-slices", "2")
     assert code == 0 and err.count("page 3 of 3: 496 x 702 pixels") == 2
 

@@ -229,6 +229,22 @@ def test_the_pages_of_a_document_are_images(running, tmp_path):
     assert ask(file_part(frames[0], None))["usage"] == ask(image_part(frames[0]))["usage"]
 
 
+def test_five_pages_of_a_pdf_and_three_of_a_tiff(loaded, tmp_path):
+    pdf, tiff = write_pdf(tmp_path / "a.pdf", 5).read_bytes(), write_tiff(tmp_path / "a.tif", 3).read_bytes()
+    options = EngineOptions(batch_size=1, max_new_tokens=4)
+    with Running(loaded, options, limits=Limits(images=8)) as running:
+
+        def image_tokens(*parts) -> int:
+            body = with_parts(*parts) | {"mm_processor_kwargs": {"max_slices": 1}}
+            status, _, answer = running.request("POST", "/v1/chat/completions", json.dumps(body))
+            assert status == 200, answer
+            return json.loads(answer)["usage"]["prompt_tokens_details"]["image_tokens"]
+
+        of_pdf, of_tiff = image_tokens(file_part(pdf)), image_tokens(file_part(tiff, "scan.tif"))
+        assert 0 < of_pdf and of_pdf * 3 == of_tiff * 5
+        assert image_tokens(file_part(pdf), file_part(tiff, "scan.tif")) == of_pdf + of_tiff
+
+
 def test_documents_that_cannot_be_read_are_refused(running, tmp_path):
     pdf = write_pdf(tmp_path / "a.pdf", 4).read_bytes()
     encrypted = write_encrypted_pdf(tmp_path / "b.pdf").read_bytes()

@@ -224,6 +224,21 @@ class TestInBrowser:
         fonts = page.evaluate("getComputedStyle(document.querySelector('h1')).fontFamily")
         assert fonts.startswith("system-ui")
 
+    def test_the_pages_of_a_pdf_and_of_a_tiff_can_be_looked_at(self, url, browser, tmp_path):
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.goto(url)
+        page.locator("#question input[type=file]").set_input_files(
+            [str(write_pdf(tmp_path / "five.pdf", 5)), str(write_tiff(tmp_path / "three.tif", 3))]
+        )
+        page.wait_for_timeout(500)
+        type_question(page, "What is this?")
+        page.locator("#slices-text", has_text="image tokens").wait_for()
+        page.get_by_label("Look at").click()
+        choices = page.get_by_role("option")
+        assert choices.count() == 8 and "page 5 of 5" in choices.nth(4).inner_text()
+        choices.nth(4).click()
+        page.locator("#slices-text", has_text=re.compile(r"a page of 21\d x 29\d mm")).wait_for()
+
     def test_an_error_is_shown_in_words(self, url, browser, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"no image")
         page = browser.new_page()

@@ -84,7 +84,10 @@ def check_source(
             line = {"index": index, "broken": str(error), "num_tokens": 0}
         lines.append(json.dumps(line))
         show(index + 1, len(samples))
-    report.reasons = {{"ValueError": "image", "JSONDecodeError": "JSON"}.get(k, k): n for k, n in reasons.items()}
+    report.reasons = {
+        {"ValueError": "image", "JSONDecodeError": "JSON", "UnicodeDecodeError": "JSON"}.get(k, k): n
+        for k, n in reasons.items()
+    }
     if manifest is not None:
         manifest.parent.mkdir(parents=True, exist_ok=True)
         write_text(manifest, "\n".join(lines) + "\n")

@@ -175,8 +175,10 @@ def _from_question(record: Mapping[str, Any], found: list[Any]) -> list[dict[str
         answer = record.get("answers")
     if isinstance(answer, list) and answer:
         answer = answer[0]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
     if not isinstance(record["question"], str) or not isinstance(answer, str):
-        raise BadSample("its question and answer must be text")
+        raise BadSample("its question must be text, and its answer text or a number")
     return [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": answer}]
 
 

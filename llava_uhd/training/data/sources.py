@@ -48,6 +48,8 @@ class JsonSamples:
         if not file.is_file():
             raise ValueError(f"there is no file {path}")
         content = _as_utf8(file.read_bytes(), path)
+        if b"\0" in content[:4096]:
+            raise ValueError(f"{path} is not text: expected JSON, JSON lines, a tar or a Parquet file")
         if content.lstrip()[:1] == b"[" and (content.lstrip()[1:].lstrip()[:1] or b"x") in b"]{":
             try:
                 records = json.loads(content)
@@ -108,7 +110,9 @@ class TarSamples:
         place = Path(path).expanduser()
         self.shards = sorted(place.glob("*.tar")) if place.is_dir() else [place]
         if not self.shards or not self.shards[0].is_file():
-            raise ValueError(f"there are no tars at {path}")
+            raise ValueError(
+                f"there are no tars at {path}, and it is no Parquet file, folder of Parquet files or saved dataset"
+            )
         # One entry per sample: its shard, and its members by extension.
         self.samples: list[tuple[int, dict[str, _Member]]] = []
         for number, shard in enumerate(self.shards):

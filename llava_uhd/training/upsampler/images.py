@@ -30,9 +30,11 @@ def find_images(folder: str, held_out: int) -> tuple[list[Path], list[Path]]:
     """Images to train on and held-out ones, by name.
 
     Raises:
-        ValueError: there are not more than are held out.
+        ValueError: there is no such folder, or there are not more images than are held out.
     """
     place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder" if place.exists() else f"there is no folder {folder}")
     files = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(files) <= held_out:
         raise ValueError(f"{folder} has {len(files)} images, of which {held_out} would be held out")

@@ -353,7 +353,8 @@ def test_samples_that_stop_nothing(tmp_path, processor):
         (json.dumps({"conversations": [{"from": ["human"], "value": "x"}]}), "turn 0 is from"),
         (json.dumps({"conversations": [["human", "x"]]}), "turn 0 has no text"),
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}), "neither text nor an image"),
-        (json.dumps({"question": 3, "answer": "x"}), "must be text"),
+        (json.dumps({"question": 3, "answer": "x"}), "question must be text"),
+        (json.dumps({"question": "x", "answer": True}), "answer text or a number"),
         (json.dumps(image_record(0, image="narrow.png")), "too narrow"),
     ]
     Image.new("L", (1, 200_000)).save(tmp_path / "narrow.png")
@@ -366,6 +367,12 @@ def test_samples_that_stop_nothing(tmp_path, processor):
         problem["reason"].encode()
     mixture = Mixture((source,), Encoder(processor, DataRecipe()), 0, report=tmp_path / "left-out.jsonl")
     assert [mixture[index] is None for index in range(len(mixture))] == [True] * len(samples) + [False]
+
+
+@pytest.mark.parametrize("record", [{"answer": 3}, {"answers": [3, 4]}])
+def test_a_number_is_an_answer(record):
+    conversation = read_conversation({"question": "How many?"} | record)
+    assert conversation.messages[-1]["content"] == "3"
 
 
 def test_answers_hold_no_image(processor):

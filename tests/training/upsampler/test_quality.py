@@ -1,14 +1,11 @@
 """Quality of up-sampled maps: what each measure sees and what it is blind to, and the command."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_uhd import cli
 from llava_uhd.model.pyramid import JBUPyramid
 from llava_uhd.training.upsampler.quality import BASELINES, Moments, measure
 from tests.conftest import random_image
@@ -108,26 +105,13 @@ class Enlarge(torch.nn.Module):
         return self.dropout(BASELINES["bilinear"](features, pixels, size))
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llava-uhd", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit_.value.code or 0, out=captured.out, err=captured.err)
-
-    return run
-
-
 def test_the_command(run, tmp_path):
     for index in range(2):
         random_image(120, 120, seed=index).save(tmp_path / f"{index}.png")
     command = ("upsampler", "quality", "--images", tmp_path)
-    table = run(*command)
-    assert table.code == 0, table.err
-    assert [line.split("|")[1].strip() for line in table.out.splitlines()[2:]] == [
+    code, table, err = run(*command)
+    assert code == 0, err
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
         "2x nearest",
         "2x bilinear",
         "2x bicubic",
@@ -137,7 +121,7 @@ def test_the_command(run, tmp_path):
     torch.manual_seed(0)
     save_file(JBUPyramid(160, [1, 2]).state_dict(), tmp_path / "upsampler.safetensors")
     named = ("--upsampler", f"fresh={tmp_path}", "--upsampler", f"mine={__name__}:double_the_map")
-    found = json.loads(run(*command, *named, "--json").out)
+    found = json.loads(run(*command, *named, "--json")[1])
     assert found["pictures"] == 2  # former name, kept for readers of the JSON
     assert found["quality"]["2x"]["mine"] == found["quality"]["2x"]["nearest"]
     others = (
@@ -148,8 +132,8 @@ def test_the_command(run, tmp_path):
         "--upsampler",
         f"module={__name__}:Enlarge",
     )
-    found["quality"]["2x"] |= json.loads(run(*command, *others, "--json").out)["quality"]["2x"]
-    assert f"| 2x jbu | {found['quality']['2x']['shipped']['cosine']:.3f} |" in table.out
+    found["quality"]["2x"] |= json.loads(run(*command, *others, "--json")[1])["quality"]["2x"]
+    assert f"| 2x jbu | {found['quality']['2x']['shipped']['cosine']:.3f} |" in table
     assert found["quality"]["2x"]["module"] == found["quality"]["2x"]["bilinear"]
     assert found["quality"]["2x"]["new"] != found["quality"]["2x"]["module"]
     assert found["quality"]["2x"]["fresh"]["nmse"] != found["quality"]["2x"]["bicubic"]["nmse"]
@@ -160,5 +144,5 @@ def test_the_command(run, tmp_path):
         (("--upsampler", "mine=nowhere:build"), 1, "nowhere:build cannot be imported"),
         (("--upsampler", f"fresh={tmp_path}", "--level", "4"), 1, "up-samples by 2 at most"),
     ]:
-        failed = run(*command, *arguments)
-        assert failed.code == code and message in " ".join(failed.err.replace("│", " ").split()), failed.err
+        found_code, _, err = run(*command, *arguments)
+        assert found_code == code and message in " ".join(err.replace("│", " ").split()), err

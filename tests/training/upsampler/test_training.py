@@ -256,6 +256,9 @@ def test_a_loss_that_is_no_number_stops(recipe, tmp_path):
 def test_pictures(folders):
     files, held_out = find_images(str(folders[1]), 2)
     assert len(files) == 12 and len(held_out) == 2
+    for place, said in ((folders[1] / "nowhere", "there is no folder"), (files[0], "is a file, not a folder")):
+        with pytest.raises(ValueError, match=said):
+            find_images(str(place), 2)
     with pytest.raises(ValueError, match="14 images, of which 14"):
         find_images(str(folders[1]), 14)
     square = Images(files, 56, 14, False, "nearest", "imagenet")
