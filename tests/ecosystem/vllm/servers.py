@@ -61,7 +61,9 @@ def vllm_server(
     command = [str(Path(sys.executable).parent / "vllm"), "serve", folder, "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--trust-request-mm-kwargs"]
     command += ["--enable-prefix-caching", "--enable-chunked-prefill", "--max-num-batched-tokens", "512"]
-    command += ["--max-num-seqs", "32", "--enforce-eager", *options]
+    command += ["--max-num-seqs", "32", *options]
+    if "--compilation-config" not in options:
+        command += ["--enforce-eager"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **(environment or {})}
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables)
