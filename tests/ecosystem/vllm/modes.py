@@ -32,8 +32,8 @@ class Mode:
 UNBOUND = (("VLLM_CPU_OMP_THREADS_BIND", "nobind"),)
 MODES = {
     "tensor parallel, 2 ranks": Mode(("--tensor-parallel-size", "2"), UNBOUND),
-    # On a CPU, vLLM 0.32 allocates what a rank receives in a warm-up that `--enforce-eager` skips. Mode 1 warms up, and
-    # compiles nothing on a CPU either.
+    # On a CPU, vLLM 0.32 allocates what a rank receives in a warm-up, which `--enforce-eager` skips. Mode 1 warms up
+    # and, on a CPU, compiles nothing.
     "pipeline parallel, 2 ranks": Mode(
         ("--pipeline-parallel-size", "2", "--compilation-config", '{"mode": 1}'), UNBOUND
     ),
