@@ -37,6 +37,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("serving.md", "defaults\n"): "tests/serving/test_docs.py",
     ("tiny.md", "python -m experiments.tiny_v1"): "tests/experiments/tiny_v1/test_training.py",
     ("trl.md", ""): "tests/ecosystem/trl.py",
+    ("vllm.md", "make test-ecosystem"): "tests/ecosystem/__main__.py",
     ("vllm.md", "pip install"): "tests/ecosystem/vllm/__main__.py",
     ("vllm.md", "vllm serve FOLDER    "): "needs several GPUs and nodes",
     ("vllm.md", "from ray"): "tests/ecosystem/ray_serve.py",
