@@ -61,10 +61,11 @@ def read_answers(run: Path) -> ScoredAnswers:
         ValueError: a file is missing or damaged, or the run has no scores or no token probabilities.
     """
     result = load_result(run)
-    rows, damaged = read_rows(run / "predictions.jsonl")
+    file = run / "predictions.jsonl"
+    rows, damaged = read_rows(file)
     if damaged or len(rows) != len(result["rows"]):
         raise ValueError(
-            f"{run} has {len(rows)} whole predictions for {len(result['rows'])} questions: run the task again"
+            f"{file} has {len(rows)} whole predictions for {len(result['rows'])} questions: run the task again"
         )
     if OFFICIAL not in result["scores"]:
         raise ValueError(f"{run} has no scores: a server or a judge gives them")

@@ -205,9 +205,9 @@ class PredictionStore:
         }
         if error is not None:
             row["error"] = error
-        row["metadata"] = {CHECKSUM: row_checksum(row)}
         if probability is not None:
             row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
+        row["metadata"][CHECKSUM] = row_checksum(row)
         return row
 
     def collect(self) -> list[Record]:

@@ -124,6 +124,8 @@ def check_protocol(path: Path, protocol: Protocol, *, write: bool) -> None:
             f"{path.parent} holds answers of another protocol ({'; '.join(changes[:3])}): "
             "choose another --out or remove it"
         )
+    if write:
+        write_record(path, earlier)  # whole again, if a byte of it was lost that JSON can do without
 
 
 def check_problems(

@@ -20,7 +20,8 @@ from ..terminal import note
 
 Record = dict[str, Any]
 CHECKSUM = "checksum"
-# Fields of a prediction that its checksum covers.
+# Checksums that begin so cover all of a prediction; others, of earlier versions, these fields.
+_WHOLE = "row-"
 _COVERED = ("question_id", "prompt", "text", "image", "index", "error")
 
 
@@ -106,9 +107,28 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
 
 
 def row_checksum(row: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of a prediction's key and text, in eight hexadecimal digits."""
+    """Return the checksum of a prediction, which covers all of it but the checksum."""
+    metadata = {name: value for name, value in (row.get("metadata") or {}).items() if name != CHECKSUM}
+    content = json.dumps({**row, "metadata": metadata}, sort_keys=True)
+    return f"{_WHOLE}{zlib.crc32(content.encode()):08x}"
+
+
+def _former_checksum(row: Mapping[str, Any]) -> str:
     covered = [row.get(name) for name in _COVERED]
     return f"{zlib.crc32(json.dumps(covered).encode()):08x}"
+
+
+def _is_as_written(row: Mapping[str, Any]) -> bool:
+    """Return whether a prediction matches its checksum, where it has one."""
+    metadata = row.get("metadata")
+    if not isinstance(metadata, dict):
+        return "index" not in row  # this package has always written both
+    expected = metadata.get(CHECKSUM)
+    if isinstance(expected, str) and expected.startswith(_WHOLE):
+        return expected == row_checksum(row)
+    if expected is not None:
+        return bool(expected == _former_checksum(row))
+    return not (metadata and "index" in row)  # there was one among them
 
 
 def dump_row(row: Record) -> str:
@@ -153,11 +173,8 @@ def read_rows(path: Path) -> tuple[list[Record], list[str]]:
             problem = f"line {number}"
         elif not isinstance(row.get("prompt"), str | None) or not isinstance(row.get("image"), str | None):
             problem = f"line {number}"
-        else:
-            metadata = row.get("metadata")
-            expected = metadata.get(CHECKSUM) if isinstance(metadata, dict) else None
-            if expected is not None and expected != row_checksum(row):
-                problem = f"line {number}: not as it was written, by its checksum"
+        elif not _is_as_written(row):
+            problem = f"line {number}: not as it was written, by its checksum"
         if problem is None:
             rows.append(row)
         else:

@@ -2,16 +2,17 @@
 
     decode_image("page.tif"), decode_image(b"..."), decode_image("data:image/png;base64,..."), decode_image(array)
 
-Formats are an explicit list (`formats`), the same everywhere; none of them runs another program, as EPS does. Pixels
-and JPEG scans are counted before a file is decoded. Of a file with several frames the first is taken, of a TIFF with
-several pages with a warning: `llava_uhd.pages` opens them all. This module imports no torch: what needs pixels alone
-starts at once.
+Formats are an explicit list (`formats`), the same everywhere; none of them runs another program, as EPS does. Pixels,
+JPEG scans and the bytes of EXIF tags are counted before a file is decoded. Of a file with several frames the first is
+taken, of a TIFF with several pages with a warning: `llava_uhd.pages` opens them all. This module imports no torch:
+what needs pixels alone starts at once.
 """
 
 import base64
 import binascii
 import os
 import re
+import string
 import sys
 import warnings
 from io import BytesIO
@@ -20,8 +21,9 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname, urlopen
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from .exif import ExcessiveTags, check_file_tags, check_path_tags, turn_upright
 from .formats import check_scans, readable_formats
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ DOWNLOAD_TIMEOUT = 30  # seconds
 LONGEST_PATH = 4096  # a longer string is an image in base64
 CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGB and alpha
 DATA_URL = re.compile(r"data:([^,]{0,300}),", re.IGNORECASE)
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_PIECE = 2**16  # bytes
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 
 
@@ -92,8 +96,9 @@ def open_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS
         ValueError, TypeError: see `decode_image`.
     """
     file, name = _file(source, name)
+    content = check_path_tags(file, name) if isinstance(file, str) else check_file_tags(file.getvalue(), name)
     try:
-        image = Image.open(file, formats=readable_formats())
+        image = Image.open(file if content is None else BytesIO(content), formats=readable_formats())
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels; at most {max_pixels} are allowed ({error})") from error
     except UnidentifiedImageError as error:
@@ -135,14 +140,26 @@ def decode_base64(text: str, name: str = "image") -> bytes:
     data = text[match.end() :] if match else text
     if match and not match[1].lower().replace(" ", "").endswith(";base64"):
         raise ValueError(f"{name} is a data: URL without base64; it must read data:image/...;base64,...")
-    if "%" in data:
-        data = unquote_to_bytes(data).decode("latin-1")
-    data = "".join(data.split())
-    data = data.rstrip("=") + "=" * (-len(data.rstrip("=")) % 4)
     try:
-        return base64.b64decode(data.replace("-", "+").replace("_", "/"), validate=True)
+        content = data.encode("ascii")
+        if b"%" in content:
+            content = _unquoted(content)
+        content = content.translate(_STANDARD_ALPHABET, string.whitespace.encode()).rstrip(b"=")
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{name} is not valid base64: {error}") from error
+
+
+def _unquoted(data: bytes) -> bytes:
+    """Return bytes without percent-encoding; in pieces, since an object is built for each %."""
+    unquoted, start = bytearray(), 0
+    while start < len(data):
+        end = start + _PIECE
+        if (split := data.rfind(b"%", end - 2, end)) >= 0:  # not inside of %2B
+            end = split
+        unquoted += unquote_to_bytes(data[start:end])
+        start = end
+    return bytes(unquoted)
 
 
 def _file(source: Any, name: str) -> tuple[str | BytesIO, str]:
@@ -250,8 +267,9 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     check_scans(image, name)
     try:
         image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        image = turn_upright(image, name)
+    except ExcessiveTags:
+        raise
     except Exception as error:  # Pillow's decoders meet damaged files with errors of any kind
         raise ValueError(f"{name} is damaged or cut short: {error}") from error
     return _to_rgb(image, name)

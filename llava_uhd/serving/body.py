@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from .errors import ApiError
+from .errors import ApiError, shorten
 from .generation import Cancelled
 from .limits import Limits
 
@@ -34,11 +34,15 @@ class BodyReader:
         """Return the body, never more of it than allowed. The caller releases it with `release`.
 
         Raises:
-            ApiError: 413 too large, 408 too slow, 429 too much of others' is held.
+            ApiError: 413 too large, 408 too slow, 415 compressed, 429 too much of others' is held.
             Cancelled: the client hung up.
         """
         limits = self.limits
         too_large = ApiError(413, f"the body has more than the {limits.body_bytes} bytes allowed", "body_too_large")
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            said = f"a body with the encoding {shorten(encoding)!r} is not read; send it as it is"
+            raise ApiError(415, said, "unsupported_encoding")
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > limits.body_bytes:
             raise too_large

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 RESERVED_FILES = 24  # for the model's files, images that are fetched, logs
 SPARE_CONNECTIONS = 8
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 KEEP_ALIVE = 15  # seconds; clients close a spare connection after 5 (httpx, openai), and a server must not be first
+FREE_CHUNKS = 1_000  # of a body, whatever their size; each costs the event loop as much as any
+MEAN_CHUNK = 128  # bytes of a chunk on average, beyond them
 YOUNG = 1.0  # seconds in which an idle connection is likely to send its next request
 
 
@@ -53,11 +56,31 @@ def affordable_connections(most: int) -> int:
     return max(min(most, limit - len(os.listdir(folder)) - SPARE_CONNECTIONS - RESERVED_FILES), 1)
 
 
+class LimitedConnection(h11.Connection):
+    """HTTP parser that refuses a body of very many very small chunks, which is parsed at one go."""
+
+    def __init__(self, max_incomplete_event_size: int):
+        super().__init__(h11.SERVER, max_incomplete_event_size)
+        self.chunks = self.bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = self.bytes = 0
+        elif isinstance(event, h11.Data):
+            self.chunks += event.chunk_end  # of a body in chunks alone
+            self.bytes += len(event.data)
+            if self.chunks > FREE_CHUNKS and self.bytes < MEAN_CHUNK * self.chunks:
+                raise h11.RemoteProtocolError(f"{self.chunks} chunks of {self.bytes} bytes together", 400)
+        return event
+
+
 class LimitedProtocol(H11Protocol):
     """One connection, its time limited."""
 
     def __init__(self, limits: ConnectionLimits, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.conn = LimitedConnection(LARGEST_HEAD)
         self.limits = limits
         self.timer: asyncio.TimerHandle | None = None
         self.idle_since = self.loop.time()

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from ..model.exif import check_file_tags
 from ..model.formats import readable_formats
 from ..model.images import decode_image
 from .generation import DeadlineExceeded
@@ -20,6 +21,7 @@ MAX_HEAD_READS = 5_000  # of a file's head: a photo's has some tens of parts, ea
 MAX_READS = (
     400_000  # of a file's pixels: 20 MB in blocks are 5,000; Pillow reads a run-length encoded BMP byte by byte
 )
+MAX_REREAD = 8  # times the bytes of a file that its head and its pixels are read, each
 MAX_PPM_COMMENTS = 100
 PLAIN_PPM = (b"P1", b"P2", b"P3")  # numbers as text, decoded in Python
 
@@ -33,6 +35,7 @@ class TimedFile(BytesIO):
 
     Attributes:
         reads_left: number of times that it can still be read.
+        bytes_left: bytes that can still be read.
 
     Raises:
         DeadlineExceeded: when it is read later.
@@ -42,7 +45,12 @@ class TimedFile(BytesIO):
     def __init__(self, content: bytes, deadline: float):
         super().__init__(content)
         self.deadline = deadline
-        self.reads_left = MAX_HEAD_READS
+        self.allow(MAX_HEAD_READS)
+
+    def allow(self, reads: int) -> None:
+        """Allow as many readings from now on, of `MAX_REREAD` times the file's bytes together."""
+        self.reads_left = reads
+        self.bytes_left = MAX_REREAD * (len(self.getbuffer()) + BLOCK)
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.monotonic() > self.deadline:
@@ -52,7 +60,11 @@ class TimedFile(BytesIO):
             raise TooManyParts(
                 f"it has too many parts: a head is read {MAX_HEAD_READS} times at most, pixels {MAX_READS}"
             )
-        return super().read(size)
+        content = super().read(size)
+        self.bytes_left -= len(content)
+        if self.bytes_left < 0:
+            raise TooManyParts(f"its parts overlap: more than {MAX_REREAD} times its bytes were read")
+        return content
 
 
 def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> Image.Image:
@@ -72,7 +84,8 @@ def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> I
         raise ValueError(f"{name} is empty")
     if content.startswith(PLAIN_PPM) and (number := content.count(b"#")) > MAX_PPM_COMMENTS:
         raise ValueError(f"{name} has {number} comments; at most {MAX_PPM_COMMENTS} are allowed")
-    file = TimedFile(content, deadline)
+    bare = check_file_tags(content, name)
+    file = TimedFile(content if bare is None else bare, deadline)
     try:
         image = Image.open(file, formats=readable_formats())
     except Image.DecompressionBombError as error:
@@ -83,7 +96,7 @@ def open_image(content: bytes, name: str, max_pixels: int, deadline: float) -> I
         raise
     except Exception as error:  # Pillow's readers meet damaged files with errors of any kind
         raise ValueError(f"{name} cannot be read: {error}") from error
-    file.reads_left = MAX_READS
+    file.allow(MAX_READS)
     if hasattr(image, "decodermaxblock"):  # of formats that are decoded in pieces
         image.decodermaxblock = BLOCK
     check_pixels(image, name, max_pixels)

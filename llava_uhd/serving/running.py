@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from .connections import KEEP_ALIVE, LARGEST_HEAD, ConnectionLimits, limited_protocol
+from .connections import KEEP_ALIVE, ConnectionLimits, limited_protocol
 from .memory import freeze_objects, trim_while_running
 
 
@@ -63,7 +63,6 @@ def run_server(
         server_header=False,
         http=limited_protocol(connections or ConnectionLimits()),
         ws="none",
-        h11_max_incomplete_event_size=LARGEST_HEAD,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(grace) + 1,
     )

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_a_full_disk_while_answers_are_appended_names_the_shard(run, tmp_path, m
             storage.append_rows(tmp_path / "rank0.jsonl", [{"question_id": 1, "text": "a"}])
 
 
+def test_a_protocol_without_its_last_byte_is_written_whole_again(run, tmp_path):
+    run(tmp_path / "out")
+    path = tmp_path / "out/protocol.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    run(tmp_path / "out")
+    assert path.read_bytes() == whole
+
+
 def test_two_runs_into_one_folder_are_refused(run, tmp_path):
     whole = run(tmp_path / "out")
     with lock_folder(tmp_path / "out/shards/rank0.jsonl", beside=True):
@@ -142,12 +152,11 @@ def test_no_flipped_bit_changes_a_prediction_unnoticed(run, tmp_path, capsys):
     run(tmp_path / "out")
     path = tmp_path / "out/predictions.jsonl"
     whole = path.read_bytes()
-    expected = [(row["question_id"], row["prompt"], row["text"]) for row in read_rows(path)[0]]
+    expected = read_rows(path)[0]
     for position in range(0, len(whole), 7):
         path.write_bytes(flipped(whole, position, position % 8))
         rows, damaged = read_rows(path)
-        found = [(row["question_id"], row["prompt"], row["text"]) for row in rows]
-        assert damaged or found == expected, position
+        assert damaged or rows == expected, position
     # A damaged answer is asked for again, and that is said.
     path.write_bytes(whole.replace(b'"text": "1"', b'"text": "7"'))
     with pytest.raises(ValueError, match=r"1 unreadable lines \(line 2: not as it was written.*--allow-missing"):
@@ -215,7 +224,20 @@ def test_files_of_earlier_versions_are_read(run, tmp_path):
             del record["suffix"]
         (tmp_path / "out" / name).write_text(json.dumps(record))
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    (tmp_path / "out/predictions.jsonl").write_text("".join(json.dumps(row | {"metadata": {}}) + "\n" for row in rows))
+    path = tmp_path / "out/predictions.jsonl"
+    # A checksum of some fields, beside a probability that it does not cover; then none at all.
+    covered = [
+        [row.get(name) for name in ("question_id", "prompt", "text", "image", "index", "error")] for row in rows
+    ]
+    former = [f"{zlib.crc32(json.dumps(values).encode()):08x}" for values in covered]
+    metadata = [{"checksum": checksum, "token_probability": 0.5} for checksum in former]
+    path.write_text(
+        "".join(json.dumps(row | {"metadata": each}) + "\n" for row, each in zip(rows, metadata, strict=True))
+    )
+    assert len(read_rows(path)[0]) == len(rows) and not read_rows(path)[1]
+    path.write_bytes(path.read_bytes().replace(b'"text": "1"', b'"text": "7"'))
+    assert read_rows(path)[1] == ["line 2: not as it was written, by its checksum"]
+    path.write_text("".join(json.dumps(row | {"metadata": {}}) + "\n" for row in rows))
     assert load_result(tmp_path / "out") == expected
     assert run(tmp_path / "out")["rows"] == expected["rows"]
 

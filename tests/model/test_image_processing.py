@@ -2,7 +2,10 @@
 
 import base64
 import io
+import struct
 import threading
+import time
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor, cut_views, decode_image, enlarge
+from llava_uhd.model.images import decode_base64
 from tests.golden import GOLDENS
 
 PIXELS = np.load(GOLDENS / "pixels.npz")
@@ -261,7 +266,84 @@ def test_orientation_tags_are_obeyed():
         assert decode_image(image).size == (40, 20)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_every_orientation_is_pillow_s_own(kind):
+    image = noise(24, 16)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(image, kind, exif=exif)
+        with Image.open(io.BytesIO(content)) as opened:
+            expected = ImageOps.exif_transpose(opened).convert("RGB")
+        assert decode_image(content).tobytes() == expected.tobytes(), orientation
+
+
 # Refusals
+
+
+def tags_of_the_same_bytes(number: int, size: int) -> bytes:
+    """A TIFF directory whose tags all point to the same bytes."""
+    place = 8 + 2 + 12 * number + 4
+    tags = b"".join(struct.pack("<HHII", (0x8000 + index) % 2**16, 7, size, place) for index in range(number))
+    return b"II*\0" + struct.pack("<IH", 8, number) + tags + bytes(4) + b"x" * size
+
+
+def with_tags(kind: str, tags: bytes) -> bytes:
+    """A tiny image that holds a directory of tags."""
+    image = Image.new("RGB", (8, 8))
+    if kind == "WEBP":
+        return encoded(image, kind, exif=b"Exif\0\0" + tags)
+    if kind == "AVIF":  # its encoder reads the tags: an empty directory is replaced
+        empty = tags[:8] + bytes(2) + tags[10:]
+        return encoded(image, kind, exif=b"Exif\0\0" + empty).replace(empty, tags)
+    if kind == "PNG":
+        chunk = b"eXIf" + tags
+        content = encoded(image)
+        return (
+            content[:33] + struct.pack(">I", len(tags)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+        )
+    if kind == "JPEG":
+        content, segments = encoded(image, kind), b""
+        for start in range(0, len(tags), 65_000):
+            segment = b"Exif\0\0" + tags[start : start + 65_000]
+            segments += b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+        # Before them what a reader may take for the end: a marker without a length, and an end of image.
+        return content[:2] + b"\xff\xf0\xff\xff\xff\xd9\xff\0" + segments + content[2:]
+    return tags
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_tags_of_the_same_bytes_take_no_memory(kind, tmp_path, monkeypatch):
+    """Pillow copies the bytes of every tag: 4,000 tags of a file of 250 KB are 800 MB."""
+    file, read, load = tmp_path / "image", [], ImageFileDirectory_v2.load
+    few, many = (with_tags(kind, tags_of_the_same_bytes(number, 200_000)) for number in (4_000, 60_000))
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda self, file: (read.append(1), load(self, file)))
+    for content, said in ((few, "800000000 bytes in 2480"), (many, "60000 EXIF or TIFF tags; at most 5000")):
+        file.write_bytes(content)
+        for source in (content, file):
+            if kind == "AVIF":  # orientation is that of the container: EXIF data are not read
+                assert decode_image(source).size == (8, 8)
+                continue
+            with pytest.raises(ValueError, match=said) as refused:
+                decode_image(source)
+            assert len(str(refused.value)) < 200
+    assert not read
+
+
+def test_base64_in_percent_encoding_and_with_spaces():
+    content = encoded(noise(200, 100))
+    text = base64.b64encode(content).decode()
+    for written in (
+        text.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"),
+        "".join(f"%{ord(character):02X}" for character in text),
+        " ".join(text[start : start + 2] for start in range(0, len(text), 2)),
+        text.replace("+", "-").replace("/", "_").rstrip("="),
+    ):
+        assert decode_base64(f"data:image/png;base64,{written}") == content
+    started = time.thread_time()
+    with pytest.raises(ValueError, match="is not valid base64"):
+        decode_base64("data:image/png;base64," + "%" * 1_000_000)
+    assert time.thread_time() - started < 2  # seconds of this thread
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 import uvicorn
 
 from llava_uhd.serving.connections import (
+    FREE_CHUNKS,
     LARGEST_HEAD,
+    MEAN_CHUNK,
     SPARE_CONNECTIONS,
     YOUNG,
     ConnectionLimits,
@@ -187,6 +189,28 @@ def test_more_requests_than_may_be_open_are_503_and_health_still_answers(server)
     until(lambda: not server.server_state.connections)
     with connect(server) as client:
         assert status(client, HEALTH.replace(b"/health", b"/v1/models")) == 200
+
+
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_body_of_very_many_small_chunks_is_refused(server):
+    with connect(server) as client:
+        assert status(client, CHUNKED + b"1\r\na\r\n" * (FREE_CHUNKS + 10)) == 400
+        while client.recv(1000):  # the rest of the answer, then the end
+            pass
+    small, large = b"1\r\n \r\n", b"100\r\n" + b" " * 2 * MEAN_CHUNK + b"\r\n"
+    for chunks in (small * (FREE_CHUNKS - 10), large * 3 * FREE_CHUNKS):
+        with connect(server) as client:
+            assert status(client, CHUNKED + chunks + b"2\r\n{}\r\n0\r\n\r\n") == 400
+            client.sendall(HEALTH)  # an answer to a body that was read: the connection is kept
+            assert b"200 OK" in client.recv(10_000)
+
+
+def test_a_compressed_body_is_refused_with_its_encoding(server):
+    body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"
+    with connect(server) as client:
+        assert status(client, body) == 415
 
 
 def test_a_head_that_is_too_large(server):

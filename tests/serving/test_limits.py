@@ -17,7 +17,7 @@ from llava_uhd.serving.body import check_size, parse_json
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.errors import MAX_MESSAGE, ApiError
 from llava_uhd.serving.generation import DeadlineExceeded, Sampling
-from llava_uhd.serving.images import TimedFile, decode, open_image
+from llava_uhd.serving.images import MAX_REREAD, TimedFile, TooManyParts, decode, open_image
 from llava_uhd.serving.limits import Limits
 from tests.conftest import random_image
 from tests.serving.conftest import png
@@ -177,6 +177,22 @@ def test_parts_of_a_file_are_limited():
         assert time.thread_time() - started < 3, name
     some = head + comment * 500 + pixels + comment * 500
     assert decode(open_image(some, "some", 2**26, end), "some", 2**26, end).size == (30, 20)
+
+
+def test_a_file_is_not_read_over_and_over():
+    file = TimedFile(bytes(100_000), time.monotonic() + 60)
+    for _ in range(MAX_REREAD):
+        file.seek(0)
+        assert len(file.read()) == 100_000
+    with pytest.raises(TooManyParts, match="more than 8 times its bytes"):
+        file.seek(0)
+        file.read()
+    # Tags of a TIFF that all point to the same bytes are counted before they are read.
+    place = 8 + 2 + 12 * 1000 + 4
+    tags = b"".join(struct.pack("<HHII", 0x8000 + index, 7, 50_000, place) for index in range(1000))
+    content = b"II*\0" + struct.pack("<IH", 8, 1000) + tags + bytes(50_004)
+    with pytest.raises(ValueError, match="image 1 has EXIF or TIFF tags of 50000000 bytes in 62"):
+        open_image(content, "image 1", 2**26, time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
