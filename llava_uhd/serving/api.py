@@ -39,6 +39,11 @@ class ImagePart(BaseModel):
     type: Literal["image_url"]
     image_url: ImageUrl
 
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _url_alone(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
 
 class FileContent(BaseModel):
     """A document in a data: URL, and its name."""
@@ -329,13 +334,10 @@ class PartReader:
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("the images were not there in time")
                 try:
-                    if isinstance(part, ImagePart):
-                        overview_alone = {"max_slices": 1} if part.image_url.detail == "low" else {}
-                        image = self.images.read(part.image_url.url)
-                        read = [{"type": "image", "image": image, **overview_alone}]
-                    else:
-                        pages = self._pages(part.file, self.max_images - num_images, num_pixels, deadline)
-                        read = [{"type": "image", "image": page} for page in pages]
+                    is_low = isinstance(part, ImagePart) and part.image_url.detail == "low"
+                    overview_alone = {"max_slices": 1} if is_low else {}
+                    pages = self._pages(part, self.max_images - num_images, num_pixels, deadline)
+                    read = [{"type": "image", "image": page, **overview_alone} for page in pages]
                 except ValueError as error:
                     place = f"messages.{index}.content.{number}"
                     raise ApiError(400, str(error), "invalid_image", place) from error
@@ -350,11 +352,14 @@ class PartReader:
             said = f"the request has {number} images; at most {self.max_images} are allowed"
             raise ApiError(400, said, "too_many_images")
 
-    def _pages(self, file: FileContent, most: int, num_pixels: int, deadline: float) -> list[bytes]:
-        name = shorten(file.filename or "the file")
-        content = self.images.read(
-            file.file_data if file.file_data[:5].lower() == "data:" else f"data:;base64,{file.file_data}"
-        )
+    def _pages(self, part: ImagePart | FilePart, most: int, num_pixels: int, deadline: float) -> list[bytes]:
+        """Return an image, or the pages of a document."""
+        if isinstance(part, ImagePart):
+            name, url = "the document", part.image_url.url
+        else:
+            name, url = shorten(part.file.filename or "the file"), part.file.file_data
+            url = url if url[:5].lower() == "data:" else f"data:;base64,{url}"
+        content = self.images.read(url)
         if not has_pages(content):
             return [content]
         return read_pages(content, name, max(most, 1), num_pixels, self.max_pixels, self.seconds, deadline)

@@ -243,6 +243,10 @@ def test_five_pages_of_a_pdf_and_three_of_a_tiff(loaded, tmp_path):
         of_pdf, of_tiff = image_tokens(file_part(pdf)), image_tokens(file_part(tiff, "scan.tif"))
         assert 0 < of_pdf and of_pdf * 3 == of_tiff * 5
         assert image_tokens(file_part(pdf), file_part(tiff, "scan.tif")) == of_pdf + of_tiff
+        for content, expected in ((pdf, of_pdf), (tiff, of_tiff)):  # whatever the part is called
+            assert image_tokens(image_part(content)) == expected
+            url = f"data:;base64,{base64.b64encode(content).decode()}"
+            assert image_tokens({"type": "image_url", "image_url": url}) == expected
 
 
 def test_documents_that_cannot_be_read_are_refused(running, tmp_path):
@@ -347,7 +351,7 @@ def with_parts(*parts) -> dict:
         (with_parts({"type": "text"}), 400, "messages.0.content.0.text: it is missing"),
         (with_parts({"text": "hi"}), 400, "messages.0.content.0: a part needs a type"),
         (with_parts({"type": "image_url", "image_url": {"url": 5}}), 400, "messages.0.content.0.image_url.url"),
-        (with_parts({"type": "image_url", "image_url": "data:"}), 400, "image_url: must be a JSON object"),
+        (with_parts({"type": "image_url", "image_url": 7}), 400, "image_url: must be a JSON object"),
         (
             with_parts({"type": "image_url", "image_url": {"url": "", "detail": "x"}}),
             400,
