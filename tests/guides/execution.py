@@ -132,7 +132,8 @@ class Guide:
         Raises:
             ValueError: its exit status is not 0.
         """
-        command = ["bash", "-euo", "pipefail", "-c", text]
+        # Without the last line bash replaces itself by the command, which then finds no shell above itself.
+        command = ["bash", "-euo", "pipefail", "-c", f"{text}\n:"]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=900)
         if done.returncode:
             raise ValueError(f"exit status {done.returncode}: {done.stdout[-1500:]} {done.stderr[-3000:]}")
