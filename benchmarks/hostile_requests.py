@@ -31,6 +31,7 @@ from PIL import Image
 
 MIB = 2**20
 HEALTH_INTERVAL = 0.1  # seconds
+NEW_CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 MODEL = "MODEL"  # replaced by the name that the server goes by
 
 
@@ -301,11 +302,11 @@ def raw_requests() -> list[Raw]:
         Raw("method of 60 KB", (b"A" * 60_000 + b" /health HTTP/1.1\r\nHost: x\r\n\r\n",), (400, 405)),
         Raw("absolute target", (b"GET http://x/health HTTP/1.1\r\nHost: x\r\n\r\n",), (200, 400, 404)),
         Raw("HTTP/1.0", (b"GET /health HTTP/1.0\r\n\r\n",), (200,)),
-        Raw("HTTP/2", (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",)),
+        Raw("HTTP/2", (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",), (400, 404)),
         Raw("TLS", (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),), (400, None)),
         Raw("no host", (b"GET /health HTTP/1.1\r\n\r\n",)),
         Raw("two hosts", (get + b"Host: y\r\n\r\n",)),
-        Raw("header name of 100 KB", (get + b"a" * 100_000 + b": 1\r\n\r\n",)),
+        Raw("header name of 300 KB", (get + b"a" * 300_000 + b": 1\r\n\r\n",)),
         Raw("30,000 headers", (get + b"a:1\r\n" * 30_000 + b"\r\n",)),
         Raw("header with a zero", (get + b"A: \0\r\n\r\n",)),
         Raw("space before a colon", (get + b"A : 1\r\n\r\n",)),
@@ -321,7 +322,7 @@ def raw_requests() -> list[Raw]:
         Raw("chunks without end", (chunked, *[b"400\r\n" + b" " * 1024 + b"\r\n"] * 3_000), (408,), 0.02),
         Raw("size of a chunk, 30 digits", (chunked + b"f" * 30 + b"\r\n",)),
         Raw("size of a chunk, -1", (chunked + b"-1\r\n",)),
-        Raw("extension of a chunk, 100 KB", (chunked + b"1;" + b"a" * 100_000 + b"\r\na\r\n",)),
+        Raw("extension of a chunk, 100 KB", (chunked + b"1;" + b"a" * 100_000 + b"\r\na\r\n",), (400, 408)),
         Raw("headers behind the chunks", (chunked + b"0\r\n" + b"a:1\r\n" * 30_000 + b"\r\n",), (400, None)),
         Raw("head, byte by byte", tuple(bytes([each]) for each in get * 20), (None,), 0.05),
         Raw("body, byte by byte", (post + b"Content-Length: 999\r\n\r\n", *[b" "] * 900), (408,), 0.05),
@@ -441,7 +442,7 @@ class Prober:
 
     def __init__(self, url: str, server: int, options: argparse.Namespace):
         self.url, self.server, self.options = url, server, options
-        self.client = httpx.AsyncClient(timeout=options.seconds + 10, verify=False, limits=httpx.Limits(None, 0))
+        self.client = httpx.AsyncClient(timeout=options.seconds + 10, verify=False, limits=NEW_CONNECTIONS)
         self.health: list[float] = []
 
     async def run(self, requests: list[Hostile | Raw]) -> list[Outcome]:
