@@ -426,7 +426,7 @@ class Outcome:
         seconds: seconds until the last answer.
         cpu: CPU seconds of the server and of the processes that it waited for.
         health: longest wait for /health in seconds.
-        wrong: what is wrong.
+        wrong: reasons why the outcome is wrong; empty if it is right.
     """
 
     name: str

@@ -127,14 +127,14 @@ def check_tags(data: bytes | mmap, name: str) -> None:
         return  # no tags are read
     is_big = data[2] == 43
     entry, pointer = (f"{order}HHQ8s", f"{order}Q") if is_big else (f"{order}HHL4s", f"{order}L")
-    places = [struct.unpack_from(pointer, data, 8 if is_big else 4)[0]] if len(data) >= 16 or not is_big else []
-    seen: set[int] = set()
+    offsets = [struct.unpack_from(pointer, data, 8 if is_big else 4)[0]] if len(data) >= 16 or not is_big else []
+    visited: set[int] = set()
     total = 0
-    while places and len(seen) < _MAX_DIRECTORIES:
-        place = places.pop(0)
-        if place in seen or place + 2 > len(data):
+    while offsets and len(visited) < _MAX_DIRECTORIES:
+        place = offsets.pop(0)
+        if place in visited or place + 2 > len(data):
             continue
-        seen.add(place)
+        visited.add(place)
         count = int.from_bytes(data[place : place + (8 if is_big else 2)], "little" if order == "<" else "big")
         if count > MAX_TAGS:
             raise ExcessiveTags(f"{name} has {count} EXIF or TIFF tags; at most {MAX_TAGS} are allowed")
@@ -147,7 +147,7 @@ def check_tags(data: bytes | mmap, name: str) -> None:
             if num_bytes > len(value):
                 total += max(min(num_bytes, len(data) - where), 0)
             if tag in _DIRECTORY_TAGS:
-                places.append(where)
+                offsets.append(where)
         if total > MAX_OVERLAP * len(data) + SLACK:
             raise ExcessiveTags(f"{name} has EXIF or TIFF tags of {total} bytes in {len(data)} bytes of data")
 
