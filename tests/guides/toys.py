@@ -71,6 +71,12 @@ def write_questions(folder: Path) -> None:
         question = document.questions[0]
         rows.append({"image": f"document-{index}.png", "question": question.text, "answer": question.answer})
         rows.append({"image": f"document-{index}.png", "question": "Who painted it?", "answer": "Vermeer"})
+    for file in (folder / "photos").iterdir():
+        if not (mask := folder / "masks" / f"{file.stem}.png").exists():
+            with Image.open(file) as image:
+                classes = Image.new("L", image.size)
+                classes.paste(1, (0, 0, image.width // 2, image.height))
+                classes.save(mask)
     (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
