@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from llava_uhd.cli import app
 from llava_uhd.confidence import Calibration, read_calibration
 from llava_uhd.evaluation.calibration import ScoredAnswers, measure
+from llava_uhd.evaluation.storage import row_checksum
 from llava_uhd.loading import built_in
 
 
@@ -54,6 +55,7 @@ def test_runs_without_token_probabilities_are_refused(runs, tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         del row["metadata"]["token_probability"]
+        row["metadata"]["checksum"] = row_checksum(row)
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     done = CliRunner().invoke(app, ["eval", "calibrate", str(tmp_path / "gray"), str(runs / "synthdoc")])
     assert done.exit_code != 0 and "6 of 6 answers" in str(done.exception)
