@@ -203,8 +203,8 @@ def hostile_images() -> list[Hostile]:
         ),
         "PNG of one row": (_one_row(), (400,)),
         "PPM in Python": (b"P6 2000 2000 100\n" + bytes(12_000_000), (400,)),
-        "WebP of 67 million pixels": (_plain("WEBP", lossless=True), (200, 400)),
-        "AVIF of 67 million pixels": (_plain("AVIF", speed=10), (200, 400)),
+        "WebP of 67 million pixels": (_plain("WEBP", lossless=True), (400,)),
+        "AVIF of 67 million pixels": (_plain("AVIF", speed=10), (400,)),
         "image of nothing": (b"", (400,)),
     }
     requests = [

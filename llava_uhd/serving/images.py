@@ -23,6 +23,9 @@ MAX_READS = (
 )
 MAX_REREAD = 8  # times the bytes of a file that its head and its pixels are read, each
 MAX_PPM_COMMENTS = 100
+# Formats whose decoder takes the whole file in one call, in which nothing else of the server runs.
+DECODED_AT_ONCE = ("WEBP", "AVIF")
+MAX_PIXELS_AT_ONCE = 2**24
 PLAIN_PPM = (b"P1", b"P2", b"P3")  # numbers as text, decoded in Python
 
 
@@ -114,6 +117,11 @@ def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ValueError(f"{name} has {width} x {height} pixels; at least 1 x 1 are needed")
     if width * height > max_pixels:
         raise ValueError(f"{name} has {width} x {height} pixels; at most {max_pixels} are allowed")
+    if image.format in DECODED_AT_ONCE and width * height > MAX_PIXELS_AT_ONCE:
+        raise ValueError(
+            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS_AT_ONCE} are allowed of a {image.format} file, "
+            "which is decoded in one go: send it as PNG or JPEG"
+        )
 
 
 def decode(image: Image.Image, name: str, max_pixels: int, deadline: float) -> Image.Image:

@@ -245,6 +245,15 @@ def test_formats_that_are_read(kind):
     assert decode(image, "image 1", 2**20, time.monotonic() + 60).size == (64, 48)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_formats_that_are_decoded_in_one_go_have_fewer_pixels(kind, monkeypatch):
+    monkeypatch.setattr("llava_uhd.serving.images.MAX_PIXELS_AT_ONCE", 64 * 48 - 1)
+    file = io.BytesIO()
+    random_image(64, 48).save(file, kind)
+    with pytest.raises(ValueError, match=f"64 x 48 pixels; at most 3071 are allowed of a {kind} file"):
+        open_image(file.getvalue(), "image 1", 2**20, time.monotonic() + 60)
+
+
 @pytest.mark.parametrize("values", [{"messages": 0}, {"body_bytes": 0}, {"images": -1}, {"body_seconds": 0}])
 def test_impossible_limits(values):
     with pytest.raises(ValueError, match=next(iter(values))):
