@@ -64,6 +64,8 @@ def test_the_saved_folder_is_like_the_built_in_one_and_carries_no_code(tmp_path)
                 LlavaUhdProcessor.from_pretrained(folder).to_dict()
                 for folder in (tmp_path / "model", BUILT_IN["tiny"])
             )
+        if name == "generation_config.json":
+            saved, shipped = ({**json.loads(each), "transformers_version": ""} for each in (saved, shipped))
         if name == "config.json":
             # Options that came later have their defaults there.
             saved, shipped = (
