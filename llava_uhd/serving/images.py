@@ -119,8 +119,8 @@ def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         raise ValueError(f"{name} has {width} x {height} pixels; at most {max_pixels} are allowed")
     if image.format in DECODED_AT_ONCE and width * height > MAX_PIXELS_AT_ONCE:
         raise ValueError(
-            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS_AT_ONCE} are allowed of a {image.format} file, "
-            "which is decoded in one go: send it as PNG or JPEG"
+            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS_AT_ONCE} are allowed of a {image.format} "
+            "file, which is decoded in one go: send it as PNG or JPEG"
         )
 
 
