@@ -12,7 +12,10 @@ LOAD = """
 import llava_uhd, transformers
 from llava_uhd import registration
 for name in ("Config", "ImageProcessor", "Processor", "Model", "ModelForImageTextToText"):
-    loaded = getattr(transformers, "Auto" + name).from_pretrained(llava_uhd.built_in())
+    auto = getattr(transformers, "Auto" + name)
+    if type(auto).__name__ == "DummyObject":  # until 5.17 or later, without torchvision
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor as auto
+    loaded = auto.from_pretrained(llava_uhd.built_in())
     print(type(loaded).__name__, type(loaded)._auto_class)
 print(any(isinstance(finder, registration.RegistrationHook) for finder in sys.meta_path))
 """

@@ -86,7 +86,7 @@ def test_quit_ends_the_chat(chat, word):
 
 
 def test_questions_that_are_not_utf_8_are_refused(chat, monkeypatch):
-    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8")
+    lines = io.TextIOWrapper(io.BytesIO(b"na\xefve?\n"), encoding="utf-8")
     with monkeypatch.context() as patched:
         patched.setattr(io, "StringIO", lambda _: lines)
         code, _, err = chat([])
