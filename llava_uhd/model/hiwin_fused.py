@@ -514,20 +514,16 @@ def attend(
     weights, pooled = weights.to(dtype), [pooled_level.to(dtype) for pooled_level in pooled]
 
     def attend_heads(first: int, last: int, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        half = len(tensors) // 2
-        out: list[torch.Tensor] = []
+        half, out = len(tensors) // 2, None
         weights_by_level = torch.split(weights[:, first * num_sets : last * num_sets], lengths, dim=-1)
         for level_weights, pooled_level, values in zip(weights_by_level, tensors[:half], tensors[half:], strict=True):
-            summed = (level_weights @ pooled_level.flatten(0, 1)).transpose(0, 1)  # heads here · S, G² · N, K + 1
-            # One product for each set: the rows of its heads lie at one stride, so that nothing is copied.
-            of_sets = [summed[index::num_sets] for index in range(num_sets)]  # each heads here, G² · N, K + 1
-            if out:
-                out = [
-                    torch.baddbmm(so_far, rows, values[first:last]) for so_far, rows in zip(out, of_sets, strict=True)
-                ]
-            else:
-                out = [rows @ values[first:last] for rows in of_sets]
-        return torch.stack(out, dim=1)  # heads here, S, G² · N, d
+            summed = level_weights @ pooled_level.flatten(0, 1)  # G² · N, heads here · S, K + 1
+            # One product for each head and set: their rows lie at one stride, so that nothing is copied.
+            values = values[first:last].repeat_interleave(num_sets, dim=0)  # heads here · S, K + 1, d
+            summed = summed.transpose(0, 1)  # heads here · S, G² · N, K + 1
+            out = summed @ values if out is None else torch.baddbmm(out, summed, values)
+        assert out is not None
+        return out
 
     values = [level.values.to(dtype) for level in folded.levels]
     count = max(piece_size(weights.device) // (len(weights) * num_sets * values[0].shape[1]), 1)
