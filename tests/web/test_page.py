@@ -265,6 +265,8 @@ class TestInBrowser:
         page.goto(url)
         page.locator("#chat").wait_for()
         assert page.get_by_role("heading", name="LLaVA-UHD").count() == 1
+        # Examples are drawn after the page.
+        page.wait_for_function("[...document.querySelectorAll('.gallery-item')].every(e => e.firstElementChild)")
         nameless = page.evaluate(
             """() => [...document.querySelectorAll('button, input, textarea, select')]
                 .filter(e => e.offsetParent !== null)
