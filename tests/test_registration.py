@@ -13,7 +13,7 @@ import llava_uhd, transformers
 from llava_uhd import registration
 for name in ("Config", "ImageProcessor", "Processor", "Model", "ModelForImageTextToText"):
     auto = getattr(transformers, "Auto" + name)
-    if type(auto).__name__ == "DummyObject":  # until 5.17 or later, without torchvision
+    if type(auto).__name__ == "DummyObject":  # transformers 5.17 without torchvision
         from transformers.models.auto.image_processing_auto import AutoImageProcessor as auto
     loaded = auto.from_pretrained(llava_uhd.built_in())
     print(type(loaded).__name__, type(loaded)._auto_class)
