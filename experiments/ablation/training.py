@@ -2,13 +2,19 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from experiments.tiny_v1.optimization import build_optimizers, optimize, set_rate
+from experiments.common.muon import parameter_groups
+from experiments.common.trainer import EvaluationMode, Job, Measures, Numbered, cosine
+from experiments.common.trainer import train as train_job
 from experiments.tiny_v1.setting import PATCH_SIZE, WIDTH
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.model.vision_tower import patches_to_pixels
@@ -69,7 +75,7 @@ def ratio(pages: list[list[float]]) -> float:
     return sum(numerator for numerator, _ in pages) / sum(denominator for _, denominator in pages)
 
 
-class Reader(nn.Module):
+class Reader(EvaluationMode):
     """A row's projector and its readout: predictions (N, T, outputs) for each window.
 
     Args:
@@ -85,9 +91,9 @@ class Reader(nn.Module):
         if upsampler is not None:
             load_upsampler(model, upsampler)
         train_only(model, config, [part for part in row.trained if part in parts_of(model, config)])
-        # In evaluation mode: dropout is meant for stage 0.
-        self.projector = model.model.multi_modal_projector.eval()
+        self.projector = model.model.multi_modal_projector
         self.readout = nn.Linear(WIDTH, outputs)
+        self.eval()
 
     def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """Predict from features (N, C, H, W) and pixels (N, 3, ., .)."""
@@ -145,26 +151,66 @@ def run_row(
     torch.manual_seed(seed)
     reader = Reader(row, task.outputs, upsampler)
     views = views_of(train, row)
-    optimizers = build_optimizers([reader], LEARNING_RATE, LEARNING_RATE, head=reader.readout)
-    parameters = [parameter for parameter in reader.parameters() if parameter.requires_grad]
-    stream = draw_pages(len(views.symbols), batch, seed)
-    curve: list[list[float]] = []
+
+    def loss(pages: torch.Tensor, step: int) -> tuple[torch.Tensor, Measures]:
+        return task.loss(reader(*take(views, pages)), task.targets(views, pages)), {}
+
+    def batches(first: int) -> Iterator[Numbered]:
+        return enumerate(draw_pages(len(views.symbols), batch, seed), start=1)
+
     points = {round(steps * point / CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)}
-    seconds = 0.0
-    for step in range(1, steps + 1):
-        start = time.process_time()
-        pages = next(stream)
-        set_rate(optimizers, step / steps, step / min(WARMUP, steps))
-        loss = task.loss(reader(*take(views, pages)), task.targets(views, pages))
-        optimize(loss, optimizers, parameters)
-        seconds += time.process_time() - start
-        if step in points:
-            first = measure(reader, row, task, held_out, CURVE_PAGES)
-            curve.append([step, round(seconds, 2), round(ratio(first), 5)])
+    curve = Curve(points, lambda: ratio(measure(reader, row, task, held_out, CURVE_PAGES)))
+    with TemporaryDirectory() as folder:
+        train_job(
+            Job(
+                Path(folder),
+                reader,
+                loss,
+                batches,
+                steps,
+                parameter_groups([reader], LEARNING_RATE, LEARNING_RATE, head=reader.readout),
+                lambda done: cosine((done + 1) / steps, (done + 1) / min(WARMUP, steps)),
+                seed=seed,
+                checkpoints=False,
+                callbacks=[curve],
+            )
+        )
     scores = measure(reader, row, task, held_out)
     learned = sum(p.numel() for p in reader.projector.parameters() if p.requires_grad)
     tokens = views.symbols.shape[1] * views.symbols.shape[2]
-    return Run(name, task_name, seed, budget, steps, tokens, learned, round(seconds, 2), scores, curve)
+    seconds = round(curve.seconds, 2)
+    return Run(name, task_name, seed, budget, steps, tokens, learned, seconds, scores, curve.points)
+
+
+class Curve(TrainerCallback):
+    """Process time of the training, measuring apart, and the score at some steps.
+
+    Args:
+        steps: steps after which the score is measured.
+        score: measures it.
+
+    Attributes:
+        seconds: process time so far.
+        points: (step, seconds, score).
+    """
+
+    def __init__(self, steps: set[int], score: Callable[[], float]):
+        self.steps, self.score = steps, score
+        self.seconds, self.began = 0.0, 0.0
+        self.points: list[list[float]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.began = time.process_time()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds += time.process_time() - self.began
+        if state.global_step in self.steps:
+            self.points.append([state.global_step, round(self.seconds, 2), round(self.score(), 5)])
+        self.began = time.process_time()
 
 
 @torch.no_grad()

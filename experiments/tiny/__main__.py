@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from ..common.trainer import Stop
 from .calculation import describe_plan
 from .folder import save_folder
 from .setting import PLAN, load_plan
-from .trainer import train
+from .trainer import Options, train
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,15 +44,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown phases {sorted(unknown)}; known are {[phase.name for phase in plan.phases]}")
     if options.threads:
         torch.set_num_threads(options.threads)
+    stop = Stop(options.minutes)
+    stop.listen()
     done = train(
         plan,
         options.out,
-        options.seed,
-        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        minutes=options.minutes,
-        workers=options.workers,
-        compiled=options.compile,
-        only=tuple(options.phases),
+        Options(
+            seed=options.seed,
+            device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            stop=stop,
+            workers=options.workers,
+            compiled=options.compile,
+            only=tuple(options.phases),
+        ),
     )
     if done and not options.phases:
         save_folder(options.out, plan.setting)

@@ -13,6 +13,7 @@ from ..tiny_v1.folder import _without_code as without_code
 from ..tiny_v1.tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
 from .network import Network, assemble
 from .setting import Setting, build_config
+from .trainer import CHECKPOINT
 
 
 def save_folder(out: Path, setting: Setting) -> Path:
@@ -23,7 +24,7 @@ def save_folder(out: Path, setting: Setting) -> Path:
         setting: sizes of the model.
     """
     network = Network(setting)
-    network.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")["network"])
+    network.load_state_dict(torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")["network"])
     folder = out / "model"
     model = assemble(network).bfloat16()
     model.generation_config = GenerationConfig(

@@ -55,13 +55,13 @@ def start_workers(count: int) -> Pool | None:
 def stream_batches(
     setting: Setting, phase: Phase, seed: int, first: int, pool: Pool | None
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Endless batches with their numbers.
+    """Endless batches, each with the number to begin with for the one after it.
 
     Args:
         setting: sizes of the model.
-        phase: function that makes a sample.
+        phase: phase of the training.
         seed: seed of the pages.
-        first: number of the first batch batches: group · GROUP + place in the group.
+        first: number of the first batch: group · GROUP + place in the group.
         pool: processes that draw pages, one group ahead; None draws them here.
     """
     group, skip = divmod(first, GROUP)
@@ -74,7 +74,7 @@ def stream_batches(
         random.Random(f"batches:{seed}:{group}").shuffle(batches)
         for place, batch in enumerate(batches):
             if place >= skip:
-                yield group * GROUP + place, batch
+                yield group * GROUP + place + 1, batch
         group, skip = group + 1, 0
 
 

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from llava_uhd.model.layout import layout_views
 
+from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
-from ..tiny_v1.optimization import answer_loss
+from ..tiny_v1.losses import answer_loss
 from ..tiny_v1.samples import collate
 from .network import Network
 from .samples import Sample
@@ -29,10 +30,10 @@ class Score:
     """
 
     loss: torch.Tensor
-    measures: dict[str, tuple[float, float]]
+    measures: Measures
 
 
-def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[float, float]]]:
+def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, Measures]:
     """Cross entropy of the symbols, and how many characters, and how many windows with text, are right.
 
     Args:
@@ -69,7 +70,7 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     symbols = torch.cat([sample.symbols for sample in samples]).to(device)
     codes = encode_symbols(symbols, network.readout.vectors)
     reading = codes.new_zeros(())
-    measures: dict[str, tuple[float, float]] = {}
+    measures: Measures = {}
     drawn = [sample for sample in samples if sample.patches is not None]
     if drawn:
         tokens = network.image_tokens(*pixels_of(drawn, device)).float()

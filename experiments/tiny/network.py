@@ -6,7 +6,6 @@ the end; the readout compares tokens with the vectors of the code, slot by slot.
 Shapes: B batch, L length, T image tokens of the batch, E width, S slots, P patches.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from llava_uhd.model.hiwin import HiWinProjector
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.model.vision_tower import encode_views
 
+from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID
 from .setting import Setting, build_config
 from .symbols import NUM_SYMBOLS, symbol_vectors
@@ -41,10 +41,11 @@ class Readout(nn.Module):
         return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
 
 
-class Network(nn.Module):
+class Network(EvaluationMode):
     """Model, `code_map` and readouts.
 
     Attributes:
+        fixed: names of parameters that no phase trains.
         patch_head: throw-away head of the tower's own phase.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the last layer but one finds it, and together with those of the last its whole code fits through.
@@ -54,8 +55,7 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.setting = setting
-        # In evaluation mode: the up-sampler's dropout would blur what is to be read.
-        self.model = LlavaUhdForConditionalGeneration(build_config(setting)).eval()
+        self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
         self.patch_head = nn.Linear(setting.vision_width, setting.slots * NUM_SYMBOLS)
@@ -63,6 +63,8 @@ class Network(nn.Module):
         nn.init.normal_(self.language_model.embed_tokens.weight, std=0.1)
         nn.init.normal_(self.tower.embeddings.position_embedding.weight, std=0.1)
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
+        self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        self.eval()
         self.heads = ((last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups)))
 
     @property
@@ -143,7 +145,3 @@ def assemble(network: Network) -> LlavaUhdForConditionalGeneration:
     assert isinstance(projector, HiWinProjector)
     projector.proj.copy_(projector.proj @ network.code_map.weight.cpu().T)
     return model
-
-
-def parameters_of(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -1,178 +1,135 @@
 """Runs the phases of a plan, resumes where a run stopped, and stops when told to.
 
-A checkpoint holds the network, the optimizers and the number of the next batch, and is replaced as a whole: after each
-few minutes, at the end of a phase, when the time is up, and on SIGTERM or Ctrl-C. The random numbers of a batch are a
-function of its number, so that a run in pieces is the run in one piece.
+`checkpoint.pt` holds the network after the finished phases; the phase that is running has a folder with checkpoints of
+its own. The random numbers of a batch are a function of its number, so that a run in pieces is the run in one piece.
 """
 
-import os
-import signal
-import time
-from collections import defaultdict
-from multiprocessing.pool import Pool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..tiny_v1.optimization import Log, build_optimizers, mixed_precision, optimize, set_rate
+from llava_uhd.files import replace_file
+
+from ..common.muon import parameter_groups
+from ..common.trainer import Job, Measures, Stop, append_log, cosine, mixed_precision
+from ..common.trainer import train as train_job
 from .loader import start_workers, stream_batches
 from .losses import SCORES
-from .network import Network, parameters_of
+from .network import Network
+from .samples import Sample
 from .setting import Phase, Plan
 
-SAVE_SECONDS, LOG_SECONDS = 240.0, 30.0
+CHECKPOINT = "checkpoint.pt"
 WARMUP = 50
 
 
-class Stop:
-    """Return True if the run should stop: its time is up, or the process was asked to end."""
+@dataclass(frozen=True)
+class Options:
+    """Options of a run of a plan.
 
-    def __init__(self, minutes: float | None):
-        self.end = None if minutes is None else time.monotonic() + 60 * minutes
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-    def __bool__(self) -> bool:
-        return self.asked or (self.end is not None and time.monotonic() >= self.end)
-
-
-def phase_optimizers(network: Network, phase: Phase) -> tuple[list[torch.optim.Optimizer], list[torch.nn.Parameter]]:
-    """Optimizers of what a phase trains, and its parameters."""
-    vision = [network.tower, network.projector, network.readout]
-    language = [network.language_model, network.model.lm_head, network.code_map]
-    if phase.kind == "vision" and not phase.projector:
-        learning = [network.tower, network.patch_head]
-        optimizers = build_optimizers(
-            learning, muon_rate=phase.tower_rate, adam_rate=phase.tower_rate, head=network.patch_head
-        )
-        return optimizers, parameters_of(learning)
-    optimizers = []
-    learning = []
-    if phase.kind in ("vision", "joint"):
-        # In the joint phase the whole vision half goes at the tower's rate.
-        rate = phase.rate if phase.kind == "vision" else phase.tower_rate
-        optimizers += build_optimizers(vision[1:], muon_rate=rate, adam_rate=rate)
-        optimizers += build_optimizers([network.tower], muon_rate=phase.tower_rate, adam_rate=phase.tower_rate)
-        learning += vision
-    if phase.kind in ("reader", "joint"):
-        optimizers += build_optimizers(
-            language, muon_rate=phase.rate, adam_rate=phase.rate, head=network.model.lm_head
-        )
-        learning += language
-    return optimizers, parameters_of(learning)
-
-
-def train(
-    plan: Plan,
-    out: Path,
-    seed: int,
-    device: str,
-    *,
-    minutes: float | None = None,
-    workers: int = 1,
-    compiled: bool = False,
-    only: tuple[str, ...] = (),
-) -> bool:
-    """Run the phases that are not finished; True if all are.
-
-    Args:
-        plan: model and phases.
-        out: folder of the checkpoint and the log; a run in it is resumed.
+    Attributes:
         seed: seed of weights and pages.
         device: `cpu` or `cuda`.
-        minutes: stop with a checkpoint after so long; None runs to the end.
-        workers: processes that draw pages.
+        stop: true once the run should stop with a checkpoint.
+        workers: processes that draw pages; 0 draws them in this one.
         compiled: compile the language model, for accelerators.
         only: names of the phases to run; all if empty. Each begins with the weights that are there.
     """
+
+    seed: int = 0
+    device: str = "cpu"
+    stop: Stop = field(default_factory=Stop)
+    workers: int = 1
+    compiled: bool = False
+    only: tuple[str, ...] = ()
+
+
+def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
+    """Return the parameter groups of what a phase trains; everything else gets no gradients."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in network.fixed)
+    vision = [network.projector, network.readout]
+    language = [network.language_model, network.model.lm_head, network.code_map]
+    groups = []
+    if phase.kind == "vision" and not phase.projector:
+        groups += parameter_groups(
+            [network.tower, network.patch_head], phase.tower_rate, phase.tower_rate, head=network.patch_head
+        )
+    elif phase.kind in ("vision", "joint"):
+        # In the joint phase the whole vision half goes at the tower's rate.
+        rate = phase.rate if phase.kind == "vision" else phase.tower_rate
+        groups += parameter_groups(vision, rate, rate)
+        groups += parameter_groups([network.tower], phase.tower_rate, phase.tower_rate)
+    if phase.kind in ("reader", "joint"):
+        groups += parameter_groups(language, phase.rate, phase.rate, head=network.model.lm_head)
+    learning = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    return groups
+
+
+def train(plan: Plan, out: Path, options: Options) -> bool:
+    """Run the phases that are not finished; return True if all are.
+
+    Args:
+        plan: model and phases.
+        out: folder of checkpoints and log; a run in it is resumed.
+        options: options of the run.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    stop, pool = Stop(minutes), start_workers(workers)
-    network = Network(plan.setting, seed)
-    state: dict[str, Any] = {"finished": []}
-    if (out / "checkpoint.pt").exists():
-        state = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
+    pool = start_workers(options.workers)
+    network = Network(plan.setting, options.seed)
+    finished: list[str] = []
+    if (out / CHECKPOINT).exists():
+        state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
         network.load_state_dict(state["network"])
-    network.to(device)
-    if compiled:
+        finished = state["finished"]
+    if options.compiled:
         network.language_model.compile(dynamic=True)
     try:
         for phase in plan.phases:
-            if phase.name in state["finished"] or (only and phase.name not in only):
+            if phase.name in finished or (options.only and phase.name not in options.only):
                 continue
-            progress = state.get("phase") if (state.get("phase") or {}).get("name") == phase.name else None
-            if not train_phase(network, phase, out, seed, device, stop, pool, progress, state["finished"]):
+            if not train_job(phase_job(network, phase, out / phase.name, options, pool)):
                 return False
-            state = {"finished": [*state["finished"], phase.name]}
+            finished = [*finished, phase.name]
+            with replace_file(out / CHECKPOINT) as file:
+                torch.save({"network": network.state_dict(), "finished": finished}, file)
+            append_log(out / phase.name, phase.name, out / "log.jsonl")
     finally:
         if pool is not None:
             pool.terminate()
     return True
 
 
-def train_phase(
-    network: Network,
-    phase: Phase,
-    out: Path,
-    seed: int,
-    device: str,
-    stop: Stop,
-    pool: Pool | None,
-    progress: dict[str, Any] | None,
-    finished: list[str],
-) -> bool:
-    """Train one phase from its beginning or from a checkpoint's progress; True if it came to its end."""
-    log = Log(out / "log.jsonl", phase.name)
-    optimizers, parameters = phase_optimizers(network, phase)
-    step, batch, seconds = 0, 0, 0.0
-    if progress is not None:
-        step, batch, seconds = progress["step"], progress["batch"], progress["seconds"]
-        for optimizer, values in zip(optimizers, progress["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
+def phase_job(network: Network, phase: Phase, out: Path, options: Options, pool: Any) -> Job:
+    """Return one phase of a plan.
+
+    Args:
+        network: network with the weights of the phase before.
+        phase: the phase.
+        out: folder of the phase.
+        options: options of the run.
+        pool: processes that draw pages, or None.
+    """
     (begin, end), score = phase.cosine, SCORES[phase.kind]
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    pages = 0
-    started = logged = saved = time.monotonic()
-    first_seconds = seconds
 
-    def save(done: bool) -> None:
-        content = {"network": network.state_dict(), "finished": [*finished, phase.name] if done else finished}
-        if not done:
-            content["phase"] = {
-                "name": phase.name,
-                "step": step,
-                "batch": batch,
-                "seconds": seconds,
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }
-        torch.save(content, out / "checkpoint.tmp")
-        os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
+    def loss(samples: list[Sample], step: int) -> tuple[torch.Tensor, Measures]:
+        with mixed_precision(options.device):
+            found = score(network, phase, samples, options.device)
+        return found.loss, found.measures
 
-    stream = stream_batches(network.setting, phase, seed, batch, pool)
-    while step < phase.steps and not stop:
-        number, samples = next(stream)
-        set_rate(optimizers, begin + (end - begin) * step / phase.steps, (step + 1) / WARMUP)
-        with mixed_precision(device):
-            found = score(network, phase, samples, device)
-        optimize(found.loss, optimizers, parameters)
-        step, batch = step + 1, number + 1
-        pages += len(samples)
-        now = time.monotonic()
-        seconds = first_seconds + now - started
-        for name, (total, count) in {"loss": (found.loss.item(), 1.0), **found.measures}.items():
-            sums[name][0] += total
-            sums[name][1] += count
-        if now - logged > LOG_SECONDS or step == phase.steps:
-            means = {name: total / count for name, (total, count) in sums.items() if count}
-            log.write(step=step, phase_seconds=round(seconds), pages=pages, cpu_seconds=time.process_time(), **means)
-            sums.clear()
-            pages, logged = 0, now
-        if now - saved > SAVE_SECONDS:
-            save(done=False)
-            saved = now
-    save(done=step >= phase.steps)
-    return step >= phase.steps
+    return Job(
+        out,
+        network,
+        loss,
+        lambda first: stream_batches(network.setting, phase, options.seed, first, pool),
+        phase.steps,
+        phase_groups(network, phase),
+        lambda done: cosine(begin + (end - begin) * done / phase.steps, (done + 1) / WARMUP),
+        device=options.device,
+        seed=options.seed,
+        stop=options.stop,
+    )

@@ -4,8 +4,9 @@
 
 Tower and decoder first learn to read and to answer, standing in for CLIP and Vicuna; then come stages 0, 1 and 2 as
 published (see `published`). Stages run in this order, each reading what those before it wrote into the folder, so that
-a run can be taken up at any of them: `--stages align instruct finish`. The decoder's first phases and the tower do not
-need each other and may run side by side, in folders of their own; so do `decoder-long` and `projector-long`.
+a run can be taken up at any of them, `--stages align instruct finish`, and one that was killed resumes within its
+stage. The decoder's first phases and the tower do not need each other and may run side by side, in folders of their
+own; so do `decoder-long` and `projector-long`.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu or cuda; the accelerator if there is one")
     parser.add_argument("--shorten", type=int, default=1, help="divide all steps by this, to try things out")
     options = parser.parse_args(arguments)
+    from ..common.trainer import append_log
     from . import decoder, folder, join, published, vision
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
             folder.save_folder(published.tuned(out), out / "tiny")
         else:
             decoder.train_decoder(out, seed, device, stage.removeprefix("decoder-"), shorten)
+        if (out / stage / "log.jsonl").is_file():
+            append_log(out / stage, stage, out / "log.jsonl")
 
 
 if __name__ == "__main__":

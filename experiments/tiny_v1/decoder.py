@@ -17,7 +17,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from llava_uhd.synthetic import make_document
 
-from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
+from ..common.muon import parameter_groups
+from ..common.trainer import EvaluationMode, Job, Measures, cosine, mixed_precision, skipping, train
+from .losses import answer_loss
 from .samples import Sample, batches, collate, make_sample
 from .setting import WIDTH, build_config
 from .symbols import encode_symbols, sequence_symbols, symbol_vectors
@@ -67,7 +69,7 @@ PHASES = {
 FIRST_WARMUP, WARMUP = 100, 20
 
 
-class SymbolReader(nn.Module):
+class SymbolReader(EvaluationMode):
     """The decoder with the matrix that takes a window's code into its embeddings."""
 
     def __init__(self):
@@ -152,35 +154,48 @@ def draw_codes(samples: list[Sample], rng: random.Random, draws: int, vectors: t
 def train_decoder(out: Path, seed: int, device: str, name: str, shorten: int = 1, log_every: int = 20) -> None:
     """One phase: reads `decoder.pt` of the phase before, writes it anew."""
     torch.manual_seed(seed)
-    log = Log(out / "log.jsonl", f"decoder-{name}")
     place, phase = list(PHASES).index(name), PHASES[name]
     reader = SymbolReader()
     if place > 0:
         reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True))
-    reader.to(device)
     vectors = symbol_vectors()
-    optimizers = build_optimizers([reader], muon_rate=phase.rate, adam_rate=phase.rate, head=reader.decoder.lm_head)
-    parameters = list(reader.parameters())
-    stream = batches(lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place)
-    right = asked = 0
-    losses: list[tuple[float, float]] = []
     last, (start, end) = max(phase.steps // shorten, 1), phase.cosine
-    for step in range(1, last + 1):
-        samples = next(stream)
+
+    def loss(samples: list[Sample], step: int) -> tuple[torch.Tensor, Measures]:
         rng = random.Random(f"jitter:{seed}:{name}:{step}")
         codes = draw_codes(samples, rng, phase.draws, vectors).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
-        set_rate(optimizers, start + (end - start) * step / last, step / (WARMUP if place else FIRST_WARMUP))
         with mixed_precision(device):
             hidden, attention = reader(input_ids, codes, pointers, phase.heads)
-        loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
+        of_answers, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         pointing = pointing_loss(attention)
-        optimize(loss + phase.pointing * pointing, optimizers, parameters)
-        losses.append((loss.item(), pointing.item()))
-        right, asked = right + exact, asked + answers
-        if step % log_every == 0 or step == last:
-            means = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
-            log.write(step=step, loss=means[0], pointing=means[1], exact=right / asked)
-            losses, right, asked = [], 0, 0
-        if step % 100 == 0 or step == last:
-            torch.save(reader.state_dict(), out / "decoder.pt")
+        measures = {
+            "answer_loss": (of_answers.item(), 1.0),
+            "pointing": (pointing.item(), 1.0),
+            "exact": (exact, answers),
+        }
+        return of_answers + phase.pointing * pointing, measures
+
+    def rate(done: int) -> float:
+        warmed_up = (done + 1) / (WARMUP if place else FIRST_WARMUP)
+        return cosine(start + (end - start) * (done + 1) / last, warmed_up)
+
+    train(
+        Job(
+            out / f"decoder-{name}",
+            reader,
+            loss,
+            skipping(
+                lambda: batches(
+                    lambda index: phase_sample(phase, seed, index), phase.batch_size, first=1_000_000 * place
+                )
+            ),
+            last,
+            parameter_groups([reader], muon_rate=phase.rate, adam_rate=phase.rate, head=reader.decoder.lm_head),
+            rate,
+            device=device,
+            seed=seed,
+            log_every=log_every,
+        )
+    )
+    torch.save(reader.state_dict(), out / "decoder.pt")

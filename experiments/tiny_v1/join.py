@@ -19,11 +19,21 @@ from llava_uhd.model.hiwin import HiWinProjector
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration, LlavaUhdModel
 from llava_uhd.synthetic import make_document, render
 
+from ..common.muon import parameter_groups
+from ..common.trainer import Job, Measures, Parts, cosine, mixed_precision, skipping, train
 from .decoder import READING, SymbolReader, draw_codes, pointing_loss
-from .optimization import Log, answer_loss, build_optimizers, mixed_precision, optimize, set_rate
+from .losses import answer_loss
 from .samples import Sample, batches, collate, make_sample
 from .symbols import encode_symbols, sequence_symbols
-from .vision import DISTANCE, build_image_processor, build_model, load_vision, save_vision, score
+from .vision import (
+    DISTANCE,
+    build_image_processor,
+    build_model,
+    load_vision,
+    save_vision,
+    score,
+    vision_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -69,52 +79,60 @@ def train_join(out: Path, seed: int, device: str, name: str, shorten: int = 1, l
     """One part: reads `decoder.pt` and `vision.pt`, writes them anew."""
     torch.manual_seed(seed)
     place, part = list(PARTS).index(name), PARTS[name]
-    log = Log(out / "log.jsonl", name)
     vision, readout = load_vision(out, device)
-    reader = SymbolReader().to(device)
-    reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True, map_location=device))
-    optimizers = build_optimizers([reader], muon_rate=part.rate, adam_rate=part.rate, head=reader.decoder.lm_head)
-    learning: list[nn.Module] = [reader]
-    if part.vision_rate > 0:
-        learning += [vision.vision_tower, vision.multi_modal_projector, readout]
-        optimizers += build_optimizers(learning[1:], muon_rate=part.vision_rate, adam_rate=part.vision_rate)
-    parameters = [parameter for module in learning for parameter in module.parameters() if parameter.requires_grad]
-    stream = batches(lambda index: join_sample(seed + 2, index), part.batch_size, first=1_000_000 * place)
-    history: list[tuple[float, ...]] = []
-    last = max(part.steps // shorten, 1)
-    for step in range(1, last + 1):
-        samples = next(stream)
+    reader = SymbolReader()
+    reader.load_state_dict(torch.load(out / "decoder.pt", weights_only=True, map_location="cpu"))
+    reader.to(device)
+    last, trained = max(part.steps // shorten, 1), part.vision_rate > 0
+    parts = vision_parts(vision, readout)
+    groups = parameter_groups([reader], muon_rate=part.rate, adam_rate=part.rate, head=reader.decoder.lm_head)
+    if trained:
+        groups += parameter_groups([parts], muon_rate=part.vision_rate, adam_rate=part.vision_rate)
+    else:
+        parts.requires_grad_(False)
+
+    def draw_or_see(samples: list[Sample], step: int) -> torch.Tensor:
+        if part.alternate and step % 2:
+            rng = random.Random(f"jitter:{seed}:{name}:{step}")
+            return draw_codes(samples, rng, DRAWS, readout.vectors.cpu()).to(device)
+        return torch.cat(vision.get_image_features(**draw(samples).to(device)).pooler_output).float()
+
+    def loss(samples: list[Sample], step: int) -> tuple[torch.Tensor, Measures]:
         symbols = torch.cat([torch.from_numpy(sequence_symbols(s.document, s.plan)) for s in samples]).to(device)
         input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))
-        set_rate(optimizers, step / last, step / 20)
         with mixed_precision(device):
-            if part.alternate and step % 2:
-                rng = random.Random(f"jitter:{seed}:{name}:{step}")
-                codes = draw_codes(samples, rng, DRAWS, readout.vectors.cpu()).to(device)
-            else:
-                with torch.set_grad_enabled(part.vision_rate > 0):
-                    codes = torch.cat(vision.get_image_features(**draw(samples).to(device)).pooler_output).float()
+            codes = draw_or_see(samples, step)
             hidden, attention = reader(input_ids, codes, pointers, READING)
-        loss, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
+        of_answers, exact, answers = answer_loss(hidden.float(), labels, reader.decoder.lm_head)
         pointing = pointing_loss(attention)
-        entropy, _, read = score(readout(codes), symbols)
+        entropy, measures = score(readout(codes), symbols)
         reading = entropy + DISTANCE * F.mse_loss(codes, encode_symbols(symbols, readout.vectors))
-        optimize(loss + POINTING_WEIGHT * pointing + READING_WEIGHT * reading, optimizers, parameters)
-        history.append((loss.item(), pointing.item(), read, exact, answers))
-        if step % log_every == 0 or step == last:
-            losses, pointings, reads, rights, asked = zip(*history, strict=True)
-            log.write(
-                step=step,
-                loss=sum(losses) / len(history),
-                pointing=sum(pointings) / len(history),
-                text_windows=sum(reads) / len(history),
-                exact=sum(rights) / sum(asked),
-            )
-            history = []
-        if step % 50 == 0 or step == last:
-            torch.save(reader.state_dict(), out / "decoder.pt")
-            if part.vision_rate > 0:
-                save_vision(out, vision, readout)
+        measures |= {
+            "answer_loss": (of_answers.item(), 1.0),
+            "pointing": (pointing.item(), 1.0),
+            "exact": (exact, answers),
+        }
+        return of_answers + POINTING_WEIGHT * pointing + READING_WEIGHT * reading, measures
+
+    train(
+        Job(
+            out / name,
+            Parts({"reader": reader, **parts}),
+            loss,
+            skipping(
+                lambda: batches(lambda index: join_sample(seed + 2, index), part.batch_size, first=1_000_000 * place)
+            ),
+            last,
+            groups,
+            lambda done: cosine((done + 1) / last, (done + 1) / 20),
+            device=device,
+            seed=seed,
+            log_every=log_every,
+        )
+    )
+    torch.save(reader.state_dict(), out / "decoder.pt")
+    if trained:
+        save_vision(out, vision, readout)
 
 
 def assemble_saved(out: Path) -> LlavaUhdForConditionalGeneration:

@@ -6,7 +6,6 @@ it that. Stage 2 has three parts, each on new documents and from the weights of 
 on as the first, `instruct-last` does so on tables and charts above all, where most of the mistakes were.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -74,7 +73,7 @@ def write_data(out: Path, seed: int, shorten: int = 1) -> None:
 
 
 def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
-    """A stage: reads `model`, `documents` and the stages before, writes a folder of its name, adds to the log."""
+    """A stage: reads `model`, `documents` and the stages before, writes a folder of its name."""
     folder = out / stage
     overrides = [f"out={folder}", f"seed={seed}", f"schedule.max_steps={max(STEPS[stage] // shorten, 1)}"]
     overrides += [text.format(out=out) for text in OVERRIDES[stage]]
@@ -83,8 +82,6 @@ def train_published(out: Path, seed: int, stage: str, shorten: int = 1) -> None:
         train_upsampler(recipe)
     else:
         train_stage(recipe)
-    with (folder / "log.jsonl").open() as lines, (out / "log.jsonl").open("a") as log:
-        log.writelines(json.dumps({"stage": stage, **json.loads(line)}) + "\n" for line in lines)
 
 
 def tuned(out: Path) -> LlavaUhdForConditionalGeneration:

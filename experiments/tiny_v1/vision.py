@@ -8,6 +8,7 @@ characters.
 
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from llava_uhd.model.vision_tower import encode_views
 from llava_uhd.synthetic import Document, make_document, make_scribble, render
 from llava_uhd.training.assembly import read_upsampler
 
-from .optimization import Log, build_optimizers, mixed_precision, optimize, set_rate
+from ..common.muon import parameter_groups
+from ..common.trainer import Job, Measures, Parts, cosine, mixed_precision, skipping, train
 from .setting import MAX_SLICES, PATCH_SIZE, QUERY_GRID, VIEW_SIZE, VISION_WIDTH, build_config
 from .symbols import EMPTY, NUM_SYMBOLS, PLACES, encode_symbols, plan_of, symbol_vectors, view_symbols
 
@@ -74,6 +76,24 @@ def make_page(seed: str, index: int, documents: int) -> Document:
     return make_document(seed, index, scales=SCALES)
 
 
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views of one shape.
+
+    Attributes:
+        shape: rows and columns of patches.
+        patches: (N, H·W, 3·p·p).
+        symbols: (N, G², S).
+    """
+
+    shape: Shape
+    patches: torch.Tensor
+    symbols: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+
 class ViewStream:
     """Batches of views of one shape, each view once, from pages drawn anew."""
 
@@ -98,17 +118,17 @@ class ViewStream:
             if (symbols != EMPTY).mean() > 0.02 or self.rng.random() < 0.1:
                 self.waiting[shape].append((view, symbols))
 
-    def batch(self) -> tuple[Shape, torch.Tensor, torch.Tensor]:
-        """A shape, with patches (N, H·W, 3·p·p) and symbols (N, G², S)."""
-        while max((len(views) for views in self.waiting.values()), default=0) < VIEWS:
-            self.draw_page()
-        shape = max(self.waiting, key=lambda shape: len(self.waiting[shape]))
-        views, symbols = zip(*self.waiting.pop(shape), strict=True)
-        return shape, torch.stack(views).float(), torch.from_numpy(np.stack(symbols))
+    def __iter__(self) -> Iterator[ViewBatch]:
+        while True:
+            while max((len(views) for views in self.waiting.values()), default=0) < VIEWS:
+                self.draw_page()
+            shape = max(self.waiting, key=lambda shape: len(self.waiting[shape]))
+            views, symbols = zip(*self.waiting.pop(shape), strict=True)
+            yield ViewBatch(shape, torch.stack(views).float(), torch.from_numpy(np.stack(symbols)))
 
 
-def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, float, float]:
-    """Cross entropy of the symbols, the part of all windows without an error, and that of windows with text.
+def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, Measures]:
+    """Cross entropy of the symbols; windows without an error, of all and of those with text.
 
     Args:
         scores: (..., S, symbols).
@@ -117,22 +137,10 @@ def score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Tensor, fl
     right = (scores.detach().argmax(dim=-1) == symbols).all(dim=-1)
     text = (symbols != EMPTY).any(dim=-1)
     entropy = F.cross_entropy(scores.flatten(0, -2), symbols.flatten())
-    return entropy, right.float().mean().item(), right[text].float().mean().item()
-
-
-class Progress:
-    """Means of what a step gives, logged every few steps."""
-
-    def __init__(self, log: Log, steps: int, every: int):
-        self.log, self.steps, self.every = log, steps, every
-        self.history: list[tuple[float, ...]] = []
-
-    def add(self, step: int, *values: float) -> None:
-        self.history.append(values)
-        if step % self.every == 0 or step == self.steps:
-            loss, windows, text = (sum(column) / len(self.history) for column in zip(*self.history, strict=True))
-            self.log.write(step=step, loss=loss, windows=windows, text_windows=text)
-            self.history = []
+    return entropy, {
+        "windows": (right.sum().item(), right.numel()),
+        "text_windows": (right[text].sum().item(), text.sum().item()),
+    }
 
 
 def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
@@ -148,27 +156,32 @@ def build_model(seed: int) -> LlavaUhdForConditionalGeneration:
 def train_tower(out: Path, seed: int, device: str, shorten: int = 1, log_every: int = 100) -> None:
     """The tower with its throw-away head; writes `tower.pt`."""
     steps = max(TOWER_STEPS // shorten, 1)
-    progress = Progress(Log(out / "log.jsonl", "tower"), steps, log_every)
     tower = build_model(seed).model.vision_tower
     head = nn.Linear(VISION_WIDTH, PLACES * NUM_SYMBOLS)
-    tower, head = tower.to(device), head.to(device)
-    optimizers = build_optimizers([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head)
-    parameters = [*tower.parameters(), *head.parameters()]
-    stream = ViewStream(f"tower:{seed}", overviews=False)
-    for step in range(1, steps + 1):
-        shape, patches, symbols = stream.batch()
-        set_rate(optimizers, step / steps, step / 100)
+
+    def loss(batch: ViewBatch, step: int) -> tuple[torch.Tensor, Measures]:
         with mixed_precision(device):
-            features = encode_views(tower, patches.to(device), shape, feature_layer=-2)
+            features = encode_views(tower, batch.patches.to(device), batch.shape, feature_layer=-2)
             scores = head(features.permute(0, 2, 3, 1)).unflatten(-1, (PLACES, NUM_SYMBOLS))
-        rows, columns = min(shape[0], QUERY_GRID), min(shape[1], QUERY_GRID)
-        symbols = symbols.unflatten(1, (QUERY_GRID, QUERY_GRID))
-        scores, symbols = scores[:, :rows, :columns].float(), symbols[:, :rows, :columns].to(device)
-        loss, windows, text = score(scores, symbols)
-        optimize(loss, optimizers, parameters)
-        progress.add(step, loss.item(), windows, text)
-        if step % 200 == 0 or step == steps:
-            torch.save(tower.state_dict(), out / "tower.pt")
+        rows, columns = (min(side, QUERY_GRID) for side in batch.shape)
+        symbols = batch.symbols.unflatten(1, (QUERY_GRID, QUERY_GRID))
+        return score(scores[:, :rows, :columns].float(), symbols[:, :rows, :columns].to(device))
+
+    train(
+        Job(
+            out / "tower",
+            Parts({"tower": tower, "head": head}),
+            loss,
+            skipping(lambda: iter(ViewStream(f"tower:{seed}", overviews=False))),
+            steps,
+            parameter_groups([tower, head], muon_rate=2e-3, adam_rate=2e-3, head=head),
+            lambda done: cosine((done + 1) / steps, (done + 1) / 100),
+            device=device,
+            seed=seed,
+            log_every=log_every,
+        )
+    )
+    torch.save(tower.state_dict(), out / "tower.pt")
 
 
 class CharacterReadout(nn.Module):
@@ -196,11 +209,9 @@ def train_projector(out: Path, seed: int, device: str, name: str, shorten: int =
     """
     phase = PROJECTOR_PHASES[name]
     steps = max(phase.steps // shorten, 1)
-    progress = Progress(Log(out / "log.jsonl", name), steps, log_every)
     if name == next(iter(PROJECTOR_PHASES)):
         model, readout = build_model(seed).model, CharacterReadout()
         model.vision_tower.load_state_dict(torch.load(out / "tower.pt", weights_only=True))
-        model, readout = model.to(device), readout.to(device)
     else:
         model, readout = load_vision(out, device)
     if phase.upsampler:
@@ -209,30 +220,44 @@ def train_projector(out: Path, seed: int, device: str, name: str, shorten: int =
         upsampler.load_state_dict(read_upsampler(str(out / "upsampler")))
         upsampler.requires_grad_(False)
         upsampler.fixup_proj.requires_grad_(True)
-    halves = [model.vision_tower, model.multi_modal_projector]
-    fast = build_optimizers(
-        [model.multi_modal_projector, readout], muon_rate=phase.muon_rate, adam_rate=phase.adam_rate
-    )
-    slow = build_optimizers([model.vision_tower], muon_rate=phase.tower_rate, adam_rate=phase.tower_rate)
-    parameters = [p for module in (*halves, readout) for p in module.parameters() if p.requires_grad]
-    stream = ViewStream(f"{name}:{seed}", phase.documents)
-    for step in range(1, steps + 1):
-        shape, patches, symbols = stream.batch()
-        symbols = symbols.to(device)
-        set_rate([*fast, *slow], step / steps, step / 50)
+
+    def loss(batch: ViewBatch, step: int) -> tuple[torch.Tensor, Measures]:
+        symbols = batch.symbols.to(device)
         with mixed_precision(device):
-            tokens = model.project_views(patches.to(device), shape).float()
-        entropy, windows, text = score(readout(tokens), symbols)
-        loss = entropy + DISTANCE * F.mse_loss(tokens, encode_symbols(symbols, readout.vectors))
-        optimize(loss, [*fast, *slow], parameters)
-        progress.add(step, loss.item(), windows, text)
-        if step % 100 == 0 or step == steps:
-            save_vision(out, model, readout)
+            tokens = model.project_views(batch.patches.to(device), batch.shape).float()
+        entropy, measures = score(readout(tokens), symbols)
+        return entropy + DISTANCE * F.mse_loss(tokens, encode_symbols(symbols, readout.vectors)), measures
+
+    train(
+        Job(
+            out / name,
+            vision_parts(model, readout),
+            loss,
+            skipping(lambda: iter(ViewStream(f"{name}:{seed}", phase.documents))),
+            steps,
+            [
+                *parameter_groups(
+                    [model.multi_modal_projector, readout], muon_rate=phase.muon_rate, adam_rate=phase.adam_rate
+                ),
+                *parameter_groups([model.vision_tower], muon_rate=phase.tower_rate, adam_rate=phase.tower_rate),
+            ],
+            lambda done: cosine((done + 1) / steps, (done + 1) / 50),
+            device=device,
+            seed=seed,
+            log_every=log_every,
+        )
+    )
+    save_vision(out, model, readout)
+
+
+def vision_parts(model: LlavaUhdModel, readout: CharacterReadout) -> Parts:
+    """Tower, projector and readout of the vision half, by name."""
+    return Parts({"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout})
 
 
 def save_vision(out: Path, model: LlavaUhdModel, readout: CharacterReadout) -> None:
     """Writes `vision.pt`: tower, projector and readout."""
-    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
+    parts = vision_parts(model, readout)
     torch.save({name: part.state_dict() for name, part in parts.items()}, out / "vision.pt")
 
 
@@ -240,7 +265,6 @@ def load_vision(out: Path, device: str) -> tuple[LlavaUhdModel, CharacterReadout
     """Reads `vision.pt`."""
     model, readout = build_model(0).model, CharacterReadout()
     states = torch.load(out / "vision.pt", weights_only=True)
-    parts = {"tower": model.vision_tower, "projector": model.multi_modal_projector, "readout": readout}
-    for name, part in parts.items():
+    for name, part in vision_parts(model, readout).items():
         part.load_state_dict(states[name])
     return model.to(device), readout.to(device)

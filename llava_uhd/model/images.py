@@ -118,15 +118,20 @@ def open_image(source: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS
 
 
 def _warn_of_pages(image: Image.Image, name: str) -> None:
-    """Warn that a TIFF has further pages: frames of an animation may go unseen, pages of a document may not."""
+    """Warn that a TIFF has further pages: frames of an animation may go unseen, pages of a document may not.
+
+    Raises:
+        ValueError: the file names a second page that cannot be read.
+    """
     if image.format != "TIFF":
         return
     try:
         image.seek(1)
     except EOFError:
         return
-    finally:
-        image.seek(0)
+    except Exception as error:  # of any kind, as when a file is opened
+        raise ValueError(f"{name} cannot be read behind its first page: {error}") from error
+    image.seek(0)
     warnings.warn(f"{name} has several pages, and the first is taken; llava_uhd.pages opens them all", stacklevel=4)
 
 

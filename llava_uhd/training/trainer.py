@@ -123,7 +123,8 @@ class StageTrainer(Trainer):
     Args:
         rates: learning rate by parameter group.
         group_of: function that maps a parameter name to its parameter group.
-        order: sampler of the training samples, with `steps` of an epoch and `set_epoch`.
+        order: sampler of the training samples, with `steps` of an epoch and `set_epoch`; None for a data set that is
+            iterated.
         meter: throughput meter, with `add` and `read`.
         max_loss_rise: loss limit, see `MonitoringRecipe`.
         checkpoints_kept: number of complete checkpoints kept.
@@ -156,7 +157,8 @@ class StageTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress(self.out / "log.jsonl"))
-        self.add_callback(_SetEpoch(order))
+        if order is not None:
+            self.add_callback(_SetEpoch(order))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -187,15 +189,18 @@ class StageTrainer(Trainer):
         try:
             loss = self._backward(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            shape = tuple(next(iter(inputs.values())).shape)
             raise RunStopped(
-                f"out of memory at step {self.state.global_step + 1} on a batch of {shape}: lower {self.advice}; "
-                + self._kept()
+                f"out of memory at step {self.state.global_step + 1} on a batch of {self._size(inputs)}: "
+                f"lower {self.advice}; {self._kept()}"
             ) from error
         if not torch.isfinite(loss):
             raise RunStopped(f"the loss is {loss.item()} at step {self.state.global_step + 1}; " + self._save_batch())
         self.meter.add(inputs)
         return loss
+
+    def _size(self, inputs: dict[str, Any]) -> str:
+        """Return the size of a batch, for messages."""
+        return str(tuple(next(iter(inputs.values())).shape))
 
     def _backward(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the loss of a micro-batch and add its gradients; return the loss."""

@@ -216,9 +216,12 @@ def _is_sharded() -> bool:
 def _lower_frozen(model: torch.nn.Module, recipe: TuningRecipe) -> None:
     if recipe.optimization.precision == "fp32" or _is_sharded():
         return
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.dtype == torch.float32:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    for module in model.modules():
+        # Behind what is trained, a LayerNorm gets float32, which on a CPU it takes in no lower precision than its own.
+        if not isinstance(module, torch.nn.LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.dtype == torch.float32:
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _refuse_zero3(trainer: StageTrainer) -> None:

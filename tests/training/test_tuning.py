@@ -61,6 +61,15 @@ def test_align_trains_the_projector_from_the_overview_alone(recipe_values, model
     assert json.loads((Path(trained.model) / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_what_is_frozen_behind_a_trained_tower_takes_its_float32(recipe_values):
+    """The tower's last LayerNorm is not trained, and runs on what comes out of the layers that are."""
+    recipe_values["optimization"]["precision"] = "bf16"
+    recipe_values["schedule"]["max_steps"] = 1
+    trained = train_stage(build_recipe(recipe_values))
+    assert {"vision_tower", "vision_tower (not run)"} <= {row.part for row in trained.parts}
+    assert all(value.dtype == torch.bfloat16 for value in weights(trained.model).values())
+
+
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_align_trains_tower_and_upsampler_where_they_have_rates(recipe_values, model_folder, checkpoint_activations):
     """The first step of Adam moves a weight by its learning rate at most, and some of each part by all of it."""

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
+from experiments.common.trainer import Stop
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.losses import SCORES, reading_score
@@ -26,7 +27,7 @@ from experiments.tiny.symbols import (
     view_symbols,
     window_symbols,
 )
-from experiments.tiny.trainer import train
+from experiments.tiny.trainer import Options, train
 from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
 
@@ -118,7 +119,7 @@ def test_batches_keep_within_their_tokens_and_lose_no_sample():
 def test_a_stream_resumes_with_the_next_batch():
     whole = stream_batches(SMALL, READER, 0, 0, None)
     numbered = [next(whole) for _ in range(5)]
-    again = stream_batches(SMALL, READER, 0, numbered[2][0] + 1, None)
+    again = stream_batches(SMALL, READER, 0, numbered[2][0], None)
     number, batch = next(again)
     assert number == numbered[3][0]
     assert [sample.input_ids for sample in batch] == [sample.input_ids for sample in numbered[3][1]]
@@ -164,39 +165,31 @@ def test_assembling_keeps_the_tokens():
 
 
 def test_a_run_in_pieces_is_the_run_in_one_piece(tmp_path):
-    plan = Plan(SMALL, (READER,))
-    assert train(plan, tmp_path / "whole", 0, "cpu", workers=0)
-    pieces = tmp_path / "pieces"
-    for _ in range(6):
-        if train(plan, pieces, 0, "cpu", minutes=1e-9, workers=0):
-            break
-        # Time is up at once: one step more each time.
-        limited = Plan(SMALL, (Phase(**{**vars(READER)}),))
-        _one_step(limited, pieces)
-    whole, parts = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (tmp_path / "whole", pieces))
-    assert whole["finished"] == parts["finished"] == ["reader"]
-    for name, value in whole["network"].items():
-        assert torch.equal(value, parts["network"][name]), name
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 3 and "exact" in lines[-1]
+    plan, whole, pieces = Plan(SMALL, (READER,)), tmp_path / "whole", tmp_path / "pieces"
+    assert train(plan, whole, Options(workers=0))
+    # Time is up at once: one step each time.
+    assert [train(plan, pieces, Options(workers=0, stop=Stop(minutes=0.0))) for _ in range(3)] == [False, False, True]
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, pieces)]
+    assert states[0]["finished"] == states[1]["finished"] == ["reader"]
+    for name, value in states[0]["network"].items():
+        assert torch.equal(value, states[1]["network"][name]), name
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    (logged,) = [line for line in lines if "loss" in line]
+    assert logged["step"] == 3 and logged["stage"] == "reader" and 0 <= logged["exact"] <= 1
+    steps = [json.loads(line) for line in (pieces / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3]
 
 
-def _one_step(plan, out):
-    """One step of a run, as if its time were up after it."""
-    from experiments.tiny import trainer
-
-    class After(trainer.Stop):
-        checks = 0
-
-        def __bool__(self):
-            self.checks += 1
-            return self.checks > 1
-
-    original, trainer.Stop = trainer.Stop, After
-    try:
-        train(plan, out, 0, "cpu", workers=0)
-    finally:
-        trainer.Stop = original
+def test_a_phase_leaves_what_it_does_not_train(tmp_path):
+    before = Network(SMALL).state_dict()
+    assert train(Plan(SMALL, (VISION,)), tmp_path, Options(workers=0))
+    after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
+    changed = {
+        name.split(".")[2 if name.startswith("model.model") else 0]
+        for name in before
+        if not torch.equal(before[name], after[name])
+    }
+    assert changed == {"vision_tower", "patch_head"}
 
 
 def test_the_plan_fits_the_wheel_and_names_every_phase():

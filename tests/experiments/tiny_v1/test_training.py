@@ -12,7 +12,7 @@ from experiments.tiny_v1.__main__ import STAGES, main
 from experiments.tiny_v1.decoder import SymbolReader
 from experiments.tiny_v1.folder import save_folder
 from experiments.tiny_v1.join import assemble
-from experiments.tiny_v1.optimization import answer_loss
+from experiments.tiny_v1.losses import answer_loss
 from experiments.tiny_v1.samples import IGNORED
 from experiments.tiny_v1.vision import build_model
 from llava_uhd.evaluation.pipeline import RunOptions, evaluate_task

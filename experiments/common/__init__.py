@@ -1,0 +1,1 @@
+"""Trainer of small modules and its optimizer, for all experiments."""
