@@ -1,6 +1,5 @@
 """`llava-uhd bench`: the reference formulation against this package, on random weights of any size."""
 
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from .compare import BenchRow, Setting
@@ -115,72 +115,72 @@ def settings(
     return Settings(sizes, Setting.on(target, getattr(torch, dtype), runs, matmul_side), as_json)
 
 
-def verb(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function of `Settings` and options of its own as a verb that takes the shared options too."""
+class Verb(TyperCommand):
+    """A verb that takes the options of `settings` beside its own; its function finds them in `context.obj`."""
 
-    def mount(function: Callable[..., None]) -> Callable[..., None]:
-        shared = inspect.signature(settings).parameters
-        own = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "bench"]
-        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *shared.values())]
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        shared = typer.Typer(add_completion=False)
+        shared.command()(settings)
+        self.shared = typer.main.get_command(shared).params
+        self.params += self.shared
 
-        def command(**options: Any) -> None:
-            bench = settings(**{name: options.pop(name) for name in shared})
-            function(bench=bench, **options)
-
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        command.__doc__ = function.__doc__
-        app.command(name, epilog=f"Example: llava-uhd bench {name} {example}")(command)
-        return function
-
-    return mount
+    def invoke(self, context: Any) -> Any:
+        """Read the shared options, then run the verb with its own."""
+        context.obj = settings(**{option.name: context.params.pop(option.name) for option in self.shared})
+        return super().invoke(context)
 
 
-@verb("projector", "--views 1 --json")
-def projector(bench: Settings, views: Views = 1) -> None:
+@app.command("projector", cls=Verb, epilog="Example: llava-uhd bench projector --views 1 --json")
+def projector(context: typer.Context, views: Views = 1) -> None:
     """Measure pyramid and projector alone, on random features."""
     from .compare import projector_row
 
+    bench: Settings = context.obj
     _report(bench, projector_row(bench.sizes, views, bench.setting))
 
 
-@verb("vision", "--image 1008x672")
-def vision(bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
+@app.command("vision", cls=Verb, epilog="Example: llava-uhd bench vision --image 1008x672")
+def vision(context: typer.Context, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
     """Measure the whole vision path of an image, encoder included: pixels to image tokens."""
     from .compare import vision_row
 
+    bench: Settings = context.obj
     _report(bench, vision_row(bench.sizes, _image(image), max_slices, bench.setting))
 
 
-@verb("prefill", "--device cuda:0 --dtype bfloat16")
-def prefill(bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
+@app.command("prefill", cls=Verb, epilog="Example: llava-uhd bench prefill --device cuda:0 --dtype bfloat16")
+def prefill(context: typer.Context, image: ImageSize = "1008x672", max_slices: MaxSlices = 7) -> None:
     """Measure pixels to the first token: the vision path, and the language model over the whole prompt."""
     from .compare import prefill_row
 
+    bench: Settings = context.obj
     _report(bench, prefill_row(bench.sizes, _image(image), max_slices, bench.setting))
 
 
-@verb("generate", "--text-layers 2 --new-tokens 16")
+@app.command("generate", cls=Verb, epilog="Example: llava-uhd bench generate --text-layers 2 --new-tokens 16")
 def generate(
-    bench: Settings, image: ImageSize = "1008x672", max_slices: MaxSlices = 7, new_tokens: NewTokens = 32
+    context: typer.Context, image: ImageSize = "1008x672", max_slices: MaxSlices = 7, new_tokens: NewTokens = 32
 ) -> None:
     """Measure pixels to a greedy answer."""
     from .compare import generate_row
 
+    bench: Settings = context.obj
     _report(bench, generate_row(bench.sizes, _image(image), max_slices, new_tokens, bench.setting))
 
 
-@verb("train-step", "--views 4")
-def train_step(bench: Settings, views: Views = 4) -> None:
+@app.command("train-step", cls=Verb, epilog="Example: llava-uhd bench train-step --views 4")
+def train_step(context: typer.Context, views: Views = 4) -> None:
     """Measure forward and backward pass of pyramid and projector, tower and up-sampler frozen."""
     from .compare import train_step_row
 
+    bench: Settings = context.obj
     _report(bench, train_step_row(bench.sizes, views, bench.setting))
 
 
-@verb("growth", "--save growth.png")
+@app.command("growth", cls=Verb, epilog="Example: llava-uhd bench growth --save growth.png")
 def growth(
-    bench: Settings,
+    context: typer.Context,
     views: Numbers = "1,2,4,8,12,18,24,36",
     sides: Numbers = "336,672,1008,1344,1680",
     batches: Numbers = "1,2,4",
@@ -191,6 +191,7 @@ def growth(
     from .growth import growth as measure
     from .growth import growth_figure
 
+    bench: Settings = context.obj
     counts = _numbers("--views", views), _numbers("--sides", sides), _numbers("--batches", batches)
     rows = measure(bench.sizes, *counts, max_slices, bench.setting)
     if save is not None:
