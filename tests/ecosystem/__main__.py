@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,14 @@ class Tool:
     def requirements(self) -> Path:
         return HERE / "requirements" / f"{self.name}.txt"
 
+    @property
+    def installed_as(self) -> str:
+        """Checksum of all that decides what is installed."""
+        text = self.requirements.read_text()
+        files = [self.requirements.parent / name for name in re.findall(r"^-r (\S+)", text, flags=re.MULTILINE)]
+        parts = [text, *(file.read_text() for file in files), repr(self), (ROOT / "pyproject.toml").read_text()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
 
 TOOLS = [
     # The CPU build asks for torchvision, torchaudio and torchcodec, which have no CPU build beside its torch. Its
@@ -79,11 +88,8 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
     """Make the tool's environment, unless it is there with these requirements; return its Python."""
     folder = home / tool.name
     python = folder / "bin" / "python"
-    expected = hashlib.sha256(
-        b"\n".join([tool.requirements.read_bytes(), repr(tool).encode(), (ROOT / "pyproject.toml").read_bytes()])
-    ).hexdigest()
     stamp = folder / ".installed"
-    if stamp.is_file() and stamp.read_text() == expected:
+    if stamp.is_file() and stamp.read_text() == tool.installed_as:
         return python
     if not python.is_file():
         run([sys.executable, "-m", "venv", str(folder)], log)
@@ -100,7 +106,7 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     run([*pip, "--no-deps", "-e", str(ROOT)], log)
-    stamp.write_text(expected)
+    stamp.write_text(tool.installed_as)
     return python
 
 
