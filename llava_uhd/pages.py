@@ -342,6 +342,12 @@ def page_scale(width: float, height: float, num_pixels: int, name: str = "page")
 def _open_tiff(source: bytes | Path, name: str) -> "Image.Image":
     from PIL import Image
 
+    from .model.exif import ExcessiveTags, check_file_tags, check_path_tags
+
+    try:
+        check_file_tags(source, name) if isinstance(source, bytes) else check_path_tags(str(source), name)
+    except ExcessiveTags as error:
+        raise InputError(str(error)) from error
     try:
         return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=["TIFF"])
     except Exception as error:  # Pillow's readers meet damaged files with errors of any kind

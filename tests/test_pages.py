@@ -2,6 +2,8 @@
 
 import base64
 import re
+import struct
+import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -10,11 +12,13 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from typer.main import get_command
 
 from llava_uhd.cli import app
 from llava_uhd.pages import OVERSAMPLING, count_pages, open_all, open_pages, page_scale, select_pages
 from llava_uhd.planning import ImagePlanner
+from llava_uhd.serving.documents import read_pages
 from tests.conftest import random_image
 from tests.documents import page_images, write_encrypted_pdf, write_pdf, write_tiff
 
@@ -121,6 +125,44 @@ def test_encrypted_damaged_and_too_long_documents_are_refused(folder, tmp_path):
 def test_a_large_page_of_a_tiff_is_refused_before_it_is_decoded(folder):
     with pytest.raises(ValueError, match=r"page 1 of 3 has 496 x 702 pixels; at most 1000 "):
         open_pages(folder / "three.tif", max_pixels=1000)
+
+
+def tags_over_tags(before: int, size: int = 100_000) -> bytes:
+    """A TIFF whose page behind so many others has 1,000 tags that point to the same bytes."""
+    content = b"II*\0" + struct.pack("<I", 8)
+    for _ in range(before):
+        width, height = ((256 + index, 4, 1, 1) for index in range(2))
+        page = struct.pack("<H", 2) + struct.pack("<HHII", *width) + struct.pack("<HHII", *height)
+        content += page + struct.pack("<I", len(content) + len(page) + 4)
+    place = len(content) + 2 + 12 * 1000 + 4
+    tags = b"".join(struct.pack("<HHII", 0x8000 + index, 7, size, place) for index in range(1000))
+    return content + struct.pack("<H", 1000) + tags + bytes(4 + size)
+
+
+@pytest.mark.parametrize("before", [0, 1, 40])
+def test_tags_of_the_same_bytes_are_refused_on_every_page(before, tmp_path, monkeypatch):
+    content, read, load = tags_over_tags(before), [], ImageFileDirectory_v2.load
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda self, file: (read.append(1), load(self, file)))
+    file = tmp_path / "pages.tiff"
+    file.write_bytes(content)
+    for source in (content, file):
+        for door in (open_pages, count_pages):
+            with pytest.raises(ValueError, match=r"has EXIF or TIFF tags of 100000000 bytes in 11"):
+                door(source)
+    assert not read
+    with pytest.raises(ValueError, match="pages.tiff has EXIF or TIFF tags of 1000000"):
+        read_pages(content, "pages.tiff", 50, 10**6, 10**6, 60, time.monotonic() + 60)
+
+
+def test_directories_over_each_other_are_refused():
+    """Each begins one tag behind the one before, so that a small file has very many tags to read."""
+    content = bytearray(b"II*\0" + struct.pack("<I", 8) + bytes(50_000))
+    for number in range(20):
+        place = 8 + 12 * number
+        content[place : place + 2] = struct.pack("<H", 4_000)
+        content[place + 48_002 : place + 48_006] = struct.pack("<I", place + 12)
+    with pytest.raises(ValueError, match="pages.tiff has 12000 or more EXIF or TIFF tags in 50008 bytes"):
+        count_pages(bytes(content), "pages.tiff")
 
 
 def test_pages_are_rendered_at_what_the_slices_can_use(folder):

@@ -23,6 +23,7 @@ _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _DIRECTORY_TAGS = (0x8769, 0x8825, 0xA005, 0x014A)  # EXIF, GPS, interoperability, sub-images
 _MAX_DIRECTORIES = 16
+_MAX_PAGES = 10_000  # whose directories are followed
 _APP1, _APP2, _SCAN = 0xE1, 0xE2, 0xDA
 _FILL = re.compile(rb"\xff*")
 # Entry of an AVIF file's list of items: version and flags, number of 2 or 4 bytes, protection, type.
@@ -61,7 +62,7 @@ def check_file_tags(content: bytes | mmap, name: str) -> bytes | None:
         for tags in _jpeg_tags(content, name):
             check_tags(tags, name)
     elif head[:4] in _TIFF_MAGICS:
-        check_tags(content, name)
+        check_tags(content, name, pages=True)
     elif head[4:8] == b"ftyp" and _AVIF_EXIF.search(content):
         return _AVIF_EXIF.sub(rb"\1none", content)
     return None
@@ -110,12 +111,13 @@ def _jpeg_tags(data: bytes | mmap, name: str) -> Iterator[bytes]:
     yield b"".join(exif)
 
 
-def check_tags(data: bytes | mmap, name: str) -> None:
+def check_tags(data: bytes | mmap, name: str, pages: bool = False) -> None:
     """Check that the tags of EXIF or TIFF data have no more bytes together than the data.
 
     Args:
         data: TIFF header and what follows it; with or without the prefix of EXIF.
         name: name of the image for error messages.
+        pages: check the directories of all pages, not the first alone.
 
     Raises:
         ExcessiveTags: they have, or a directory has more than `MAX_TAGS`.
@@ -129,8 +131,8 @@ def check_tags(data: bytes | mmap, name: str) -> None:
     entry, pointer = (f"{order}HHQ8s", f"{order}Q") if is_big else (f"{order}HHL4s", f"{order}L")
     offsets = [struct.unpack_from(pointer, data, 8 if is_big else 4)[0]] if len(data) >= 16 or not is_big else []
     visited: set[int] = set()
-    total = 0
-    while offsets and len(visited) < _MAX_DIRECTORIES:
+    total = entries = 0
+    while offsets and len(visited) < _MAX_DIRECTORIES + pages * _MAX_PAGES:
         place = offsets.pop(0)
         if place in visited or place + 2 > len(data):
             continue
@@ -140,7 +142,11 @@ def check_tags(data: bytes | mmap, name: str) -> None:
             raise ExcessiveTags(f"{name} has {count} EXIF or TIFF tags; at most {MAX_TAGS} are allowed")
         first = place + (8 if is_big else 2)
         size = struct.calcsize(entry)
-        for start in range(first, min(first + count * size, len(data) - size + 1), size):
+        starts = range(first, min(first + count * size, len(data) - size + 1), size)
+        entries += len(starts)
+        if entries > MAX_TAGS + len(data) // size:  # directories lie over each other
+            raise ExcessiveTags(f"{name} has {entries} or more EXIF or TIFF tags in {len(data)} bytes of data")
+        for start in starts:
             tag, kind, number, value = struct.unpack_from(entry, data, start)
             num_bytes = number * _TYPE_SIZES.get(kind, 0)
             where = struct.unpack(pointer, value)[0]
@@ -148,6 +154,9 @@ def check_tags(data: bytes | mmap, name: str) -> None:
                 total += max(min(num_bytes, len(data) - where), 0)
             if tag in _DIRECTORY_TAGS:
                 offsets.append(where)
+        following = data[first + count * size : first + count * size + struct.calcsize(pointer)]
+        if pages and len(following) == struct.calcsize(pointer):
+            offsets += [where for where in struct.unpack(pointer, following) if where]
         if total > MAX_OVERLAP * len(data) + SLACK:
             raise ExcessiveTags(f"{name} has EXIF or TIFF tags of {total} bytes in {len(data)} bytes of data")
 

@@ -7,6 +7,7 @@ A PDF may take any time to render, and its renderer cannot be interrupted. The p
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from ..pages import TIFF_MAGICS, is_pdf
 from .generation import DeadlineExceeded
 
 MAX_PROCESSES = 2  # at a time
+NICENESS = 10  # of a process: the answers of others go first
 MAX_MEMORY = 4 * 2**30  # bytes of address space of a process
 _PLACES = threading.BoundedSemaphore(MAX_PROCESSES)
 
@@ -74,6 +76,9 @@ def _tiff_files(content: bytes, name: str, max_pages: int, max_pixels: int) -> l
     """Return the pages of a TIFF, each as a TIFF of its own, which keeps every color mode."""
     from PIL import Image, ImageOps
 
+    from ..model.exif import check_file_tags
+
+    check_file_tags(content, name)
     files = []
     with Image.open(BytesIO(content), formats=["TIFF"]) as image:
         for number in range(max_pages + 1):
@@ -113,6 +118,7 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        os.nice(NICENESS)
     values = json.loads(sys.argv[1])
     content, name = sys.stdin.buffer.read(), values["name"]
     try:

@@ -176,7 +176,7 @@ def test_a_second_page_that_cannot_be_read_is_named():
     first = int.from_bytes(content[4:8], "little")
     following = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
     assert content[following : following + 4] == bytes(4)  # no further page
-    content[following] = 1
+    content[following : following + 2] = (following + 2).to_bytes(2, "little")  # a directory without tags
     with pytest.raises(ValueError, match="^image cannot be read behind its first page: "):
         decode_image(bytes(content))
 
