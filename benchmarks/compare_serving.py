@@ -64,11 +64,20 @@ class Server:
 
 
 @contextmanager
-def serve(checkout: Path, log: Path) -> Iterator[Server]:
-    """Start the server of a checkout."""
+def serve(checkout: Path, log: Path, *options: str, one_thread: bool = True) -> Iterator[Server]:
+    """Start the server of a checkout.
+
+    Args:
+        checkout: folder of the revision.
+        log: file for what the server writes.
+        options: further options of `serve`.
+        one_thread: run it with `OMP_NUM_THREADS=1`; otherwise as a user's shell would.
+    """
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    if not one_thread:
+        del environment["OMP_NUM_THREADS"]
     command = [sys.executable, "-m", "llava_uhd.cli", "serve", "--model", "tiny", "--port", "0", "--json"]
-    command += ["--dtype", "float32", "--device", "cpu"]
+    command += ["--dtype", "float32", "--device", "cpu", *options]
     with (
         log.open("w") as errors,
         subprocess.Popen(
