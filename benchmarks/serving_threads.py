@@ -51,8 +51,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = {
-            name: stack.enter_context(serve(ROOT, Path(folder, f"{len(given)}.log"), *given, one_thread=False))
-            for name, given in SETTINGS.items()
+            name: stack.enter_context(serve(ROOT, Path(folder, f"{len(arguments)}.log"), *arguments, one_thread=False))
+            for name, arguments in SETTINGS.items()
         }
         for state, processes in (("quiet", 0), ("busy", cpus)):
             for server in servers.values():
