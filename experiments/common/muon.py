@@ -32,7 +32,11 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_groups(
-    modules: Iterable[nn.Module], muon_rate: float, adam_rate: float, head: nn.Module | None = None
+    modules: Iterable[nn.Module],
+    muon_rate: float,
+    adam_rate: float,
+    head: nn.Module | None = None,
+    patch_embedding: nn.Conv2d | None = None,
 ) -> list[dict[str, Any]]:
     """Return two groups of what is trained: weights of linear layers, and embeddings, norms, biases, convolutions.
 
@@ -41,6 +45,9 @@ def parameter_groups(
         muon_rate: learning rate of the first group.
         adam_rate: learning rate of the second group.
         head: linear layer that belongs to the second group, as heads do.
+        patch_embedding: convolution that belongs to the first group. Its kernels do not overlap, so that it is a
+            linear layer; the pixels of a patch are so alike that AdamW learns brightness for a long time, and strokes
+            only afterwards.
     """
     matrices: dict[int, nn.Parameter] = {}
     others: dict[int, nn.Parameter] = {}
@@ -48,11 +55,9 @@ def parameter_groups(
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    is_matrix = (
-                        isinstance(layer, nn.Linear)
-                        and layer is not head
-                        and name == "weight"
-                        and min(parameter.shape) >= SMALLEST_SIDE
+                    is_matrix = name == "weight" and (
+                        layer is patch_embedding
+                        or (isinstance(layer, nn.Linear) and layer is not head and min(parameter.shape) >= SMALLEST_SIDE)
                     )
                     (matrices if is_matrix else others)[id(parameter)] = parameter
     return [
@@ -87,11 +92,11 @@ class MuonAdamW(torch.optim.Optimizer):
         of_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
         for matrix in learned:
             of_shape[matrix.shape].append(matrix)
-        for (rows, columns), matrices in of_shape.items():
-            updates = orthogonalize(torch.stack([self._nesterov(matrix) for matrix in matrices]))
-            length = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
+        for matrices in of_shape.values():
+            updates = orthogonalize(torch.stack([self._nesterov(matrix).flatten(1) for matrix in matrices]))
+            length = 0.2 * max(updates.shape[1:]) ** 0.5 * group["lr"]
             for matrix, update in zip(matrices, updates, strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=length)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.view_as(matrix), alpha=length)
 
     def _nesterov(self, matrix: torch.Tensor) -> torch.Tensor:
         assert matrix.grad is not None

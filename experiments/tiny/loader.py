@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from .samples import Sample, make_sample
+from .samples import Sample, make_samples
 from .setting import Phase, Setting
 
 GROUP = 32
@@ -40,8 +40,8 @@ def _start() -> None:
     torch.set_num_threads(1)
 
 
-def _make(arguments: tuple[Setting, Phase, int, int]) -> Sample:
-    return make_sample(*arguments)
+def _make(arguments: tuple[Setting, Phase, int, int]) -> list[Sample]:
+    return make_samples(*arguments)
 
 
 def start_workers(count: int) -> Pool | None:
@@ -69,9 +69,12 @@ def stream_batches(
     while True:
         waiting.append(_order(pool, setting, phase, seed, group + len(waiting)))
         order = waiting.pop(0)
-        samples = order.get() if isinstance(order, AsyncResult) else [_make(each) for each in order]
+        drawn = order.get() if isinstance(order, AsyncResult) else [_make(each) for each in order]
+        samples = [sample for page in drawn for sample in page]
+        rng = random.Random(f"batches:{seed}:{group}")
+        rng.shuffle(samples)
         batches = cut_batches(samples, phase.tokens)
-        random.Random(f"batches:{seed}:{group}").shuffle(batches)
+        rng.shuffle(batches)
         for place, batch in enumerate(batches):
             if place >= skip:
                 yield group * GROUP + place + 1, batch

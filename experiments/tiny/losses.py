@@ -50,19 +50,21 @@ def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Te
     }
 
 
-def vision_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
-    """Naming the characters of each patch, or of each token where the projector learns too."""
-    if phase.projector:
-        tokens = network.image_tokens(*pixels_of(samples, device)).float()
-        symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
-        entropy, measures = reading_score(network.readout(tokens), symbols)
-        distance = F.mse_loss(tokens, encode_symbols(symbols, network.readout.vectors))
-        return Score(entropy + DISTANCE * distance, measures)
-    groups = _by_shape(samples)
-    scores = [network.patch_scores(patches.to(device), shape).flatten(0, 1) for shape, patches, _ in groups]
-    labels = torch.cat([symbols.flatten(0, 1) for *_, symbols in groups]).to(device)
-    entropy, measures = reading_score(torch.cat(scores), labels)
+def tower_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
+    """Naming the character on each cell of each patch, in views of one shape."""
+    patches = torch.stack([sample.patches for sample in samples if sample.patches is not None]).float()
+    symbols = torch.stack([sample.symbols for sample in samples]).to(device)
+    entropy, measures = reading_score(network.patch_scores(patches.to(device)), symbols)
     return Score(entropy, measures)
+
+
+def vision_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
+    """Naming the characters of each image token."""
+    tokens = network.image_tokens(*pixels_of(samples, device)).float()
+    symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
+    entropy, measures = reading_score(network.readout(tokens), symbols)
+    distance = F.mse_loss(tokens, encode_symbols(symbols, network.readout.vectors))
+    return Score(entropy + DISTANCE * distance, measures)
 
 
 def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
@@ -110,19 +112,4 @@ def _in_sequence(network: Network, sample: Sample) -> torch.Tensor:
     return sample.symbols[list(order)]
 
 
-def _by_shape(samples: list[Sample]) -> list[tuple[tuple[int, int], torch.Tensor, torch.Tensor]]:
-    """Views of each shape: the shape, patches (N, H·W, 3·p·p) and symbols (N, H·W, S)."""
-    groups: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for sample in samples:
-        assert sample.patches is not None and sample.view_shapes is not None
-        counts = sample.view_shapes.prod(dim=1).tolist()
-        views = zip(sample.patches.split(counts), sample.symbols.split(counts), strict=True)
-        for (rows, columns), view in zip(sample.view_shapes.tolist(), views, strict=True):
-            groups.setdefault((rows, columns), []).append(view)
-    return [
-        (shape, torch.stack([patches for patches, _ in views]).float(), torch.stack([symbols for _, symbols in views]))
-        for shape, views in groups.items()
-    ]
-
-
-SCORES = {"vision": vision_score, "reader": sequence_score, "joint": sequence_score}
+SCORES = {"tower": tower_score, "vision": vision_score, "reader": sequence_score, "joint": sequence_score}

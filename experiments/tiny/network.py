@@ -6,6 +6,7 @@ the end; the readout compares tokens with the vectors of the code, slot by slot.
 Shapes: B batch, L length, T image tokens of the batch, E width, S slots, P patches.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,8 +20,27 @@ from llava_uhd.model.vision_tower import encode_views
 
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID
-from .setting import Setting, build_config
+from .setting import CELLS, Setting, build_config
 from .symbols import NUM_SYMBOLS, symbol_vectors
+
+POSITION_SCALE = 0.4
+
+
+@torch.no_grad()
+def draw_positions(table: torch.Tensor) -> None:
+    """Set the positions of a square grid, (1 + g², D), to sines and cosines of row and column.
+
+    They are learned from there on. Attention to a neighbor is the same product everywhere with them, which random
+    positions would have to learn place by place.
+    """
+    side, count = round((len(table) - 1) ** 0.5), table.shape[1] // 4
+    place = torch.arange(side, dtype=torch.float32)
+    # Wavelengths from two patches to four times the grid.
+    angles = place[:, None] * math.pi * torch.logspace(0, -math.log10(2 * side), count)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1)
+    table.normal_(std=0.02)
+    table[1:, : 4 * count] += POSITION_SCALE * grid.flatten(0, 1)
 
 
 class Readout(nn.Module):
@@ -58,10 +78,10 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        self.patch_head = nn.Linear(setting.vision_width, setting.slots * NUM_SYMBOLS)
+        self.patch_head = nn.Linear(setting.vision_width, math.prod(CELLS) * NUM_SYMBOLS)
         nn.init.orthogonal_(self.code_map.weight, gain=0.1)
         nn.init.normal_(self.language_model.embed_tokens.weight, std=0.1)
-        nn.init.normal_(self.tower.embeddings.position_embedding.weight, std=0.1)
+        draw_positions(self.tower.embeddings.position_embedding.weight)
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.eval()
@@ -79,11 +99,12 @@ class Network(EvaluationMode):
     def language_model(self) -> Any:
         return self.model.model.language_model
 
-    def patch_scores(self, patches: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """Scores of the symbols in each patch of views of one shape, (N, H·W, 3·p·p) to (N, H·W, S, symbols)."""
-        features = encode_views(self.tower, patches, shape, self.model.config.vision_feature_layer)
+    def patch_scores(self, patches: torch.Tensor) -> torch.Tensor:
+        """Scores of the symbols on each cell of square views, (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
+        side = self.setting.view_size // self.setting.patch_size
+        features = encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
         scores = self.patch_head(features.flatten(2).transpose(1, 2))
-        return scores.unflatten(-1, (self.setting.slots, NUM_SYMBOLS))
+        return scores.unflatten(-1, (math.prod(CELLS), NUM_SYMBOLS))
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

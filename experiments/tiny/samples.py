@@ -12,8 +12,9 @@ from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_var
 
 from ..tiny_v1.samples import IGNORED
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
+from .crops import cut_crops
 from .setting import Phase, Setting
-from .symbols import patch_symbols, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
+from .symbols import plan_of, run_positions, sequence_symbols, token_grid, view_symbols
 
 # The image's first token comes after the start of the sequence and of the user's turn.
 IMAGE_START = 2
@@ -32,8 +33,9 @@ class Sample:
 
     Attributes:
         input_ids, labels, pointers: values of the sequence; a pointer is the position of the image token in which the
-            next character of an answer is printed, -1 elsewhere. Empty in the phase `vision`.
-        symbols: characters of the image tokens, (T, S), or of views or patches, (N, S), in the phase `vision`.
+            next character of an answer is printed, -1 elsewhere. Empty in the phases `tower` and `vision`.
+        symbols: characters of the image tokens, (T, S), or of the views' tokens, (N, S), in a phase `vision`, or of
+            the cells of patches, (H·W, R·C), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         grid: (columns, rows) of slices, zeros where it was not cut.
@@ -58,8 +60,15 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> Vari
     kind = SCRIBBLE if rng.random() < phase.scribble else None
     views = max(round(phase.views * rng.choice((0.3, 0.6, 1.0, 1.0))), 1)
     shown = views * setting.view_size**2
-    low = 6.0 if kind == SCRIBBLE else 8.5
-    return make_varied(f"{phase.name}:{seed}", index, kind=kind, shown=shown, print_sizes=(low, 26.0))
+    low, high = phase.print
+    return make_varied(
+        f"{phase.name}:{seed}",
+        index,
+        kind=kind,
+        shown=shown,
+        print_sizes=(0.7 * low if kind == SCRIBBLE else low, high),
+        fonts=() if phase.families == "wheel" else None,
+    )
 
 
 def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample:
@@ -76,11 +85,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
     coded = phase.kind == "reader" or (phase.kind == "joint" and rng.random() < phase.symbols)
     if phase.kind == "vision":
-        symbols = (
-            view_symbols(document, plan, setting).reshape(-1, setting.slots)
-            if phase.projector
-            else np.concatenate(patch_symbols(document, plan, setting.slots))
-        )
+        symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
         jitter = np.random.default_rng(rng.getrandbits(32)) if coded else None
@@ -95,6 +100,17 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         )
         sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
     return sample
+
+
+def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[Sample]:
+    """The samples of an index: many views of one page for the tower's own phase, else one; see `make_sample`."""
+    if phase.kind != "tower":
+        return [make_sample(setting, phase, seed, index)]
+    document = draw_document(setting, phase, seed, index)
+    rng = random.Random(f"crops:{phase.name}:{seed}:{index}")
+    crops = cut_crops(document, setting, phase.views, phase.crops, rng)
+    shape = torch.tensor([[setting.view_size // setting.patch_size] * 2])
+    return [Sample([], [], [], symbols, patches, shape) for patches, symbols in crops]
 
 
 def converse(

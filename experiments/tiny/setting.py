@@ -11,6 +11,8 @@ from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
 
 PLAN = Path(__file__).parent / "plan.yaml"
+# Rows and columns of the cells of a patch whose characters the tower's own phase names.
+CELLS = (2, 5)
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,16 @@ class Phase:
     """A part of the training.
 
     Attributes:
-        name: name of the phase in log and folder. `kind`: `vision`, `reader` or `joint`.
+        name: name of the phase in log and folder. `kind`: `tower`, `vision`, `reader` or `joint`.
         steps: optimizer steps.
-        tokens: size of a step: patches for `vision`, positions of the sequences, padding included, for the others.
+        tokens: size of a step: patches for `tower` and `vision`, positions of the sequences, padding included, for the others.
         rate: peak of the language model's learning rate, or of the projector's. `tower_rate`: of the tower's.
         cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
         views: most slices of a page.
         scribble: part of the pages that are random characters.
-        projector: whether the whole path to the tokens learns in `vision`, or the tower alone.
+        print: smallest and largest print in pixels as the model sees it; random characters may be 30 % smaller.
+        families: `all` font families of the machine, or those of the `wheel` alone.
+        crops: views of a page in `tower`.
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
         questions: most questions a page.
@@ -77,7 +81,9 @@ class Phase:
     cosine: tuple[float, float] = (0.0, 1.0)
     views: int = 12
     scribble: float = 0.0
-    projector: bool = False
+    print: tuple[float, float] = (8.5, 26.0)
+    families: str = "all"
+    crops: int = 16
     pointing: float = 0.3
     reading: float = 0.5
     symbols: float = 0.0

@@ -130,17 +130,6 @@ def _overview(
     return symbols
 
 
-def patch_symbols(document: VariedDocument, plan: SlicePlan, slots: int) -> list[np.ndarray]:
-    """Symbols of every patch of every view, (H·W, S) each: labels of the tower alone."""
-    columns, rows = plan.grid or (1, 1)
-    height, width = plan.view_shapes[0]
-    whole = window_symbols(document, (rows * height, columns * width), slots)
-    views = list(whole.reshape(rows, height, columns, width, slots).swapaxes(1, 2).reshape(-1, height * width, slots))
-    if plan.grid is not None:
-        views.append(_overview(document, plan, plan.view_shapes[-1], slots, None))
-    return views
-
-
 def sequence_symbols(
     document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:

@@ -52,16 +52,17 @@ def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
         parameter.requires_grad_(name not in network.fixed)
     vision = [network.projector, network.readout]
     language = [network.language_model, network.model.lm_head, network.code_map]
+    patches = network.tower.embeddings.patch_embedding
     groups = []
-    if phase.kind == "vision" and not phase.projector:
+    if phase.kind == "tower":
         groups += parameter_groups(
-            [network.tower, network.patch_head], phase.tower_rate, phase.tower_rate, head=network.patch_head
+            [network.tower, network.patch_head], phase.tower_rate, phase.tower_rate, network.patch_head, patches
         )
     elif phase.kind in ("vision", "joint"):
         # In the joint phase the whole vision half goes at the tower's rate.
         rate = phase.rate if phase.kind == "vision" else phase.tower_rate
         groups += parameter_groups(vision, rate, rate)
-        groups += parameter_groups([network.tower], phase.tower_rate, phase.tower_rate)
+        groups += parameter_groups([network.tower], phase.tower_rate, phase.tower_rate, patch_embedding=patches)
     if phase.kind in ("reader", "joint"):
         groups += parameter_groups(language, phase.rate, phase.rate, head=network.model.lm_head)
     learning = {id(parameter) for group in groups for parameter in group["params"]}

@@ -113,12 +113,14 @@ class Glyphs:
         runs: (N,) index of each character's run in the sheet.
         points: (N, 2) x and y of each character's center in pixels of the image.
         sizes: (N,) font sizes in pixels.
+        edges: (N, 2) x of each character's left and right edge in pixels of the image.
     """
 
     text: str
     runs: np.ndarray
     points: np.ndarray
     sizes: np.ndarray
+    edges: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,15 @@ class VariedDocument:
     def glyphs(self) -> Glyphs:
         """Return every visible character of the image, run after run."""
         if self.sheet is None or self.wear is None:
-            return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0))
-        found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.characters()]
+            return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)))
+        found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.boxes()]
         found = [glyph for glyph in found if glyph[1] != " "]
         sizes = np.array([run.size for run in self.sheet.texts], float)
         runs = np.array([number for number, *_ in found], int)
-        points = self.wear.place(np.array([(x, y) for *_, x, y in found]).reshape(-1, 2))
-        return Glyphs("".join(character for _, character, *_ in found), runs, points, sizes[runs])
+        left, right, y = np.array([box for _, _, *box in found], float).reshape(-1, 3).T
+        middle, start, end = (self.wear.place(np.column_stack([x, y])) for x in ((left + right) / 2, left, right))
+        text = "".join(character for _, character, *_ in found)
+        return Glyphs(text, runs, middle, sizes[runs], np.column_stack([start[:, 0], end[:, 0]]))
 
     def characters(self) -> Iterator[tuple[str, float, float, float]]:
         """Yield every visible character with the x and y of its center in the image and its font size, by run."""

@@ -39,12 +39,17 @@ class Run:
     def width(self) -> float:
         return text_width(self.text, self.face, self.size)
 
-    def characters(self) -> Iterator[tuple[str, float, float]]:
-        """Yield each character with the x and y of its center."""
+    def boxes(self) -> Iterator[tuple[str, float, float, float]]:
+        """Yield each character with the x of its left and right edge and the y of its center."""
         offsets = character_offsets(self.text, self.face, self.size)
         y = self.baseline - MIDDLE * self.size
         for character, left, right in zip(self.text, offsets, offsets[1:], strict=False):
-            yield character, self.x + (left + right) / 2, y
+            yield character, self.x + left, self.x + right, y
+
+    def characters(self) -> Iterator[tuple[str, float, float]]:
+        """Yield each character with the x and y of its center."""
+        for character, left, right, y in self.boxes():
+            yield character, (left + right) / 2, y
 
 
 @dataclass(frozen=True)
