@@ -55,11 +55,9 @@ def parameter_groups(
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
                 if parameter.requires_grad:
-                    is_matrix = name == "weight" and (
-                        layer is patch_embedding
-                        or (isinstance(layer, nn.Linear) and layer is not head and min(parameter.shape) >= SMALLEST_SIDE)
-                    )
-                    (matrices if is_matrix else others)[id(parameter)] = parameter
+                    is_linear = isinstance(layer, nn.Linear) and layer is not head
+                    is_matrix = layer is patch_embedding or (is_linear and min(parameter.shape) >= SMALLEST_SIDE)
+                    (matrices if is_matrix and name == "weight" else others)[id(parameter)] = parameter
     return [
         {"params": list(matrices.values()), "lr": muon_rate, "weight_decay": 0.01, "muon": True},
         {"params": list(others.values()), "lr": adam_rate, "weight_decay": 0.0, "muon": False},

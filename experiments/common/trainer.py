@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from llava_uhd.files import append_line
+from llava_uhd.files import write_text
 from llava_uhd.training.trainer import StageTrainer, last_checkpoint
 
 from .muon import MuonAdamW
@@ -270,6 +270,12 @@ def skipping(stream: Callable[[], Iterator[Any]]) -> Callable[[int], Iterator[Nu
 
 
 def append_log(folder: Path, stage: str, log: Path) -> None:
-    """Append the log of a stage's folder to one log of all stages, each line with the stage's name."""
+    """Append the log of a stage's folder to one log of all stages, each line with the stage's name.
+
+    Lines of the stage that are there already, from an earlier run of it, are replaced.
+    """
+    kept = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    kept = [line for line in kept if json.loads(line)["stage"] != stage]
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        append_line(log, json.dumps({"stage": stage, **json.loads(line)}))
+        kept.append(json.dumps({"stage": stage, **json.loads(line)}))
+    write_text(log, "".join(f"{line}\n" for line in kept))

@@ -1,9 +1,12 @@
 """Operations and hours of a plan, from the sizes of the model: what a run should take before it is run."""
 
+import math
+
 from llava_uhd.flops import PartFlops, language_flops, projector_flops, standard_shape, tower_flops, training_flops
 
 from .network import Network
-from .setting import Phase, Plan, Setting, build_config
+from .setting import CELLS, Phase, Plan, Setting, build_config
+from .symbols import NUM_SYMBOLS
 
 # Operations a second that training reaches on one core, measured (README.md).
 CORE = 55e9
@@ -14,6 +17,7 @@ DRAWN, SCRIBBLED, LAID_OUT = 0.08, 0.17, 0.02
 FILLED = 0.7
 # Parts that learn in each kind of phase, by the names of `training_flops`.
 TRAINED = {
+    "tower": ("vision_tower",),
     "vision": ("vision_tower", "upsampler", "projector"),
     "reader": ("language_model",),
     "joint": ("vision_tower", "upsampler", "projector", "language_model"),
@@ -35,11 +39,13 @@ def vision_operations(setting: Setting, views: float) -> PartFlops:
 
 def step_operations(setting: Setting, phase: Phase) -> float:
     """Count the operations of one training step of a phase."""
+    views = phase.tokens / (setting.view_size // setting.patch_size) ** 2
+    if phase.kind == "tower":
+        head = 2 * phase.tokens * setting.vision_width * math.prod(CELLS) * NUM_SYMBOLS
+        tower = vision_operations(setting, views).vision_tower + head
+        return training_flops(PartFlops(tower, 0.0, 0.0, 0.0), TRAINED["tower"])
     if phase.kind == "vision":
-        vision = vision_operations(setting, phase.tokens / (setting.view_size // setting.patch_size) ** 2)
-        if not phase.projector:
-            vision = PartFlops(vision.vision_tower, 0.0, 0.0, 0.0)
-        return training_flops(vision, TRAINED["vision"])
+        return training_flops(vision_operations(setting, views), TRAINED["vision"])
     length = min(phase.tokens, (phase.views + 1) * setting.query_grid**2 + 40 * phase.questions)
     samples = phase.tokens / length
     # Half of the questions' tokens are answers, whose logits are computed.
@@ -52,7 +58,7 @@ def step_operations(setting: Setting, phase: Phase) -> float:
 
 def step_seconds(setting: Setting, phase: Phase) -> float:
     """Return the seconds of one core that rendering the pages of a step takes."""
-    views = FILLED * phase.views + 1
+    views = phase.crops if phase.kind == "tower" else FILLED * phase.views + 1
     pages = phase.tokens / (views * setting.query_grid**2)
     coded = 1.0 if phase.kind == "reader" else phase.symbols
     drawn = phase.scribble * SCRIBBLED + (1 - phase.scribble) * DRAWN

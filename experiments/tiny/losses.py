@@ -10,9 +10,8 @@ from llava_uhd.model.layout import layout_views
 from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
 from ..tiny_v1.losses import answer_loss
-from ..tiny_v1.samples import collate
 from .network import Network
-from .samples import Sample
+from .samples import Sample, collate
 from .setting import Phase
 from .symbols import EMPTY, encode_symbols, token_grid
 
@@ -80,8 +79,10 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
         entropy, measures = reading_score(network.readout(tokens), symbols[has_pixels])
         reading = entropy + DISTANCE * F.mse_loss(tokens, codes[has_pixels])
         codes = codes.masked_scatter(has_pixels[:, None], tokens)
-    input_ids, labels, pointers = (tensor.to(device) for tensor in collate(samples))  # type: ignore[arg-type]
-    hidden, attention = network.hidden_states(input_ids, codes, pointers)
+    kept = [torch.ones(len(s.symbols), dtype=torch.bool) if s.kept is None else s.kept for s in samples]
+    codes = codes[torch.cat(kept).to(device)]
+    input_ids, labels, pointers, positions = (tensor.to(device) for tensor in collate(samples))
+    hidden, attention = network.hidden_states(input_ids, codes, pointers, positions)
     loss, right, answers = answer_loss(hidden.float(), labels, network.model.lm_head)
     pointing = pointing_loss(attention) if attention.numel() else loss.new_zeros(())
     total = loss + phase.pointing * pointing + phase.reading * reading

@@ -114,14 +114,15 @@ class Network(EvaluationMode):
         return torch.cat(found.pooler_output)
 
     def hidden_states(
-        self, input_ids: torch.Tensor, codes: torch.Tensor, pointers: torch.Tensor
+        self, input_ids: torch.Tensor, codes: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The language model's output on sequences with codes in place of the image tokens.
 
         Args:
             input_ids: (B, L).
             codes: (T, E).
-            pointers: (B, L), the position that the taught heads should look at, -1 where there is none.
+            pointers: (B, L), the index that the taught heads should look at, -1 where there is none.
+            positions: (B, L), ascending, with gaps where tokens were left out.
 
         Returns:
             (B, L, E), and the attention of the taught heads to the positions pointed at, (heads, points).
@@ -129,14 +130,23 @@ class Network(EvaluationMode):
         embeds = self.language_model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
         embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], mapped)
-        # Padding is on the right, so the causal mask alone keeps it out.
-        outputs = self.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        # Padding is on the right, so the causal mask alone keeps it out. With a mask of ones given, transformers does
+        # not take the gaps for the beginnings of packed sequences.
+        outputs = self.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=torch.ones_like(input_ids),
+            use_cache=False,
+            output_hidden_states=True,
+        )
         states = outputs.hidden_states
-        found = [self._attention_at(states[layer], pointers, layer, head) for layer, head in self.heads]
+        found = [self._attention_at(states[layer], pointers, positions, layer, head) for layer, head in self.heads]
         return outputs.last_hidden_state, torch.stack(found)
 
-    def _attention_at(self, hidden: torch.Tensor, pointers: torch.Tensor, layer: int, head: int) -> torch.Tensor:
-        """Attention of one head to the positions pointed at, (points,), computed again from its layer's input."""
+    def _attention_at(
+        self, hidden: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor, layer: int, head: int
+    ) -> torch.Tensor:
+        """Attention of one head to the tokens pointed at, (points,), computed again from its layer's input."""
         block = self.language_model.layers[layer]
         attention = block.self_attn
         channels, shared = attention.head_dim, self.setting.text_heads // self.setting.key_value_heads
@@ -146,8 +156,8 @@ class Network(EvaluationMode):
         queries = F.linear(normed, attention.q_proj.weight[query_rows])
         keys = F.linear(normed, attention.k_proj.weight[key_rows])
         length = torch.arange(hidden.shape[1], device=hidden.device)
-        cos, sin = self.language_model.rotary_emb(normed, length[None])
-        queries, keys = apply_rotary_pos_emb(queries, keys, cos[0], sin[0], unsqueeze_dim=0)
+        cos, sin = self.language_model.rotary_emb(normed, positions)
+        queries, keys = (each[:, 0] for each in apply_rotary_pos_emb(queries[:, None], keys[:, None], cos, sin))
         found = []
         for query, key, pointer in zip(queries, keys, pointers, strict=True):
             points = (pointer >= 0).nonzero().flatten()

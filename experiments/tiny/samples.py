@@ -1,7 +1,7 @@
 """A page as a training sequence: the image's tokens, then questions with answers."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_varied
 
 from ..tiny_v1.samples import IGNORED
-from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
+from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .setting import Phase, Setting
-from .symbols import plan_of, run_positions, sequence_symbols, token_grid, view_symbols
+from .symbols import EMPTY, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
 
 # The image's first token comes after the start of the sequence and of the user's turn.
 IMAGE_START = 2
@@ -32,13 +32,15 @@ class Sample:
     """One page.
 
     Attributes:
-        input_ids, labels, pointers: values of the sequence; a pointer is the position of the image token in which the
-            next character of an answer is printed, -1 elsewhere. Empty in the phases `tower` and `vision`.
-        symbols: characters of the image tokens, (T, S), or of the views' tokens, (N, S), in a phase `vision`, or of
-            the cells of patches, (H·W, R·C), in a phase `tower`.
+        input_ids, labels, pointers, positions: values of the sequence; a pointer is the index of the image token in
+            which the next character of an answer is printed, -1 elsewhere; positions are those of the whole sequence,
+            from which blank image tokens may be left out. Empty in the phases `tower` and `vision`.
+        symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
+            phase `vision`, or of the cells of patches, (H·W, R·C), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         grid: (columns, rows) of slices, zeros where it was not cut.
+        kept: (T,), which image tokens are in the sequence; None for all.
     """
 
     input_ids: list[int]
@@ -48,6 +50,8 @@ class Sample:
     patches: torch.Tensor | None = None
     view_shapes: torch.Tensor | None = None
     grid: tuple[int, int] = (0, 0)
+    positions: list[int] = field(default_factory=list)
+    kept: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -91,7 +95,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         jitter = np.random.default_rng(rng.getrandbits(32)) if coded else None
         symbols = sequence_symbols(document, plan, setting, jitter)
         ids, labels, pointers = converse(document, plan, setting, rng, phase.questions)
-        sample = Sample(ids, labels, pointers, torch.from_numpy(symbols))
+        sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
+        if rng.random() >= phase.blanks:
+            leave_out_blanks(sample)
     sample.grid = plan.grid or (0, 0)
     sample.view_shapes = torch.tensor(plan.view_shapes)
     if not coded:
@@ -111,6 +117,21 @@ def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[
     crops = cut_crops(document, setting, phase.views, phase.crops, rng)
     shape = torch.tensor([[setting.view_size // setting.patch_size] * 2])
     return [Sample([], [], [], symbols, patches, shape) for patches, symbols in crops]
+
+
+def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`input_ids`, `labels`, `pointers` and `positions`, (B, L) each, padded on the right."""
+    length = max(sample.length for sample in samples)
+
+    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+    return (
+        pad([sample.input_ids for sample in samples], PAD_ID),
+        pad([sample.labels for sample in samples], IGNORED),
+        pad([sample.pointers for sample in samples], -1),
+        pad([sample.positions for sample in samples], 0),
+    )
 
 
 def converse(
@@ -146,6 +167,23 @@ def converse(
             for place, position in zip(shown, positions, strict=True):
                 pointers[first + place] = IMAGE_START + position
     return ids, labels, pointers
+
+
+def leave_out_blanks(sample: Sample) -> None:
+    """Take the image tokens that hold no character out of a sequence, except that every page keeps one."""
+    kept = (sample.symbols != EMPTY).any(dim=-1)
+    kept[0] = True
+    held = iter(kept.tolist())
+    stays = [next(held) if token == IMAGE_ID else True for token in sample.input_ids]
+    index = np.cumsum(stays) - 1
+    sample.pointers = [
+        int(index[pointer]) if pointer >= 0 and stays[pointer] else -1
+        for pointer, stay in zip(sample.pointers, stays, strict=True)
+        if stay
+    ]
+    for name in ("input_ids", "labels", "positions"):
+        setattr(sample, name, [value for value, stay in zip(getattr(sample, name), stays, strict=True) if stay])
+    sample.kept = kept
 
 
 def _read_out(document: VariedDocument) -> str:

@@ -59,7 +59,8 @@ class Phase:
     Attributes:
         name: name of the phase in log and folder. `kind`: `tower`, `vision`, `reader` or `joint`.
         steps: optimizer steps.
-        tokens: size of a step: patches for `tower` and `vision`, positions of the sequences, padding included, for the others.
+        tokens: size of a step: patches for `tower` and `vision`, positions of the sequences, padding included, for
+            the others.
         rate: peak of the language model's learning rate, or of the projector's. `tower_rate`: of the tower's.
         cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
         views: most slices of a page.
@@ -70,6 +71,8 @@ class Phase:
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
         questions: most questions a page.
+        blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
+            learns little more than that they are blank; without them the others keep their positions.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Phase:
     reading: float = 0.5
     symbols: float = 0.0
     questions: int = 10
+    blanks: float = 1.0
 
 
 @dataclass(frozen=True)

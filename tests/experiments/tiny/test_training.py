@@ -10,17 +10,18 @@ import torch
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
 from experiments.common.trainer import Stop
+from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
+from experiments.tiny.crops import cell_symbols, cut_crops, label_map
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.losses import SCORES, reading_score
 from experiments.tiny.network import Network, assemble
-from experiments.tiny.samples import IGNORED, Sample, make_sample
+from experiments.tiny.samples import IGNORED, Sample, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, Setting, load_plan
 from experiments.tiny.symbols import (
     EMPTY,
     SYMBOL_OF,
     encode_symbols,
-    patch_symbols,
     plan_of,
     sequence_symbols,
     symbol_vectors,
@@ -35,7 +36,7 @@ SMALL = Setting(
     view_size=56, query_grid=4, max_slices=4, slots=4, width=64, text_layers=2, text_heads=4, key_value_heads=2,
     intermediate=64, vision_width=64, vision_layers=2, vision_heads=2,
 )  # fmt: skip
-VISION = Phase("tower", "vision", 2, 40, views=1, scribble=0.5)
+TOWER = Phase("tower", "tower", 2, 40, views=1, scribble=0.5, crops=2)
 READER = Phase("reader", "reader", 3, 300, views=1, questions=2)
 
 
@@ -44,7 +45,13 @@ class Page:
 
     def __init__(self, text, points, size):
         self.size = size
-        self._glyphs = Glyphs(text, np.zeros(len(text), int), np.array(points, float), np.full(len(text), 10.0))
+        self._glyphs = Glyphs(
+            text,
+            np.zeros(len(text), int),
+            np.array(points, float),
+            np.full(len(text), 10.0),
+            np.array([(x - 2, x + 2) for x, _ in points], float),
+        )
 
     def glyphs(self):
         return self._glyphs
@@ -70,9 +77,28 @@ def test_nearly_all_characters_have_a_place_and_views_and_sequence_agree():
         slices = views if plan.grid is None else views[:-1]
         printed += len(document.glyphs().text)
         placed += int((slices > 1).sum())
-        patches = patch_symbols(document, plan, 6)
-        assert [len(view) for view in patches] == [rows * columns for rows, columns in plan.view_shapes]
     assert 0.97 * printed < placed <= printed
+
+
+def test_cells_name_the_character_that_covers_them():
+    page = Page("ab", [(10, 20), (14, 20)], (60, 60))
+    labels = label_map(page, 1.0)
+    assert labels[20, 9] == labels[16, 11] == SYMBOL_OF["a"] and labels[20, 13] == SYMBOL_OF["b"]
+    assert labels[20, 7] == labels[20, 16] == labels[12, 10] == labels[28, 10] == EMPTY
+    cells = cell_symbols(labels[:56, :56], (4, 4), 14)
+    assert cells.shape == (16, 10)
+    # The second patch of the second row begins at (14, 14); its first cell's middle is at (15, 17).
+    assert cells[5, 0] == SYMBOL_OF["b"] and set(cells[5, 1:]) == {EMPTY}
+    assert (label_map(page, 0.4) == symbol_names.SMALL).any()  # print of 4 pixels
+
+
+def test_a_page_of_solid_letters_darkens_the_cells_with_labels():
+    document = make_varied("solid", 0, kind=SCRIBBLE, shown=Setting().view_size ** 2, fonts=())
+    ((patches, symbols), *others) = cut_crops(document, Setting(), 1, 3, random.Random(0))
+    assert patches.shape == (256, 588) and symbols.shape == (256, 10) and len(others) == 2
+    spread = patches.float().std(dim=1)
+    text = (symbols > symbol_names.SMALL).float().mean(dim=1)
+    assert spread[text > 0.7].mean() > 2 * spread[text == 0].mean()
 
 
 def test_codes_tell_symbols_apart():
@@ -96,6 +122,42 @@ def test_pointers_lead_to_the_token_that_holds_the_next_character():
                 found = SYMBOL_OF[character] in held[pointer].tolist()
                 right, wrong = right + found, wrong + (not found)
     assert right > 100 and wrong < 0.12 * right  # jitter moves one in sixteen to the next token
+
+
+def test_blank_tokens_can_be_left_out():
+    setting, index = Setting(), 0
+    whole = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2), 1, index)
+    dense = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2, blanks=0.0), 1, index)
+    assert torch.equal(whole.symbols, dense.symbols) and dense.length < 0.8 * whole.length
+    stays = dense.positions
+    assert [whole.input_ids[at] for at in stays] == dense.input_ids
+    assert [whole.labels[at] for at in stays] == dense.labels
+    pointed = [(at, stays[to]) for at, to in zip(stays, dense.pointers, strict=True) if to >= 0]
+    assert set(pointed) <= {(at, to) for at, to in enumerate(whole.pointers) if to >= 0}
+    assert len(pointed) > 50 and len(pointed) > 0.9 * sum(to >= 0 for to in whole.pointers)
+    assert dense.input_ids.count(IMAGE_ID) == int(dense.kept.sum())
+
+
+@torch.no_grad()
+def test_positions_keep_their_gaps():
+    network = Network(SMALL)
+    ids = torch.tensor([[1, 4, 3, 3, 9, 5, 80, 90]])
+    codes = torch.randn(2, SMALL.width)
+    gap = torch.tensor([[0, 1, 2, 7, 8, 9, 10, 11]])
+    hidden, attention = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
+    # RoPE is relative: all positions moved together change nothing, one gap does.
+    moved, _ = network.hidden_states(ids, codes, torch.full((1, 8), -1), gap + 5)
+    closed, _ = network.hidden_states(ids, codes, torch.full((1, 8), -1), torch.arange(8)[None])
+    assert torch.allclose(hidden, moved, atol=1e-5) and not torch.allclose(hidden, closed, atol=1e-3)
+    # The taught heads' attention, computed again, is the layers' own.
+    network.language_model.set_attn_implementation("eager")
+    embeds = network.language_model.embed_tokens(ids)
+    embeds = embeds.masked_scatter((ids == IMAGE_ID)[..., None], network.code_map(codes))
+    own = network.language_model(
+        inputs_embeds=embeds, position_ids=gap, attention_mask=torch.ones_like(ids), output_attentions=True
+    ).attentions
+    expected = [own[layer][0, head, 6, 3] for layer, head in network.heads]
+    assert torch.allclose(attention[:, 0], torch.stack(expected), atol=1e-5)
 
 
 def test_the_loss_is_on_the_answers_alone():
@@ -128,13 +190,13 @@ def test_a_stream_resumes_with_the_next_batch():
 def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
     network = Network(SMALL)
     for phase in (
-        VISION,
-        Phase("projector", "vision", 1, 40, views=1, projector=True),
+        TOWER,
+        Phase("projector", "vision", 1, 40, views=1),
         READER,
         Phase("joint", "joint", 1, 400, views=2, symbols=0.5, questions=2),
     ):
         network.zero_grad(set_to_none=True)
-        samples = [make_sample(SMALL, phase, 0, index) for index in range(3)]
+        samples = [sample for index in range(3) for sample in make_samples(SMALL, phase, 0, index)]
         score = SCORES[phase.kind](network, phase, samples, "cpu")
         score.loss.backward()
         assert torch.isfinite(score.loss)
@@ -145,7 +207,7 @@ def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
         }
         assert trained["tower"] == (phase.kind != "reader")
         assert trained["language model"] == (phase.kind in ("reader", "joint"))
-        assert trained["projector"] == (phase.projector or phase.kind == "joint")
+        assert trained["projector"] == (phase.kind in ("vision", "joint"))
 
 
 def test_reading_counts_characters_and_windows():
@@ -182,7 +244,7 @@ def test_a_run_in_pieces_is_the_run_in_one_piece(tmp_path):
 
 def test_a_phase_leaves_what_it_does_not_train(tmp_path):
     before = Network(SMALL).state_dict()
-    assert train(Plan(SMALL, (VISION,)), tmp_path, Options(workers=0))
+    assert train(Plan(SMALL, (TOWER,)), tmp_path, Options(workers=0))
     after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
     changed = {
         name.split(".")[2 if name.startswith("model.model") else 0]
