@@ -15,6 +15,8 @@ CORES = 2
 DRAWN, SCRIBBLED, LAID_OUT = 0.08, 0.17, 0.02
 # Part of the most slices of a phase that its pages have on average (`samples.draw_document`).
 FILLED = 0.7
+# Part of the image tokens that hold characters: 0.25 of the codes of 1,400 pages of one view.
+PRINTED = 0.25
 # Parts that learn in each kind of phase, by the names of `training_flops`.
 TRAINED = {
     "tower": ("vision_tower",),
@@ -46,11 +48,13 @@ def step_operations(setting: Setting, phase: Phase) -> float:
         return training_flops(PartFlops(tower, 0.0, 0.0, 0.0), TRAINED["tower"])
     if phase.kind == "vision":
         return training_flops(vision_operations(setting, views), TRAINED["vision"])
-    length = min(phase.tokens, (phase.views + 1) * setting.query_grid**2 + 40 * phase.questions)
+    # Image tokens of a page, of which the sequence has only a part where blank ones are left out.
+    image = FILLED * (phase.views + 1) * setting.query_grid**2
+    length = min(phase.tokens, image * (phase.blanks + (1 - phase.blanks) * PRINTED) + 40 * phase.questions)
     samples = phase.tokens / length
     # Half of the questions' tokens are answers, whose logits are computed.
-    text = samples * language_flops(build_config(setting), length, 20 * phase.questions)
-    views = phase.tokens / setting.query_grid**2 * (1 - phase.symbols) if phase.kind == "joint" else 0.0
+    text = samples * language_flops(build_config(setting), round(length), 20 * phase.questions)
+    views = samples * image / setting.query_grid**2 * (1 - phase.symbols) if phase.kind == "joint" else 0.0
     vision = vision_operations(setting, views)
     forward = PartFlops(vision.vision_tower, vision.upsampler, vision.projector, text)
     return training_flops(forward, TRAINED[phase.kind])
@@ -58,8 +62,12 @@ def step_operations(setting: Setting, phase: Phase) -> float:
 
 def step_seconds(setting: Setting, phase: Phase) -> float:
     """Return the seconds of one core that rendering the pages of a step takes."""
-    views = phase.crops if phase.kind == "tower" else FILLED * phase.views + 1
-    pages = phase.tokens / (views * setting.query_grid**2)
+    if phase.kind == "tower":
+        pages = phase.tokens / (phase.crops * (setting.view_size // setting.patch_size) ** 2)
+    else:
+        image = FILLED * (phase.views + 1) * setting.query_grid**2
+        printed = 1.0 if phase.kind == "vision" else phase.blanks + (1 - phase.blanks) * PRINTED
+        pages = phase.tokens / (image * printed + (0 if phase.kind == "vision" else 40 * phase.questions))
     coded = 1.0 if phase.kind == "reader" else phase.symbols
     drawn = phase.scribble * SCRIBBLED + (1 - phase.scribble) * DRAWN
     return pages * (coded * LAID_OUT + (1 - coded) * drawn)
