@@ -62,7 +62,7 @@ def cut_crops(
         rng: generator of the sample.
 
     Returns:
-        For each crop the patches, (H·W, 3·p·p), float16, and the symbols of their cells, (H·W, R·C).
+        (H·W, 3·p·p) patches of each crop, float16, and (H·W, R·C) symbols of their cells.
     """
     side, p = setting.view_size, setting.patch_size
     patches = side // p
