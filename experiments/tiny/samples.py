@@ -11,7 +11,8 @@ from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_varied
 
 from ..tiny_v1.samples import IGNORED
-from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, byte_id, encode
+from ..tiny_v1.samples import collate as collate_sequences
+from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .setting import Phase, Setting
 from .symbols import EMPTY, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
@@ -121,17 +122,9 @@ def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[
 
 def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`input_ids`, `labels`, `pointers` and `positions`, (B, L) each, padded on the right."""
-    length = max(sample.length for sample in samples)
-
-    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-    return (
-        pad([sample.input_ids for sample in samples], PAD_ID),
-        pad([sample.labels for sample in samples], IGNORED),
-        pad([sample.pointers for sample in samples], -1),
-        pad([sample.positions for sample in samples], 0),
-    )
+    length = max(len(sample.positions) for sample in samples)
+    positions = [sample.positions + [0] * (length - len(sample.positions)) for sample in samples]
+    return *collate_sequences(samples), torch.tensor(positions)  # type: ignore[arg-type]  # of the same attributes
 
 
 def converse(

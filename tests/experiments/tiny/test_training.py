@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
-from experiments.common.trainer import Stop
+from experiments.common.trainer import Stop, append_log
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
@@ -240,6 +240,17 @@ def test_a_run_in_pieces_is_the_run_in_one_piece(tmp_path):
     assert logged["step"] == 3 and logged["stage"] == "reader" and 0 <= logged["exact"] <= 1
     steps = [json.loads(line) for line in (pieces / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3]
+
+
+def test_a_stage_that_is_run_again_replaces_its_lines(tmp_path):
+    log, stage = tmp_path / "all.jsonl", tmp_path / "reader"
+    stage.mkdir()
+    log.write_text('{"stage": "tower", "step": 9}\n')
+    for step in (1, 2):
+        (stage / "log.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        append_log(stage, "reader", log)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines == [{"stage": "tower", "step": 9}, {"stage": "reader", "step": 2}]
 
 
 def test_a_phase_leaves_what_it_does_not_train(tmp_path):
