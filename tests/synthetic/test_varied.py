@@ -1,6 +1,9 @@
 """Varied documents: exact answers by construction, exact character positions, and every kind, wear and ability."""
 
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -121,6 +124,26 @@ def test_every_kind_is_a_function_of_seed_and_index(kind):
     assert image.size == first.size and image.mode == "RGB"
     assert np.array_equal(np.asarray(image), np.asarray(again.render()))
     assert document(6, kind).questions != first.questions or kind == SCRIBBLE
+
+
+def test_content_is_the_same_in_every_process():
+    code = (
+        "import random; from llava_uhd.synthetic.varied.content import Content\n"
+        "for seed in range(60):\n"
+        "    content = Content(random.Random(seed))\n"
+        "    print(content.person(), content.company(), content.street(), content.city(), content.country())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1 and printed.pop().count("\n") == 60
 
 
 def test_kinds_sizes_abilities_and_declined_questions_are_mixed():

@@ -38,7 +38,12 @@ def _fakers() -> dict[str, Any]:
         from faker import Faker
     except ImportError as error:
         raise ImportError("varied documents need Faker: pip install 'llava-uhd[synthetic]'") from error
-    return {locale: Faker(locale) for locale in LOCALES}
+    fakers = {locale: Faker(locale) for locale in LOCALES}
+    for provider in (each for faker in fakers.values() for each in faker.get_providers()):
+        # Faker makes its list of Italian cities from a set, in another order in each process.
+        if isinstance(cities := getattr(provider, "cities", None), list):
+            provider.cities = sorted(cities)
+    return fakers
 
 
 def plain(text: str) -> str:
