@@ -17,6 +17,8 @@ from .symbols import EMPTY, encode_symbols, token_grid
 
 # Weight of the distance to the code beside the cross entropy of the symbols.
 DISTANCE = 0.5
+# Weight of looking at the position before, which one head of the first layer is taught.
+BEFORE = 0.3
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,16 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     kept = [torch.ones(len(s.symbols), dtype=torch.bool) if s.kept is None else s.kept for s in samples]
     codes = codes[torch.cat(kept).to(device)]
     input_ids, labels, pointers, positions = (tensor.to(device) for tensor in collate(samples))
-    hidden, attention = network.hidden_states(input_ids, codes, pointers, positions)
+    hidden, attention, before = network.hidden_states(input_ids, codes, pointers, positions)
     loss, right, answers = answer_loss(hidden.float(), labels, network.model.lm_head)
     pointing = pointing_loss(attention) if attention.numel() else loss.new_zeros(())
-    total = loss + phase.pointing * pointing + phase.reading * reading
+    previous = pointing_loss(before)
+    total = loss + phase.pointing * pointing + BEFORE * previous + phase.reading * reading
     padded = input_ids.numel() - sum(sample.length for sample in samples)
     measures |= {
         "answer_loss": (loss.item(), 1),
         "pointing": (pointing.item(), 1),
+        "before": (previous.item(), 1),
         "exact": (right, answers),
         "padding": (padded, input_ids.numel()),
     }

@@ -19,11 +19,13 @@ from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.model.vision_tower import encode_views
 
 from ..common.trainer import EvaluationMode
-from ..tiny_v1.tokenizer import IMAGE_ID
+from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
 from .setting import CELLS, Setting, build_config
-from .symbols import NUM_SYMBOLS, symbol_vectors
+from .symbols import EMPTY, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors
 
 POSITION_SCALE = 0.4
+EMBEDDING_SCALE = 0.5
+HEAD_SCALE = 0.1
 
 
 @torch.no_grad()
@@ -52,13 +54,12 @@ class Readout(nn.Module):
         super().__init__()
         self.register_buffer("vectors", symbol_vectors(setting), persistent=False)
         self.scale = nn.Parameter(torch.tensor(1.0))
-        self.bias = nn.Parameter(torch.zeros(self.vectors.shape[:2]))
+        self.bias = nn.Parameter(torch.zeros(setting.slots, NUM_SYMBOLS))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., S, symbols)."""
-        parts = tokens.unflatten(-1, (len(self.vectors), -1))
-        scores = torch.einsum("...pd,pad->...pa", parts, self.vectors)
-        return self.scale * scores / parts.shape[-1] ** 0.5 + self.bias
+        parts = tokens.unflatten(-1, (-1, self.vectors.shape[1]))
+        return self.scale * (parts @ self.vectors.T) / parts.shape[-1] ** 0.5 + self.bias
 
 
 class Network(EvaluationMode):
@@ -68,7 +69,8 @@ class Network(EvaluationMode):
         fixed: names of parameters that no phase trains.
         patch_head: throw-away head of the tower's own phase.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
-            the last layer but one finds it, and together with those of the last its whole code fits through.
+            the second layer finds where printed text continues (the first layer tells it what stands before), one of
+            the last but one finds what was asked for, and through those of the last fits the token's whole code.
     """
 
     def __init__(self, setting: Setting, seed: int = 0):
@@ -79,13 +81,14 @@ class Network(EvaluationMode):
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
         self.patch_head = nn.Linear(setting.vision_width, math.prod(CELLS) * NUM_SYMBOLS)
-        nn.init.orthogonal_(self.code_map.weight, gain=0.1)
-        nn.init.normal_(self.language_model.embed_tokens.weight, std=0.1)
+        self._draw_language_model()
         draw_positions(self.tower.embeddings.position_embedding.weight)
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.eval()
-        self.heads = ((last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups)))
+        self.heads = tuple(
+            dict.fromkeys([(1, 0), (last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups))])
+        )
 
     @property
     def tower(self) -> Any:
@@ -98,6 +101,27 @@ class Network(EvaluationMode):
     @property
     def language_model(self) -> Any:
         return self.model.model.language_model
+
+    @torch.no_grad()
+    def _draw_language_model(self) -> None:
+        """Begin with layers that add nothing, and with characters that resemble the codes of their windows.
+
+        What a layer compares are then tokens, not the noise of the layers below, and a letter of a question is found
+        in the image from the beginning.
+        """
+        embeddings, head = self.language_model.embed_tokens.weight, self.model.lm_head.weight
+        nn.init.orthogonal_(self.code_map.weight, gain=EMBEDDING_SCALE)
+        nn.init.normal_(embeddings, std=EMBEDDING_SCALE)
+        for layer in self.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        for character, symbol in SYMBOL_OF.items():
+            if character.isascii():
+                window = torch.full((self.setting.slots,), EMPTY)
+                window[:2] = symbol
+                code = self.code_map(encode_symbols(window, self.readout.vectors))
+                embeddings[byte_id(character)] = code
+                head[byte_id(character)] = HEAD_SCALE * code
 
     def patch_scores(self, patches: torch.Tensor) -> torch.Tensor:
         """Scores of the symbols on each cell of square views, (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
@@ -115,7 +139,7 @@ class Network(EvaluationMode):
 
     def hidden_states(
         self, input_ids: torch.Tensor, codes: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The language model's output on sequences with codes in place of the image tokens.
 
         Args:
@@ -125,7 +149,8 @@ class Network(EvaluationMode):
             positions: (B, L), ascending, with gaps where tokens were left out.
 
         Returns:
-            (B, L, E), and the attention of the taught heads to the positions pointed at, (heads, points).
+            (B, L, E); the attention of the taught heads to the positions pointed at, (heads, points); and that of a
+            head of the first layer to the position before, where it is in the sequence, (positions,).
         """
         embeds = self.language_model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
@@ -141,7 +166,8 @@ class Network(EvaluationMode):
         )
         states = outputs.hidden_states
         found = [self._attention_at(states[layer], pointers, positions, layer, head) for layer, head in self.heads]
-        return outputs.last_hidden_state, torch.stack(found)
+        before = self._attention_at(states[0], _before(positions), positions, 0, 0)
+        return outputs.last_hidden_state, torch.stack(found), before
 
     def _attention_at(
         self, hidden: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor, layer: int, head: int
@@ -165,6 +191,13 @@ class Network(EvaluationMode):
             scores = scores.masked_fill(length > points[:, None], -torch.inf)
             found.append(scores.softmax(dim=-1).gather(1, pointer[points, None]).squeeze(1))
         return torch.cat(found)
+
+
+def _before(positions: torch.Tensor) -> torch.Tensor:
+    """Pointers to the position before, (B, L), -1 where it was left out or is padding."""
+    follows = positions[:, 1:] - positions[:, :-1] == 1
+    index = torch.arange(positions.shape[1] - 1, device=positions.device)
+    return F.pad(index.expand_as(follows).masked_fill(~follows, -1), (1, 0), value=-1)
 
 
 @torch.no_grad()

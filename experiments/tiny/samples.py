@@ -2,13 +2,16 @@
 
 import random
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
-from llava_uhd.synthetic.varied import SCRIBBLE, Asked, VariedDocument, make_varied
+from llava_uhd.model.slicing import SlicePlan
+from llava_uhd.synthetic.varied import SCRIBBLE, VariedDocument, make_varied
+from llava_uhd.synthetic.varied.sheet import Run
 
 from ..tiny_v1.samples import IGNORED
 from ..tiny_v1.samples import collate as collate_sequences
@@ -26,6 +29,7 @@ TOKEN_TYPE_IDS = {
 }
 READ = ("Read the text.", "Read.", "What does it say?", "Transcribe the page.")
 READ_LENGTH = 200
+CONTINUED_LENGTH = 24
 
 
 @dataclass
@@ -95,7 +99,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     else:
         jitter = np.random.default_rng(rng.getrandbits(32)) if coded else None
         symbols = sequence_symbols(document, plan, setting, jitter)
-        ids, labels, pointers = converse(document, plan, setting, rng, phase.questions)
+        continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
+        turns = continued or question_turns(document, rng, phase.questions)
+        ids, labels, pointers = converse(document, plan, setting, turns)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
@@ -127,8 +133,58 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return *collate_sequences(samples), torch.tensor(positions)  # type: ignore[arg-type]  # of the same attributes
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question with its answer.
+
+    Attributes:
+        source: the printed text that the answer is, or is a part of from its character `start` on; None if it is not
+            printed in one piece.
+    """
+
+    text: str
+    answer: str
+    source: Run | None = None
+    start: int = 0
+
+
+def question_turns(document: VariedDocument, rng: random.Random, most: int) -> list[Turn]:
+    """Some of a document's questions, and sometimes that the page should be read out."""
+    turns = []
+    for asked in rng.sample(document.questions, k=min(most, len(document.questions))):
+        single = len(asked.sources) == 1 and asked.answer == asked.sources[0].text and asked.answer.isascii()
+        turns.append(Turn(asked.text, asked.answer, asked.sources[0] if single else None))
+    if not turns or rng.random() < 0.05:
+        text = _read_out(document)
+        turns.insert(0, Turn(rng.choice(READ) if text else "Read.", text))
+    return turns
+
+
+def continued_turns(document: VariedDocument, rng: random.Random, most: int) -> list[Turn]:
+    """Pieces of printed text, each to be continued in its run or by the run to its right.
+
+    Args:
+        document: page or image.
+        rng: generator of the sample.
+        most: number of pieces.
+    """
+    runs = [run for run in (document.sheet.texts if document.sheet else []) if run.text.isascii()]
+    runs.sort(key=lambda run: (round(2 * run.baseline / run.size), run.x))
+    turns = []
+    for run, right in zip_longest(runs, runs[1:]):
+        length = len(run.text)
+        if length >= 4:
+            cue = rng.randint(2, min(5, length - 2))
+            start = rng.randint(0, length - cue - 2) if rng.random() < 0.5 else 0
+            end = start + cue
+            turns.append(Turn(run.text[start:end], run.text[end : end + CONTINUED_LENGTH], run, end))
+        if right is not None and abs(run.baseline - right.baseline) < 0.3 * run.size:
+            turns.append(Turn(run.text[-CONTINUED_LENGTH // 2 :], right.text[:CONTINUED_LENGTH], right))
+    return rng.sample(turns, k=min(most, len(turns)))
+
+
 def converse(
-    document: VariedDocument, plan, setting: Setting, rng: random.Random, most: int
+    document: VariedDocument, plan: SlicePlan, setting: Setting, turns: list[Turn]
 ) -> tuple[list[int], list[int], list[int]]:
     """Tokens, labels and pointers of a conversation about a page; the loss is on the answers alone.
 
@@ -136,29 +192,26 @@ def converse(
         document: page or image.
         plan: its views.
         setting: sizes of the model.
-        rng: generator of the sample.
-        most: number of questions.
+        turns: questions and answers.
     """
     template = plan_layout(plan, token_grid(setting), "stitched").template
-    turns = list(rng.sample(document.questions, k=min(most, len(document.questions))))
-    if not turns or rng.random() < 0.05:
-        text = _read_out(document)
-        turns.insert(0, Asked(rng.choice(READ), text, "line") if text else Asked("Read.", "", "line"))
     ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
-    runs = {id(run): number for number, run in enumerate(document.sheet.texts)} if document.sheet else {}
-    for turn, question in enumerate(turns):
-        image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if turn == 0 else []
-        asked = [USER_ID, *image, *encode(question.text), ASSISTANT_ID]
-        answer = [*encode(question.answer), EOS_ID]
+    runs = document.sheet.texts if document.sheet else []
+    positions = dict(zip(map(id, runs), run_positions(document, plan, setting), strict=True)) if runs else {}
+    for number, turn in enumerate(turns):
+        image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if number == 0 else []
+        asked = [USER_ID, *image, *encode(turn.text), ASSISTANT_ID]
+        answer = [*encode(turn.answer), EOS_ID]
+        first = len(ids) + len(asked) - 1
         ids += asked + answer
         labels += [IGNORED] * len(asked) + answer
         pointers += [-1] * (len(asked) + len(answer))
-        if len(question.sources) == 1 and question.answer == question.sources[0].text and question.answer.isascii():
-            first = len(pointers) - len(answer) - 1
-            shown = [place for place, character in enumerate(question.answer) if character != " "]
-            positions = run_positions(document, plan, setting, runs[id(question.sources[0])])
-            for place, position in zip(shown, positions, strict=True):
-                pointers[first + place] = IMAGE_START + position
+        if turn.source is not None:
+            printed = turn.source.text
+            shown = [place for place, character in enumerate(printed) if character != " "]
+            for place, position in zip(shown, positions[id(turn.source)].tolist(), strict=True):
+                if turn.start <= place < turn.start + len(turn.answer):
+                    pointers[first + place - turn.start] = IMAGE_START + position
     return ids, labels, pointers
 
 

@@ -25,6 +25,8 @@ class Setting:
         max_slices: most slices of an image.
         slots: characters that the code of one token holds; `width` is a multiple of it.
         width: hidden size of the language model. `vision_width`: of the tower.
+        rope_theta: base of the rotary positions. At a distance of a page, channels of a short wavelength say nothing
+            about content; with the usual 10,000 these are more than half of a head's.
         context: most tokens of a sequence.
     """
 
@@ -43,6 +45,7 @@ class Setting:
     vision_heads: int = 8
     levels: tuple[int, ...] = (1, 2)
     context: int = 8192
+    rope_theta: float = 1e5
 
     def __post_init__(self) -> None:
         if self.width % self.slots or self.width % self.text_heads:
@@ -69,6 +72,8 @@ class Phase:
         families: `all` font families of the machine, or those of the `wheel` alone.
         crops: views of a page in `tower`.
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
+        continued: part of the pages about which no question is asked, but beginnings of printed text are to be
+            continued: nearly every character of such an answer teaches to look.
         symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
         questions: most questions a page.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
@@ -89,6 +94,7 @@ class Phase:
     crops: int = 16
     pointing: float = 0.3
     reading: float = 0.5
+    continued: float = 0.0
     symbols: float = 0.0
     questions: int = 10
     blanks: float = 1.0
@@ -141,6 +147,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         "num_attention_heads": setting.text_heads,
         "num_key_value_heads": setting.key_value_heads,
         "max_position_embeddings": setting.context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": setting.rope_theta},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
         "vocab_size": VOCABULARY_SIZE,

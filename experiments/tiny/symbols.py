@@ -1,7 +1,7 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
-A window holds up to `slots` characters in reading order. Each (place, symbol) has a fixed random vector; the code of
-a window is these vectors side by side. The vision half learns to give it, the language model to read it.
+A window holds up to `slots` characters in reading order. Each symbol has a fixed random vector, the same in all slots;
+the code of a window is these vectors side by side. The vision half learns to give it, the language model to read it.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
@@ -30,14 +30,21 @@ JITTER = 0.04
 
 @lru_cache(maxsize=4)
 def symbol_vectors(setting: Setting) -> torch.Tensor:
-    """(S, symbols, width / S), the same in every run."""
+    """(symbols, width / S), the same in every run.
+
+    The vector of an empty slot is zero but for the first channel, which is 1 for all: a blank token has a length, so
+    that no norm enlarges its noise, and every token has a constant that attention to a neighbor can be built from.
+    """
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(setting.slots, NUM_SYMBOLS, setting.width // setting.slots, generator=generator)
+    vectors = torch.randn(NUM_SYMBOLS, setting.width // setting.slots, generator=generator)
+    vectors[EMPTY] = 0
+    vectors[:, 0] = 1
+    return vectors
 
 
 def encode_symbols(symbols: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """Codes of windows: (..., S) to (..., width)."""
-    return torch.cat([vectors[place][symbols[..., place]] for place in range(len(vectors))], dim=-1)
+    return vectors[symbols].flatten(-2)
 
 
 def plan_of(document: VariedDocument, setting: Setting, max_slices: int) -> SlicePlan:
@@ -138,12 +145,13 @@ def sequence_symbols(
     return view_symbols(document, plan, setting, rng).reshape(-1, setting.slots)[list(order)]
 
 
-def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting, run: int) -> list[int]:
-    """Return the position of each visible character's token in the sequence of its image."""
+def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
+    """Return for each run of a page the position of each visible character's token in the sequence of the image."""
     grid, glyphs = setting.query_grid, document.glyphs()
     columns, rows = plan.grid or (1, 1)
     row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)
     row, column = np.clip(row, 0, rows * grid - 1), np.clip(column, 0, columns * grid - 1)
     # A row separator ends each row of the raster of slices; a lone view has none.
     stride = columns * grid + (plan.grid is not None)
-    return (row * stride + column)[glyphs.runs == run].tolist()
+    ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()
+    return np.split(row * stride + column, ends[:-1])

@@ -16,7 +16,7 @@ from experiments.tiny.crops import cell_symbols, cut_crops, label_map
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.losses import SCORES, reading_score
 from experiments.tiny.network import Network, assemble
-from experiments.tiny.samples import IGNORED, Sample, make_sample, make_samples
+from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, Setting, load_plan
 from experiments.tiny.symbols import (
     EMPTY,
@@ -29,7 +29,7 @@ from experiments.tiny.symbols import (
     window_symbols,
 )
 from experiments.tiny.trainer import Options, train
-from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, encode
+from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, byte_id, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
 
 SMALL = Setting(
@@ -103,9 +103,9 @@ def test_a_page_of_solid_letters_darkens_the_cells_with_labels():
 
 def test_codes_tell_symbols_apart():
     vectors = symbol_vectors(Setting())
-    symbols = torch.randint(0, vectors.shape[1], (40, 6), generator=torch.Generator().manual_seed(0))
+    symbols = torch.randint(0, len(vectors), (40, 6), generator=torch.Generator().manual_seed(0))
     codes = encode_symbols(symbols, vectors).unflatten(-1, (6, -1))
-    assert torch.equal(torch.cdist(codes.transpose(0, 1), vectors).argmin(dim=-1).T, symbols)
+    assert torch.equal(torch.cdist(codes, vectors[None]).argmin(dim=-1), symbols)
 
 
 def test_pointers_lead_to_the_token_that_holds_the_next_character():
@@ -122,6 +122,25 @@ def test_pointers_lead_to_the_token_that_holds_the_next_character():
                 found = SYMBOL_OF[character] in held[pointer].tolist()
                 right, wrong = right + found, wrong + (not found)
     assert right > 100 and wrong < 0.12 * right  # jitter moves one in sixteen to the next token
+
+
+def test_continued_text_is_printed_after_what_is_given():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2, continued=1.0)
+    answered = pointed = 0
+    for index in range(8):
+        document = draw_document(setting, phase, 1, index)
+        if document.sheet is None:
+            continue
+        for turn in continued_turns(document, random.Random(0), 12):
+            assert turn.source is not None
+            printed = turn.source.text
+            assert turn.answer == printed[turn.start : turn.start + len(turn.answer)] != ""
+            before = [printed[: turn.start]] if turn.start else [run.text for run in document.sheet.texts]
+            assert any(text.endswith(turn.text) for text in before)
+        sample = make_sample(setting, phase, 1, index)
+        answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)
+        pointed += sum(pointer >= 0 for pointer in sample.pointers)
+    assert pointed == answered > 200
 
 
 def test_blank_tokens_can_be_left_out():
@@ -141,13 +160,15 @@ def test_blank_tokens_can_be_left_out():
 @torch.no_grad()
 def test_positions_keep_their_gaps():
     network = Network(SMALL)
+    for layer in network.language_model.layers:
+        layer.self_attn.o_proj.weight.normal_(std=0.1)
     ids = torch.tensor([[1, 4, 3, 3, 9, 5, 80, 90]])
     codes = torch.randn(2, SMALL.width)
     gap = torch.tensor([[0, 1, 2, 7, 8, 9, 10, 11]])
-    hidden, attention = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
+    hidden, attention, before = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
     # RoPE is relative: all positions moved together change nothing, one gap does.
-    moved, _ = network.hidden_states(ids, codes, torch.full((1, 8), -1), gap + 5)
-    closed, _ = network.hidden_states(ids, codes, torch.full((1, 8), -1), torch.arange(8)[None])
+    moved, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), gap + 5)
+    closed, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), torch.arange(8)[None])
     assert torch.allclose(hidden, moved, atol=1e-5) and not torch.allclose(hidden, closed, atol=1e-3)
     # The taught heads' attention, computed again, is the layers' own.
     network.language_model.set_attn_implementation("eager")
@@ -158,6 +179,8 @@ def test_positions_keep_their_gaps():
     ).attentions
     expected = [own[layer][0, head, 6, 3] for layer, head in network.heads]
     assert torch.allclose(attention[:, 0], torch.stack(expected), atol=1e-5)
+    # All but the first position and the one after the gap have the one before them.
+    assert torch.allclose(before, own[0][0, 0].diagonal(offset=-1)[[0, 1, 3, 4, 5, 6]], atol=1e-5)
 
 
 def test_the_loss_is_on_the_answers_alone():
