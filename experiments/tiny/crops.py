@@ -1,8 +1,8 @@
-"""Training views of the tower's own phase: crops of a page at any offset, and the character on each cell of a patch.
+"""Training views of the tower's own phases: crops of a page at any offset, and the characters on each patch.
 
 Which character covers a point is a question that a patch can answer from its own pixels; which characters have their
-middles in a patch, in reading order, is learned much more slowly, and comes in the phase after this one. Many crops
-of a page overlap at other offsets to the grid of patches, so that a page is rendered once for some thirty views.
+middles in a patch, in reading order, is learned much more slowly, and is asked in the phase after it. Many crops of a
+page overlap at other offsets to the grid of patches, so that a page is rendered once for some thirty views.
 
 Shapes: H W patches of a view, p patch side in pixels, R C rows and columns of cells of a patch.
 """
@@ -18,7 +18,7 @@ from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.synthetic.varied import VariedDocument
 
 from .setting import CELLS, Setting
-from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF
+from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
 
 # Half the height of the area of a character that carries its label, in font sizes.
 HALF_HEIGHT = 0.45
@@ -50,7 +50,7 @@ def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int) ->
 
 
 def cut_crops(
-    document: VariedDocument, setting: Setting, views: int, count: int, rng: random.Random
+    document: VariedDocument, setting: Setting, views: int, count: int, rng: random.Random, named: str = "cells"
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return views at random places of a page as the model would show it, about so large.
 
@@ -60,9 +60,10 @@ def cut_crops(
         views: number of views that show the whole page.
         count: number of crops.
         rng: generator of the sample.
+        named: `cells`, or `slots` of the windows.
 
     Returns:
-        (H·W, 3·p·p) patches of each crop, float16, and (H·W, R·C) symbols of their cells.
+        (H·W, 3·p·p) patches of each crop, float16, and (H·W, R·C) symbols of their cells, or (G², S) of the slots.
     """
     side, p = setting.view_size, setting.patch_size
     patches = side // p
@@ -80,6 +81,9 @@ def cut_crops(
         top, left = (rng.randint(0, extent - side) for extent in labels.shape)
         view = (pixels[top : top + side, left : left + side].astype(np.float32) / 255 - mean) / std
         cut = F.unfold(torch.from_numpy(view).permute(2, 0, 1)[None], p, stride=p)[0].T
-        cells = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p)
-        crops.append((cut.half(), torch.from_numpy(cells.astype(np.int64))))
+        if named == "slots":
+            symbols = crop_symbols(document, scale, left, top, setting)
+        else:
+            symbols = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p)
+        crops.append((cut.half(), torch.from_numpy(symbols.astype(np.int64))))
     return crops

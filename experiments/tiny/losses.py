@@ -52,10 +52,10 @@ def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Te
 
 
 def tower_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
-    """Naming the character on each cell of each patch, in views of one shape."""
+    """Naming the characters on each patch, in views of one shape."""
     patches = torch.stack([sample.patches for sample in samples if sample.patches is not None]).float()
     symbols = torch.stack([sample.symbols for sample in samples]).to(device)
-    entropy, measures = reading_score(network.patch_scores(patches.to(device)), symbols)
+    entropy, measures = reading_score(network.patch_scores(patches.to(device), phase.named), symbols)
     return Score(entropy, measures)
 
 

@@ -67,7 +67,7 @@ class Network(EvaluationMode):
 
     Attributes:
         fixed: names of parameters that no phase trains.
-        patch_head: throw-away head of the tower's own phase.
+        patch_heads: throw-away heads of the tower's own phases: of the cells and of the slots of a patch.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
             the last but one finds what was asked for, and through those of the last fits the token's whole code.
@@ -80,7 +80,10 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        self.patch_head = nn.Linear(setting.vision_width, math.prod(CELLS) * NUM_SYMBOLS)
+        places = {"cells": math.prod(CELLS), "slots": setting.slots}
+        self.patch_heads = nn.ModuleDict(
+            {named: nn.Linear(setting.vision_width, count * NUM_SYMBOLS) for named, count in places.items()}
+        )
         self._draw_language_model()
         draw_positions(self.tower.embeddings.position_embedding.weight)
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
@@ -123,12 +126,12 @@ class Network(EvaluationMode):
                 embeddings[byte_id(character)] = code
                 head[byte_id(character)] = HEAD_SCALE * code
 
-    def patch_scores(self, patches: torch.Tensor) -> torch.Tensor:
-        """Scores of the symbols on each cell of square views, (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
+    def patch_scores(self, patches: torch.Tensor, named: str) -> torch.Tensor:
+        """Scores of the symbols on each cell, or slot, of square views: (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
         side = self.setting.view_size // self.setting.patch_size
         features = encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
-        scores = self.patch_head(features.flatten(2).transpose(1, 2))
-        return scores.unflatten(-1, (math.prod(CELLS), NUM_SYMBOLS))
+        scores: torch.Tensor = self.patch_heads[named](features.flatten(2).transpose(1, 2))
+        return scores.unflatten(-1, (-1, NUM_SYMBOLS))
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

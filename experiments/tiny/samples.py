@@ -41,7 +41,7 @@ class Sample:
             which the next character of an answer is printed, -1 elsewhere; positions are those of the whole sequence,
             from which blank image tokens may be left out. Empty in the phases `tower` and `vision`.
         symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
-            phase `vision`, or of the cells of patches, (H·W, R·C), in a phase `tower`.
+            phase `vision`, or of the cells or slots of patches, (H·W, R·C) or (G², S), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         grid: (columns, rows) of slices, zeros where it was not cut.
@@ -121,7 +121,7 @@ def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[
         return [make_sample(setting, phase, seed, index)]
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"crops:{phase.name}:{seed}:{index}")
-    crops = cut_crops(document, setting, phase.views, phase.crops, rng)
+    crops = cut_crops(document, setting, phase.views, phase.crops, rng, phase.named)
     shape = torch.tensor([[setting.view_size // setting.patch_size] * 2])
     return [Sample([], [], [], symbols, patches, shape) for patches, symbols in crops]
 

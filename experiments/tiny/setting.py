@@ -70,7 +70,8 @@ class Phase:
         scribble: part of the pages that are random characters.
         print: smallest and largest print in pixels as the model sees it; random characters may be 30 % smaller.
         families: `all` font families of the machine, or those of the `wheel` alone.
-        crops: views of a page in `tower`.
+        crops: views of a page in `tower`. `named`: what its head names, the character on each of the `cells` of a
+            patch, or the characters in the `slots` of the window that a patch is.
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         continued: part of the pages about which no question is asked, but beginnings of printed text are to be
             continued: nearly every character of such an answer teaches to look.
@@ -92,6 +93,7 @@ class Phase:
     print: tuple[float, float] = (8.5, 26.0)
     families: str = "all"
     crops: int = 16
+    named: str = "cells"
     pointing: float = 0.3
     reading: float = 0.5
     continued: float = 0.0

@@ -72,12 +72,25 @@ def window_symbols(
     Returns:
         (rows, columns, S) symbols.
     """
+    glyphs = document.glyphs()
+    return _place(glyphs, *_windows(document, glyphs, shape, rng), shape, slots)
+
+
+def crop_symbols(document: VariedDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
+    """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
+    glyphs, grid = document.glyphs(), setting.query_grid
+    side = setting.view_size / grid
+    column, row = np.floor((scale * glyphs.points - (left, top)) / side).astype(int).T
+    symbols = _place(glyphs, row, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
+    return _without_small(symbols, glyphs, scale)
+
+
+def _place(glyphs: Glyphs, row: np.ndarray, column: np.ndarray, shape: tuple[int, int], slots: int) -> np.ndarray:
+    """Put characters into the slots of the windows of these rows and columns, in reading order."""
     rows, columns = shape
     symbols = np.full((rows, columns, slots), EMPTY, np.int64)
-    glyphs = document.glyphs()
     if not glyphs.text:
         return symbols
-    row, column = _windows(document, glyphs, shape, rng)
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     names = np.array([SYMBOL_OF[character] for character in glyphs.text])
     # Lines of a window from top to bottom, each from left to right; a run is a part of one line.
@@ -128,8 +141,11 @@ def _overview(
 ) -> np.ndarray:
     """Symbols of the overview, (rows · columns, S): characters if large enough, else that there is text."""
     symbols = window_symbols(document, shape, slots, rng).reshape(-1, slots)
-    scale = plan.overview_size[0] / document.size[0]
-    glyphs = document.glyphs()
+    return _without_small(symbols, document.glyphs(), plan.overview_size[0] / document.size[0])
+
+
+def _without_small(symbols: np.ndarray, glyphs: Glyphs, scale: float) -> np.ndarray:
+    """Symbols, (..., S), of a page whose print is too small at this scale: that there is text, alone."""
     if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
         text = symbols[:, 0] != EMPTY
         symbols[:] = EMPTY

@@ -55,9 +55,8 @@ def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
     patches = network.tower.embeddings.patch_embedding
     groups = []
     if phase.kind == "tower":
-        groups += parameter_groups(
-            [network.tower, network.patch_head], phase.tower_rate, phase.tower_rate, network.patch_head, patches
-        )
+        head, rate = network.patch_heads[phase.named], phase.tower_rate
+        groups += parameter_groups([network.tower, head], rate, rate, head, patches)
     elif phase.kind in ("vision", "joint"):
         # In the joint phase the whole vision half goes at the tower's rate.
         rate = phase.rate if phase.kind == "vision" else phase.tower_rate

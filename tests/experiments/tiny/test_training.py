@@ -21,6 +21,7 @@ from experiments.tiny.setting import Phase, Plan, Setting, load_plan
 from experiments.tiny.symbols import (
     EMPTY,
     SYMBOL_OF,
+    crop_symbols,
     encode_symbols,
     plan_of,
     sequence_symbols,
@@ -90,6 +91,18 @@ def test_cells_name_the_character_that_covers_them():
     # The second patch of the second row begins at (14, 14); its first cell's middle is at (15, 17).
     assert cells[5, 0] == SYMBOL_OF["b"] and set(cells[5, 1:]) == {EMPTY}
     assert (label_map(page, 0.4) == symbol_names.SMALL).any()  # print of 4 pixels
+
+
+def test_the_windows_of_a_view_at_any_place_are_those_of_the_whole_page():
+    setting = Setting()
+    document = make_varied("crops", 0, kind=SCRIBBLE, shown=4 * setting.view_size**2, fonts=())
+    found = crop_symbols(document, 1.0, 0, 0, setting)
+    moved = crop_symbols(document, 1.0, 2 * setting.patch_size, 3 * setting.patch_size, setting)
+    grid = setting.query_grid
+    found, moved = (each.reshape(grid, grid, -1) for each in (found, moved))
+    assert np.array_equal(moved[:-3, :-2], found[3:, 2:]) and (found > 1).sum() > 50
+    small = crop_symbols(document, 0.1, 0, 0, setting)
+    assert set(small[:, 0]) == {EMPTY, symbol_names.SMALL} and set(small[:, 1:].flat) == {EMPTY}
 
 
 def test_a_page_of_solid_letters_darkens_the_cells_with_labels():
@@ -214,6 +227,7 @@ def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
     network = Network(SMALL)
     for phase in (
         TOWER,
+        Phase("slots", "tower", 1, 40, views=1, scribble=0.5, crops=2, named="slots"),
         Phase("projector", "vision", 1, 40, views=1),
         READER,
         Phase("joint", "joint", 1, 400, views=2, symbols=0.5, questions=2),
@@ -285,7 +299,8 @@ def test_a_phase_leaves_what_it_does_not_train(tmp_path):
         for name in before
         if not torch.equal(before[name], after[name])
     }
-    assert changed == {"vision_tower", "patch_head"}
+    assert changed == {"vision_tower", "patch_heads"}
+    assert torch.equal(before["patch_heads.slots.weight"], after["patch_heads.slots.weight"])
 
 
 def test_the_plan_fits_the_wheel_and_names_every_phase():
