@@ -43,8 +43,8 @@ def step_operations(setting: Setting, phase: Phase) -> float:
     """Count the operations of one training step of a phase."""
     views = phase.tokens / (setting.view_size // setting.patch_size) ** 2
     if phase.kind == "tower":
-        places = math.prod(CELLS) if phase.named == "cells" else setting.slots
-        head = 2 * phase.tokens * setting.vision_width * places * NUM_SYMBOLS
+        named = math.prod(CELLS) if phase.named == "cells" else setting.slots
+        head = 2 * phase.tokens * setting.vision_width * named * NUM_SYMBOLS
         tower = vision_operations(setting, views).vision_tower + head
         return training_flops(PartFlops(tower, 0.0, 0.0, 0.0), TRAINED["tower"])
     if phase.kind == "vision":

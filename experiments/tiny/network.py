@@ -80,9 +80,9 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        places = {"cells": math.prod(CELLS), "slots": setting.slots}
+        sizes = {"cells": math.prod(CELLS), "slots": setting.slots}
         self.patch_heads = nn.ModuleDict(
-            {named: nn.Linear(setting.vision_width, count * NUM_SYMBOLS) for named, count in places.items()}
+            {named: nn.Linear(setting.vision_width, count * NUM_SYMBOLS) for named, count in sizes.items()}
         )
         self._draw_language_model()
         draw_positions(self.tower.embeddings.position_embedding.weight)
