@@ -81,5 +81,7 @@ def install_handlers(app: FastAPI) -> None:
         return as_api_error(error).response()
 
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(ApiError, any_error)
+    # What is handled as `Exception` is raised again after its response, and logged as a failure of the server.
+    for expected in (ApiError, Cancelled, DeadlineExceeded, EngineBusy, EngineClosed, ValueError):
+        app.add_exception_handler(expected, any_error)
     app.add_exception_handler(Exception, any_error)
