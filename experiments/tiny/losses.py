@@ -17,7 +17,7 @@ from .symbols import EMPTY, encode_symbols, token_grid
 
 # Weight of the distance to the code beside the cross entropy of the symbols.
 DISTANCE = 0.5
-# Weight of looking at the position before, which one head of the first layer is taught.
+# Weight of looking at the position before.
 BEFORE = 0.3
 
 
@@ -64,14 +64,14 @@ def vision_score(network: Network, phase: Phase, samples: list[Sample], device: 
     tokens = network.image_tokens(*pixels_of(samples, device)).float()
     symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
     entropy, measures = reading_score(network.readout(tokens), symbols)
-    distance = F.mse_loss(tokens, encode_symbols(symbols, network.readout.vectors))
+    distance = F.mse_loss(tokens, _codes(network, symbols, samples))
     return Score(entropy + DISTANCE * distance, measures)
 
 
 def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
     """Answers on pages, drawn or as codes, with the losses of looking and reading beside them."""
     symbols = torch.cat([sample.symbols for sample in samples]).to(device)
-    codes = encode_symbols(symbols, network.readout.vectors)
+    codes = _codes(network, symbols, samples)
     reading = codes.new_zeros(())
     measures: Measures = {}
     drawn = [sample for sample in samples if sample.patches is not None]
@@ -106,6 +106,12 @@ def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.T
     shapes = torch.cat([sample.view_shapes for sample in samples if sample.view_shapes is not None])
     num_views = torch.tensor([len(sample.view_shapes) for sample in samples if sample.view_shapes is not None])
     return patches.to(device), shapes, num_views, torch.tensor([sample.grid for sample in samples])
+
+
+def _codes(network: Network, symbols: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
+    """Codes of all image tokens of a batch, (T, E)."""
+    windows = torch.cat([sample.windows for sample in samples]).to(symbols.device)
+    return encode_symbols(symbols, network.readout.vectors, network.readout.locations[windows])
 
 
 def _in_sequence(network: Network, sample: Sample) -> torch.Tensor:

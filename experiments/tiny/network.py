@@ -21,7 +21,7 @@ from llava_uhd.model.vision_tower import encode_views
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
 from .setting import CELLS, Setting, build_config
-from .symbols import EMPTY, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors
+from .symbols import EMPTY, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
@@ -49,10 +49,12 @@ class Readout(nn.Module):
     """Scores of the symbols at each place of a token: its similarity to the code's vectors."""
 
     vectors: torch.Tensor
+    locations: torch.Tensor
 
     def __init__(self, setting: Setting):
         super().__init__()
         self.register_buffer("vectors", symbol_vectors(setting), persistent=False)
+        self.register_buffer("locations", window_locations(setting), persistent=False)
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.zeros(setting.slots, NUM_SYMBOLS))
 
@@ -71,6 +73,8 @@ class Network(EvaluationMode):
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
             the last but one finds what was asked for, and through those of the last fits the token's whole code.
+        looking_back: layers whose first head is taught to look at the position before: the first, for what stands
+            before a character, and the third, for where the second looked one character ago.
     """
 
     def __init__(self, setting: Setting, seed: int = 0):
@@ -92,6 +96,10 @@ class Network(EvaluationMode):
         self.heads = tuple(
             dict.fromkeys([(1, 0), (last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups))])
         )
+
+    @property
+    def looking_back(self) -> tuple[int, ...]:
+        return tuple(layer for layer in (0, 2) if layer < self.setting.text_layers)
 
     @property
     def tower(self) -> Any:
@@ -153,7 +161,7 @@ class Network(EvaluationMode):
 
         Returns:
             (B, L, E); the attention of the taught heads to the positions pointed at, (heads, points); and that of a
-            head of the first layer to the position before, where it is in the sequence, (positions,).
+            heads that look back to the position before, where it is in the sequence, (heads, positions).
         """
         embeds = self.language_model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
@@ -169,8 +177,9 @@ class Network(EvaluationMode):
         )
         states = outputs.hidden_states
         found = [self._attention_at(states[layer], pointers, positions, layer, head) for layer, head in self.heads]
-        before = self._attention_at(states[0], _before(positions), positions, 0, 0)
-        return outputs.last_hidden_state, torch.stack(found), before
+        previous = _before(positions)
+        before = [self._attention_at(states[layer], previous, positions, layer, 0) for layer in self.looking_back]
+        return outputs.last_hidden_state, torch.stack(found), torch.stack(before)
 
     def _attention_at(
         self, hidden: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor, layer: int, head: int

@@ -44,6 +44,7 @@ class Sample:
             phase `vision`, or of the cells or slots of patches, (H·W, R·C) or (G², S), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
+        windows: (T,), the window of its view that each image token is of, row by row.
         grid: (columns, rows) of slices, zeros where it was not cut.
         kept: (T,), which image tokens are in the sequence; None for all.
     """
@@ -57,6 +58,7 @@ class Sample:
     grid: tuple[int, int] = (0, 0)
     positions: list[int] = field(default_factory=list)
     kept: torch.Tensor | None = None
+    windows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @property
     def length(self) -> int:
@@ -106,6 +108,8 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
     sample.grid = plan.grid or (0, 0)
+    order = plan_layout(plan, token_grid(setting), "stitched").order
+    sample.windows = torch.tensor(order) % setting.query_grid**2
     sample.view_shapes = torch.tensor(plan.view_shapes)
     if not coded:
         process = LlavaUhdImageProcessor(

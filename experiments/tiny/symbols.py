@@ -1,15 +1,18 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
 A window holds up to `slots` characters in reading order. Each symbol has a fixed random vector, the same in all slots;
-the code of a window is these vectors side by side. The vision half learns to give it, the language model to read it.
+the code of a window is these vectors side by side, whose first channels say where in its view the window lies. The
+vision half learns to give it, the language model to read it.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from llava_uhd.model.layout import TokenGrid, plan_layout
 from llava_uhd.model.slicing import SlicePlan, plan_slices
@@ -32,19 +35,37 @@ JITTER = 0.04
 def symbol_vectors(setting: Setting) -> torch.Tensor:
     """(symbols, width / S), the same in every run.
 
-    The vector of an empty slot is zero but for the first channel, which is 1 for all: a blank token has a length, so
-    that no norm enlarges its noise, and every token has a constant that attention to a neighbor can be built from.
+    The vector of an empty slot is zero, and the first channel of all, which is left to the window's location.
     """
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(NUM_SYMBOLS, setting.width // setting.slots, generator=generator)
     vectors[EMPTY] = 0
-    vectors[:, 0] = 1
+    vectors[:, 0] = 0
     return vectors
 
 
-def encode_symbols(symbols: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """Codes of windows: (..., S) to (..., width)."""
-    return vectors[symbols].flatten(-2)
+@lru_cache(maxsize=4)
+def window_locations(setting: Setting) -> torch.Tensor:
+    """(G², S), sines and cosines of the row and column of each window of a view.
+
+    The language model can follow a line by them, window by window, without comparing letters again. Of the slices it
+    knows the order from the positions of the sequence.
+    """
+    grid, count = setting.query_grid, setting.slots // 4
+    angles = torch.arange(grid)[:, None] * math.pi / grid * 4.0 ** torch.arange(count)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # G, 2 · count
+    both = torch.cat([waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)], dim=-1).flatten(0, 1)
+    return F.pad(both, (0, setting.slots - both.shape[1]))
+
+
+def encode_symbols(
+    symbols: torch.Tensor, vectors: torch.Tensor, locations: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Codes of windows: (..., S), and (..., S) of `window_locations`, to (..., width)."""
+    codes = vectors[symbols]
+    if locations is not None:
+        codes[..., 0] = locations
+    return codes.flatten(-2)
 
 
 def plan_of(document: VariedDocument, setting: Setting, max_slices: int) -> SlicePlan:

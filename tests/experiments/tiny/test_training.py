@@ -27,6 +27,7 @@ from experiments.tiny.symbols import (
     sequence_symbols,
     symbol_vectors,
     view_symbols,
+    window_locations,
     window_symbols,
 )
 from experiments.tiny.trainer import Options, train
@@ -121,6 +122,17 @@ def test_codes_tell_symbols_apart():
     assert torch.equal(torch.cdist(codes, vectors[None]).argmin(dim=-1), symbols)
 
 
+def test_codes_say_where_in_its_view_a_window_lies():
+    setting = Setting(slots=8, width=256, text_heads=4, key_value_heads=2)
+    locations, vectors = window_locations(setting), symbol_vectors(setting)
+    distances = torch.cdist(locations, locations) + 9 * torch.eye(len(locations))
+    assert locations.shape == (256, 8) and distances.min() > 0.5
+    codes = encode_symbols(torch.full((256, 8), EMPTY), vectors, locations)
+    assert torch.equal(codes.unflatten(-1, (8, -1))[..., 0], locations) and (codes != 0).sum() <= 256 * 8
+    sample = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2), 1, 0)
+    assert len(sample.windows) == len(sample.symbols) and sample.windows.bincount().unique().numel() == 1
+
+
 def test_pointers_lead_to_the_token_that_holds_the_next_character():
     setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
     right = wrong = 0
@@ -193,7 +205,7 @@ def test_positions_keep_their_gaps():
     expected = [own[layer][0, head, 6, 3] for layer, head in network.heads]
     assert torch.allclose(attention[:, 0], torch.stack(expected), atol=1e-5)
     # All but the first position and the one after the gap have the one before them.
-    assert torch.allclose(before, own[0][0, 0].diagonal(offset=-1)[[0, 1, 3, 4, 5, 6]], atol=1e-5)
+    assert torch.allclose(before[0], own[0][0, 0].diagonal(offset=-1)[[0, 1, 3, 4, 5, 6]], atol=1e-5)
 
 
 def test_the_loss_is_on_the_answers_alone():
