@@ -64,14 +64,14 @@ def vision_score(network: Network, phase: Phase, samples: list[Sample], device: 
     tokens = network.image_tokens(*pixels_of(samples, device)).float()
     symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
     entropy, measures = reading_score(network.readout(tokens), symbols)
-    distance = F.mse_loss(tokens, _codes(network, symbols, samples))
+    distance = F.mse_loss(tokens, codes_of(network, symbols, samples))
     return Score(entropy + DISTANCE * distance, measures)
 
 
 def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
     """Answers on pages, drawn or as codes, with the losses of looking and reading beside them."""
     symbols = torch.cat([sample.symbols for sample in samples]).to(device)
-    codes = _codes(network, symbols, samples)
+    codes = codes_of(network, symbols, samples)
     reading = codes.new_zeros(())
     measures: Measures = {}
     drawn = [sample for sample in samples if sample.patches is not None]
@@ -108,7 +108,7 @@ def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.T
     return patches.to(device), shapes, num_views, torch.tensor([sample.grid for sample in samples])
 
 
-def _codes(network: Network, symbols: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
+def codes_of(network: Network, symbols: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
     """Codes of all image tokens of a batch, (T, E)."""
     windows = torch.cat([sample.windows for sample in samples]).to(symbols.device)
     return encode_symbols(symbols, network.readout.vectors, network.readout.locations[windows])

@@ -15,6 +15,7 @@ from experiments.tiny.calculation import describe_plan
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.losses import SCORES, reading_score
+from experiments.tiny.measure import SEED, main, measure
 from experiments.tiny.network import Network, assemble
 from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, Setting, load_plan
@@ -289,6 +290,23 @@ def test_a_run_in_pieces_is_the_run_in_one_piece(tmp_path):
     assert logged["step"] == 3 and logged["stage"] == "reader" and 0 <= logged["exact"] <= 1
     steps = [json.loads(line) for line in (pieces / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3]
+
+
+def test_copying_is_measured_by_character(tmp_path, capsys):
+    setting = {name: value for name, value in vars(SMALL).items() if name != "levels"}
+    phases = [{"name": "reader", "kind": "reader", "steps": 1, "tokens": 300, "views": 1, "questions": 4}]
+    (tmp_path / "plan.yaml").write_text(json.dumps({"setting": setting, "phases": phases}))
+    plan = load_plan(tmp_path / "plan.yaml")
+    assert train(plan, tmp_path, Options(workers=0))
+    counted = measure(Network(SMALL), plan.phases[0], 12)
+    pointers = [make_sample(SMALL, plan.phases[0], SEED, index).pointers for index in range(12)]
+    assert sum(row[0] for row in counted.values()) == sum(point >= 0 for points in pointers for point in points) > 20
+    assert all(
+        len(row) == 2 + len(Network(SMALL).heads) and 0 <= min(row[1:]) <= max(row[1:]) <= 1
+        for row in counted.values()
+    )
+    main(["--out", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--phase", "reader", "--pages", "6"])
+    assert "| 5 and later |" in capsys.readouterr().out
 
 
 def test_a_stage_that_is_run_again_replaces_its_lines(tmp_path):
