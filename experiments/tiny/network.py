@@ -55,8 +55,11 @@ class Readout(nn.Module):
         super().__init__()
         self.register_buffer("vectors", symbol_vectors(setting), persistent=False)
         self.register_buffer("locations", window_locations(setting), persistent=False)
-        self.scale = nn.Parameter(torch.tensor(1.0))
+        # A character's own vector scores some 11 then, others and a blank token's about 0: an empty slot wins between
+        # them from the beginning. A bias that begins at zero takes more than a thousand steps there.
+        self.scale = nn.Parameter(torch.tensor(2.0))
         self.bias = nn.Parameter(torch.zeros(setting.slots, NUM_SYMBOLS))
+        nn.init.constant_(self.bias[:, EMPTY], 6.0)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., S, symbols)."""
