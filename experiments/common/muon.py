@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024) for matrices, AdamW for everything else, as one optimizer.
 
 Muon is momentum whose matrices are brought near the closest orthogonal one before each step. PyTorch's own iterates
-in bfloat16, which a CPU without it imitates, and one matrix at a time. This one iterates in float32 over all matrices
-of a shape at once; on such a CPU it is twenty times faster.
+in bfloat16, which a CPU without it imitates, and one matrix at a time. This one iterates over all matrices of a shape
+at once, and in float32 on such a CPU, where it is twenty times faster.
 """
 
 from collections import defaultdict
@@ -20,15 +20,22 @@ MOMENTUM = 0.95
 SMALLEST_SIDE = 64  # of a matrix for Muon
 
 
+def has_bfloat16(device: str) -> bool:
+    """Return whether a device multiplies in bfloat16: a CPU that imitates it is 25 times slower."""
+    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Bring singular values near one and keep the vectors: (N, rows, columns) to the same."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    if has_bfloat16(x.device.type):
+        x = x.bfloat16()
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return x if wide else x.transpose(1, 2)
+    return (x if wide else x.transpose(1, 2)).to(matrices.dtype)
 
 
 def parameter_groups(

@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState
 from llava_uhd.files import write_text
 from llava_uhd.training.trainer import StageTrainer, last_checkpoint
 
-from .muon import MuonAdamW
+from .muon import MuonAdamW, has_bfloat16
 
 # Sums and counts by name; means of a stretch of steps are sums over counts.
 Measures = dict[str, tuple[float, float]]
@@ -37,9 +37,8 @@ LOWEST = 0.02  # of the peak learning rate, at the end of the cosine
 
 
 def mixed_precision(device: str) -> torch.autocast:
-    """Return autocast to bfloat16 where the device multiplies in it: a CPU that imitates it is 25 times slower."""
-    native = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device, torch.bfloat16, enabled=native)
+    """Return autocast to bfloat16 where the device multiplies in it."""
+    return torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device))
 
 
 def cosine(progress: float, warmed_up: float) -> float:

@@ -53,7 +53,7 @@ def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Te
 
 def tower_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
     """Naming the characters on each patch, in views of one shape."""
-    patches = torch.stack([sample.patches for sample in samples if sample.patches is not None]).float()
+    patches = torch.stack([sample.patches.float() for sample in samples if sample.patches is not None])
     symbols = torch.stack([sample.symbols for sample in samples]).to(device)
     entropy, measures = reading_score(network.patch_scores(patches.to(device), phase.named), symbols)
     return Score(entropy, measures)
@@ -102,7 +102,7 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
 
 def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Patches, view shapes, views and grids of the images of samples, as the model takes them."""
-    patches = torch.cat([sample.patches for sample in samples if sample.patches is not None]).float()
+    patches = torch.cat([sample.patches.float() for sample in samples if sample.patches is not None])
     shapes = torch.cat([sample.view_shapes for sample in samples if sample.view_shapes is not None])
     num_views = torch.tensor([len(sample.view_shapes) for sample in samples if sample.view_shapes is not None])
     return patches.to(device), shapes, num_views, torch.tensor([sample.grid for sample in samples])

@@ -12,7 +12,8 @@ import torch
 
 from llava_uhd.files import replace_file
 
-from ..common.muon import parameter_groups
+from ..common.attention import write_out_attention
+from ..common.muon import has_bfloat16, parameter_groups
 from ..common.trainer import Job, Measures, Stop, append_log, cosine, mixed_precision
 from ..common.trainer import train as train_job
 from .loader import start_workers, stream_batches
@@ -86,6 +87,8 @@ def train(plan: Plan, out: Path, options: Options) -> bool:
         state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
         network.load_state_dict(state["network"])
         finished = state["finished"]
+    if options.device == "cpu" and has_bfloat16("cpu"):
+        write_out_attention(network.tower, network.language_model)
     if options.compiled:
         network.language_model.compile(dynamic=True)
     try:
