@@ -14,7 +14,7 @@ CORES = 2
 # Seconds of one core for a page: drawn and cut into views, of random characters, or laid out only.
 DRAWN, SCRIBBLED, LAID_OUT = 0.08, 0.17, 0.02
 # Part of the most slices of a phase that its pages have on average (`samples.draw_document`).
-FILLED = 0.7
+FILLED = 0.5
 # Part of the image tokens that hold characters: 0.25 of the codes of 1,400 pages of one view.
 PRINTED = 0.25
 # Parts that learn in each kind of phase, by the names of `training_flops`.

@@ -29,7 +29,7 @@ def label_map(document: VariedDocument, scale: float) -> np.ndarray:
     """Return the symbol that covers each pixel of a page enlarged by `scale`, (height, width)."""
     width, height = (round(scale * side) for side in document.size)
     found = np.full((height, width), EMPTY, np.uint8)
-    glyphs = document.glyphs()
+    glyphs = document.glyphs
     for character, (_, y), size, (left, right) in zip(
         glyphs.text, scale * glyphs.points, scale * glyphs.sizes, scale * glyphs.edges, strict=True
     ):

@@ -20,6 +20,8 @@ from .crops import cut_crops
 from .setting import Phase, Setting
 from .symbols import EMPTY, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
 
+# Parts of the most slices of a phase for which pages are made.
+VIEWS = (0.1, 0.3, 0.6, 1.0)
 # The image's first token comes after the start of the sequence and of the user's turn.
 IMAGE_START = 2
 TOKEN_TYPE_IDS = {
@@ -69,7 +71,7 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> Vari
     """The page of an index: one that so many slices show legibly, or random characters."""
     rng = random.Random(f"{phase.name}:{seed}:{index}")
     kind = SCRIBBLE if rng.random() < phase.scribble else None
-    views = max(round(phase.views * rng.choice((0.3, 0.6, 1.0, 1.0))), 1)
+    views = max(round(phase.views * rng.choice(VIEWS)), 1)
     shown = views * setting.view_size**2
     low, high = phase.print
     return make_varied(

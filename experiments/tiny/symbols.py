@@ -93,13 +93,13 @@ def window_symbols(
     Returns:
         (rows, columns, S) symbols.
     """
-    glyphs = document.glyphs()
+    glyphs = document.glyphs
     return _place(glyphs, *_windows(document, glyphs, shape, rng), shape, slots)
 
 
 def crop_symbols(document: VariedDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
-    glyphs, grid = document.glyphs(), setting.query_grid
+    glyphs, grid = document.glyphs, setting.query_grid
     side = setting.view_size / grid
     column, row = np.floor((scale * glyphs.points - (left, top)) / side).astype(int).T
     symbols = _place(glyphs, row, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
@@ -162,7 +162,7 @@ def _overview(
 ) -> np.ndarray:
     """Symbols of the overview, (rows · columns, S): characters if large enough, else that there is text."""
     symbols = window_symbols(document, shape, slots, rng).reshape(-1, slots)
-    return _without_small(symbols, document.glyphs(), plan.overview_size[0] / document.size[0])
+    return _without_small(symbols, document.glyphs, plan.overview_size[0] / document.size[0])
 
 
 def _without_small(symbols: np.ndarray, glyphs: Glyphs, scale: float) -> np.ndarray:
@@ -184,7 +184,7 @@ def sequence_symbols(
 
 def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
     """Return for each run of a page the position of each visible character's token in the sequence of the image."""
-    grid, glyphs = setting.query_grid, document.glyphs()
+    grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
     row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)
     row, column = np.clip(row, 0, rows * grid - 1), np.clip(column, 0, columns * grid - 1)

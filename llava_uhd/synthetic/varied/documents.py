@@ -6,6 +6,7 @@ A document is a pure function of seed, index and the fonts of the machine.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from .papers import (
     lay_out_scribble,
     lay_out_statement,
 )
-from .pictures import draw_picture
+from .pictures import draw_picture, draw_size
 from .questions import Asked, ask_all, ask_of_picture
 from .render import draw_sheet
 from .screens import lay_out_dialog, lay_out_phone, lay_out_slide
@@ -146,8 +147,9 @@ class VariedDocument:
             return draw_picture(random.Random(self.seed))
         return apply(draw_sheet(self.sheet), self.wear)
 
+    @cached_property
     def glyphs(self) -> Glyphs:
-        """Return every visible character of the image, run after run."""
+        """Every visible character of the image, run after run."""
         if self.sheet is None or self.wear is None:
             return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)))
         found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.boxes()]
@@ -161,7 +163,7 @@ class VariedDocument:
 
     def characters(self) -> Iterator[tuple[str, float, float, float]]:
         """Yield every visible character with the x and y of its center in the image and its font size, by run."""
-        glyphs = self.glyphs()
+        glyphs = self.glyphs
         yield from zip(glyphs.text, *glyphs.points.T.tolist(), glyphs.sizes.tolist(), strict=True)
 
     def scale(self, shown: int = SHOWN) -> float:
@@ -198,7 +200,7 @@ def make_varied(
         tried = kind or rng.choices(list(KINDS), weights)[0]
         if tried == PICTURE:
             picture_seed = f"picture:{seed}:{index}"
-            size = draw_picture(random.Random(picture_seed)).size
+            size = draw_size(random.Random(picture_seed))
             return VariedDocument(tried, size, tuple(ask_of_picture(rng)), None, None, picture_seed)
         sheet = _lay_out(rng, tried, shown, print_sizes, fonts)
         if (sheet.facts or tried == SCRIBBLE) and _holds_its_text(sheet):

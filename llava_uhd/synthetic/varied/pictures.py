@@ -41,9 +41,14 @@ def _open(path: Path) -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
+def draw_size(rng: random.Random) -> tuple[int, int]:
+    """Return the (width, height) of the picture of a generator, which is the first that it draws."""
+    return rng.randint(*SIDE), rng.randint(*SIDE)
+
+
 def draw_picture(rng: random.Random) -> Image.Image:
     """Return a crop of a photograph, flipped, rotated and recolored, or a texture or arrangement of shapes."""
-    size = (rng.randint(*SIDE), rng.randint(*SIDE))
+    size = draw_size(rng)
     photographs = _photographs()
     if photographs and rng.random() < 0.6:
         return _part(rng, _open(rng.choice(photographs)), size)

@@ -78,7 +78,7 @@ def test_nearly_all_characters_have_a_place_and_views_and_sequence_agree():
         views, sequence = view_symbols(document, plan, setting), sequence_symbols(document, plan, setting)
         assert sorted(map(tuple, views.reshape(-1, 6))) == sorted(map(tuple, sequence))
         slices = views if plan.grid is None else views[:-1]
-        printed += len(document.glyphs().text)
+        printed += len(document.glyphs.text)
         placed += int((slices > 1).sum())
     assert 0.97 * printed < placed <= printed
 
