@@ -27,7 +27,8 @@ def attention(
     Args:
         module: attention layer, with `is_causal`.
         query: (B, H, L, D).
-        key, value: (B, G, L, D), H a multiple of G.
+        key: (B, G, L, D), H a multiple of G.
+        value: (B, G, L, D).
         attention_mask: not used: padding is on the right of causal sequences, and views have none.
         scaling: factor of the scores.
 

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
+from experiments.common.attention import write_out_attention
 from experiments.common.trainer import Stop, append_log
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
@@ -48,16 +49,13 @@ class Page:
 
     def __init__(self, text, points, size):
         self.size = size
-        self._glyphs = Glyphs(
+        self.glyphs = Glyphs(
             text,
             np.zeros(len(text), int),
             np.array(points, float),
             np.full(len(text), 10.0),
             np.array([(x - 2, x + 2) for x, _ in points], float),
         )
-
-    def glyphs(self):
-        return self._glyphs
 
 
 def test_characters_of_a_window_are_in_reading_order_and_at_most_as_many_as_places():
@@ -355,3 +353,30 @@ def test_an_unknown_name_in_a_plan_is_refused(tmp_path):
 
 def test_random_characters_carry_no_question():
     assert not make_varied(0, 0, kind=SCRIBBLE, fonts=()).questions
+
+
+def test_attention_written_out_is_that_of_pytorch():
+    network = Network(SMALL)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+        torch.nn.init.normal_(parameter, std=0.2)
+    inputs = torch.randn(2, 9, SMALL.width)
+    views = torch.randn(2, 3, SMALL.view_size, SMALL.view_size)
+
+    def run():
+        text = network.language_model(inputs_embeds=inputs).last_hidden_state
+        return text, network.tower(views).last_hidden_state
+
+    fused = run()
+    write_out_attention(network.tower, network.language_model)
+    for expected, found in zip(fused, run(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pixels_of_half_precision_train_under_autocast():
+    plan = Plan(SMALL, (TOWER, Phase("projector", "vision", 1, 40, views=1)))
+    network = Network(SMALL)
+    for phase in plan.phases:
+        samples = make_samples(SMALL, phase, 0, 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.isfinite(SCORES[phase.kind](network, phase, samples, "cpu").loss)
