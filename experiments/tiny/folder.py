@@ -11,6 +11,7 @@ from llava_uhd.model_folder import seal_model
 
 from ..tiny_v1.folder import _without_code as without_code
 from ..tiny_v1.tokenizer import BOS_ID, CHAT_TEMPLATE, EOS_ID, PAD_ID, build_tokenizer
+from .locations import location_tokens
 from .network import Network, assemble
 from .setting import Setting, build_config
 from .trainer import CHECKPOINT
@@ -28,9 +29,9 @@ def save_folder(out: Path, setting: Setting) -> Path:
     folder = out / "model"
     model = assemble(network).bfloat16()
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=96, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
+        do_sample=False, max_new_tokens=160, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(location_tokens(setting.query_grid))
     tokenizer.model_max_length = setting.context
     processor = LlavaUhdProcessor.from_config(build_config(setting), tokenizer, chat_template=CHAT_TEMPLATE)
     model.save_pretrained(folder)

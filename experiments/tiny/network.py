@@ -20,8 +20,9 @@ from llava_uhd.model.vision_tower import encode_views
 
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
+from .locations import LOCATION_ID
 from .setting import CELLS, Setting, build_config
-from .symbols import EMPTY, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
+from .symbols import EMPTY, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
@@ -87,9 +88,9 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        sizes = {"cells": math.prod(CELLS), "slots": setting.slots}
+        sizes = {"cells": math.prod(CELLS) * NUM_PLAIN, "slots": setting.slots * NUM_SYMBOLS}
         self.patch_heads = nn.ModuleDict(
-            {named: nn.Linear(setting.vision_width, count * NUM_SYMBOLS) for named, count in sizes.items()}
+            {named: nn.Linear(setting.vision_width, size) for named, size in sizes.items()}
         )
         self._draw_language_model()
         draw_positions(self.tower.embeddings.position_embedding.weight)
@@ -121,7 +122,7 @@ class Network(EvaluationMode):
         """Begin with layers that add nothing, and with characters that resemble the codes of their windows.
 
         What a layer compares are then tokens, not the noise of the layers below, and a letter of a question is found
-        in the image from the beginning.
+        in the image from the beginning; so is the place that a location token names.
         """
         embeddings, head = self.language_model.embed_tokens.weight, self.model.lm_head.weight
         nn.init.orthogonal_(self.code_map.weight, gain=EMBEDDING_SCALE)
@@ -136,13 +137,17 @@ class Network(EvaluationMode):
                 code = self.code_map(encode_symbols(window, self.readout.vectors))
                 embeddings[byte_id(character)] = code
                 head[byte_id(character)] = HEAD_SCALE * code
+        blank = torch.full((len(self.readout.locations), self.setting.slots), EMPTY)
+        located = self.code_map(encode_symbols(blank, self.readout.vectors, self.readout.locations))
+        embeddings[LOCATION_ID : LOCATION_ID + len(located)] = located
+        head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
 
     def patch_scores(self, patches: torch.Tensor, named: str) -> torch.Tensor:
         """Scores of the symbols on each cell, or slot, of square views: (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
         side = self.setting.view_size // self.setting.patch_size
         features = encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
         scores: torch.Tensor = self.patch_heads[named](features.flatten(2).transpose(1, 2))
-        return scores.unflatten(-1, (-1, NUM_SYMBOLS))
+        return scores.unflatten(-1, (-1, NUM_PLAIN if named == "cells" else NUM_SYMBOLS))
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

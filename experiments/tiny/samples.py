@@ -1,6 +1,7 @@
 """A page as a training sequence: the image's tokens, then questions with answers."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -17,8 +18,9 @@ from ..tiny_v1.samples import IGNORED
 from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
+from .locations import location_id
 from .setting import Phase, Setting
-from .symbols import EMPTY, plan_of, run_positions, sequence_symbols, token_grid, view_symbols
+from .symbols import EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
 # Parts of the most slices of a phase for which pages are made.
 VIEWS = (0.1, 0.3, 0.6, 1.0)
@@ -40,8 +42,9 @@ class Sample:
 
     Attributes:
         input_ids, labels, pointers, positions: values of the sequence; a pointer is the index of the image token in
-            which the next character of an answer is printed, -1 elsewhere; positions are those of the whole sequence,
-            from which blank image tokens may be left out. Empty in the phases `tower` and `vision`.
+            which the next character of an answer is printed, or which the next token names, -1 elsewhere; positions
+            are those of the whole sequence, from which blank image tokens may be left out. Empty in the phases `tower`
+            and `vision`.
         symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
             phase `vision`, or of the cells or slots of patches, (H·W, R·C) or (G², S), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
@@ -144,13 +147,13 @@ class Turn:
     """A question with its answer.
 
     Attributes:
-        source: the printed text that the answer is, or is a part of from its character `start` on; None if it is not
-            printed in one piece.
+        sources: the printed texts that make the answer, with a space between two of them; the answer begins with
+            the character `start` of the first and may end before the last of them does. None if it is not printed.
     """
 
     text: str
     answer: str
-    source: Run | None = None
+    sources: tuple[Run, ...] = ()
     start: int = 0
 
 
@@ -158,11 +161,11 @@ def question_turns(document: VariedDocument, rng: random.Random, most: int) -> l
     """Some of a document's questions, and sometimes that the page should be read out."""
     turns = []
     for asked in rng.sample(document.questions, k=min(most, len(document.questions))):
-        single = len(asked.sources) == 1 and asked.answer == asked.sources[0].text and asked.answer.isascii()
-        turns.append(Turn(asked.text, asked.answer, asked.sources[0] if single else None))
+        printed = asked.answer == " ".join(run.text for run in asked.sources)
+        turns.append(Turn(asked.text, asked.answer, asked.sources if printed else ()))
     if not turns or rng.random() < 0.05:
-        text = _read_out(document)
-        turns.insert(0, Turn(rng.choice(READ) if text else "Read.", text))
+        runs = reading_order(document)
+        turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
     return turns
 
 
@@ -174,8 +177,7 @@ def continued_turns(document: VariedDocument, rng: random.Random, most: int) -> 
         rng: generator of the sample.
         most: number of pieces.
     """
-    runs = [run for run in (document.sheet.texts if document.sheet else []) if run.text.isascii()]
-    runs.sort(key=lambda run: (round(2 * run.baseline / run.size), run.x))
+    runs = reading_order(document)
     turns = []
     for run, right in zip_longest(runs, runs[1:]):
         length = len(run.text)
@@ -183,9 +185,9 @@ def continued_turns(document: VariedDocument, rng: random.Random, most: int) -> 
             cue = rng.randint(2, min(5, length - 2))
             start = rng.randint(0, length - cue - 2) if rng.random() < 0.5 else 0
             end = start + cue
-            turns.append(Turn(run.text[start:end], run.text[end : end + CONTINUED_LENGTH], run, end))
+            turns.append(Turn(run.text[start:end], run.text[end : end + CONTINUED_LENGTH], (run,), end))
         if right is not None and abs(run.baseline - right.baseline) < 0.3 * run.size:
-            turns.append(Turn(run.text[-CONTINUED_LENGTH // 2 :], right.text[:CONTINUED_LENGTH], right))
+            turns.append(Turn(run.text[-CONTINUED_LENGTH // 2 :], right.text[:CONTINUED_LENGTH], (right,)))
     return rng.sample(turns, k=min(most, len(turns)))
 
 
@@ -204,21 +206,41 @@ def converse(
     ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
     runs = document.sheet.texts if document.sheet else []
     positions = dict(zip(map(id, runs), run_positions(document, plan, setting), strict=True)) if runs else {}
+    stride = row_stride(plan, setting)
     for number, turn in enumerate(turns):
         image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if number == 0 else []
         asked = [USER_ID, *image, *encode(turn.text), ASSISTANT_ID]
-        answer = [*encode(turn.answer), EOS_ID]
-        first = len(ids) + len(asked) - 1
-        ids += asked + answer
-        labels += [IGNORED] * len(asked) + answer
-        pointers += [-1] * (len(asked) + len(answer))
-        if turn.source is not None:
-            printed = turn.source.text
-            shown = [place for place, character in enumerate(printed) if character != " "]
-            for place, position in zip(shown, positions[id(turn.source)].tolist(), strict=True):
-                if turn.start <= place < turn.start + len(turn.answer):
-                    pointers[first + place - turn.start] = IMAGE_START + position
+        answer: list[int] = []
+        looked_at: list[int] = []
+        before = -1
+        for character, position in _places(turn, positions):
+            if position not in (before, -1):
+                answer.append(location_id(position, stride, setting.query_grid))
+                looked_at.append(position)
+                before = position
+            # From the position before each token one looks at what the token names, or at the window it is in.
+            answer += encode(character)
+            looked_at += [position] * len(encode(character))
+        ids += [*asked, *answer, EOS_ID]
+        labels += [IGNORED] * len(asked) + [*answer, EOS_ID]
+        pointers += [-1] * (len(asked) - 1)
+        pointers += [IMAGE_START + position if position >= 0 else -1 for position in looked_at] + [-1, -1]
     return ids, labels, pointers
+
+
+def _places(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int]]:
+    """Yield each character of an answer with its position in the image's sequence, -1 where it is not printed."""
+    places = [-1] * len(turn.answer)
+    place = -turn.start
+    for run in turn.sources:
+        found = iter(positions[id(run)].tolist())
+        for character in run.text:
+            position = next(found) if character != " " else -1
+            if 0 <= place < len(places):
+                places[place] = position
+            place += 1
+        place += 1
+    return zip(turn.answer, places, strict=True)
 
 
 def leave_out_blanks(sample: Sample) -> None:
@@ -238,9 +260,7 @@ def leave_out_blanks(sample: Sample) -> None:
     sample.kept = kept
 
 
-def _read_out(document: VariedDocument) -> str:
-    """The page's first lines, each from left to right."""
-    if document.sheet is None:
-        return ""
-    runs = sorted(document.sheet.texts, key=lambda run: (round(run.baseline), run.x))
-    return " ".join(run.text for run in runs)[:READ_LENGTH]
+def reading_order(document: VariedDocument) -> list[Run]:
+    """The runs of a page, line by line, each from left to right."""
+    runs = document.sheet.texts if document.sheet else []
+    return sorted(runs, key=lambda run: (round(2 * run.baseline / run.size), run.x))

@@ -152,7 +152,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": setting.rope_theta},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
-        "vocab_size": VOCABULARY_SIZE,
+        "vocab_size": VOCABULARY_SIZE + setting.query_grid**2,
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,

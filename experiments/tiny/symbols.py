@@ -2,7 +2,8 @@
 
 A window holds up to `slots` characters in reading order. Each symbol has a fixed random vector, the same in all slots;
 the code of a window is these vectors side by side, whose first channels say where in its view the window lies. The
-vision half learns to give it, the language model to read it.
+vision half learns to give it, the language model to read it. A character that begins a word is a symbol of its own: a
+space is in no window, and without it the language model would have to guess.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
@@ -23,7 +24,13 @@ from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2
 SYMBOL_OF = {character: FIRST + place for place, character in enumerate(CHARACTERS)}
-NUM_SYMBOLS = FIRST + len(CHARACTERS)
+# Symbols without a word's beginning; a character that begins a word is its symbol plus `BEGINS`.
+NUM_PLAIN = FIRST + len(CHARACTERS)
+BEGINS = len(CHARACTERS)
+NUM_SYMBOLS = NUM_PLAIN + BEGINS
+# Channels of a slot for the window's location, and the one that tells whether a word begins, with its size.
+LOCATION, BEGINNING = 2, 2
+BEGINNING_SIZE = 2.0
 # Letters below this size in a view, in pixels, are too small to read.
 LEGIBLE = 5.0
 # Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
@@ -35,36 +42,40 @@ JITTER = 0.04
 def symbol_vectors(setting: Setting) -> torch.Tensor:
     """(symbols, width / S), the same in every run.
 
-    The vector of an empty slot is zero, and the first channel of all, which is left to the window's location.
+    The vector of an empty slot is zero, and the first channels of all, which are left to the window's location. A
+    character that begins a word differs from the same inside of one in one channel.
     """
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(NUM_SYMBOLS, setting.width // setting.slots, generator=generator)
-    vectors[EMPTY] = 0
-    vectors[:, 0] = 0
-    return vectors
+    plain = torch.randn(NUM_PLAIN, setting.width // setting.slots, generator=generator)
+    plain[:, :LOCATION] = 0
+    plain[:, BEGINNING] = -BEGINNING_SIZE
+    plain[EMPTY] = 0
+    begins = plain[FIRST:].clone()
+    begins[:, BEGINNING] = BEGINNING_SIZE
+    return torch.cat([plain, begins])
 
 
 @lru_cache(maxsize=4)
 def window_locations(setting: Setting) -> torch.Tensor:
-    """(G², S), sines and cosines of the row and column of each window of a view.
+    """(G², S, 2), sines and cosines of the row and column of each window of a view.
 
     The language model can follow a line by them, window by window, without comparing letters again. Of the slices it
     knows the order from the positions of the sequence.
     """
-    grid, count = setting.query_grid, setting.slots // 4
-    angles = torch.arange(grid)[:, None] * math.pi / grid * 4.0 ** torch.arange(count)
+    grid, count = setting.query_grid, LOCATION * setting.slots // 4
+    angles = torch.arange(grid)[:, None] * math.pi / grid * 2.0 ** torch.arange(count)
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # G, 2 · count
     both = torch.cat([waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)], dim=-1).flatten(0, 1)
-    return F.pad(both, (0, setting.slots - both.shape[1]))
+    return F.pad(both, (0, LOCATION * setting.slots - both.shape[1])).unflatten(1, (-1, LOCATION))
 
 
 def encode_symbols(
     symbols: torch.Tensor, vectors: torch.Tensor, locations: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Codes of windows: (..., S), and (..., S) of `window_locations`, to (..., width)."""
+    """Codes of windows: (..., S), and (..., S, 2) of `window_locations`, to (..., width)."""
     codes = vectors[symbols]
     if locations is not None:
-        codes[..., 0] = locations
+        codes[..., :LOCATION] = locations
     return codes.flatten(-2)
 
 
@@ -113,7 +124,7 @@ def _place(glyphs: Glyphs, row: np.ndarray, column: np.ndarray, shape: tuple[int
     if not glyphs.text:
         return symbols
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    names = np.array([SYMBOL_OF[character] for character in glyphs.text])
+    names = np.array([SYMBOL_OF[character] for character in glyphs.text]) + BEGINS * glyphs.begins
     # Lines of a window from top to bottom, each from left to right; a run is a part of one line.
     line = _lines(glyphs)
     order = np.lexsort((glyphs.points[:, 0], line, column, row))
@@ -182,13 +193,17 @@ def sequence_symbols(
     return view_symbols(document, plan, setting, rng).reshape(-1, setting.slots)[list(order)]
 
 
+def row_stride(plan: SlicePlan, setting: Setting) -> int:
+    """Tokens of a row of windows in the sequence: a row separator ends each of a raster of slices, none of a view."""
+    return (plan.grid or (1, 1))[0] * setting.query_grid + (plan.grid is not None)
+
+
 def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
     """Return for each run of a page the position of each visible character's token in the sequence of the image."""
     grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
     row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)
     row, column = np.clip(row, 0, rows * grid - 1), np.clip(column, 0, columns * grid - 1)
-    # A row separator ends each row of the raster of slices; a lone view has none.
-    stride = columns * grid + (plan.grid is not None)
+    stride = row_stride(plan, setting)
     ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()
     return np.split(row * stride + column, ends[:-1])

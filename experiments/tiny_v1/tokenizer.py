@@ -1,5 +1,7 @@
 """The tokenizer of the built-in model: one token a byte, so that any text can be written, and six special tokens."""
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -30,19 +32,24 @@ def encode(text: str) -> list[int]:
     return [len(SPECIAL_TOKENS) + byte for byte in text.encode()]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *_byte_characters()])}
+def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer.
+
+    Args:
+        further: special tokens after the bytes.
+    """
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *_byte_characters(), *further])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*SPECIAL_TOKENS, *further)])
     pad, bos, eos, *others = SPECIAL_TOKENS
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
         bos_token=bos,
         eos_token=eos,
-        additional_special_tokens=others,
+        additional_special_tokens=[*others, *further],
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,

@@ -115,6 +115,7 @@ class Glyphs:
         points: (N, 2) x and y of each character's center in pixels of the image.
         sizes: (N,) font sizes in pixels.
         edges: (N, 2) x of each character's left and right edge in pixels of the image.
+        begins: (N,) True where a run begins or a space stands before.
     """
 
     text: str
@@ -122,6 +123,7 @@ class Glyphs:
     points: np.ndarray
     sizes: np.ndarray
     edges: np.ndarray
+    begins: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,20 @@ class VariedDocument:
     def glyphs(self) -> Glyphs:
         """Every visible character of the image, run after run."""
         if self.sheet is None or self.wear is None:
-            return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)))
-        found = [(number, *glyph) for number, run in enumerate(self.sheet.texts) for glyph in run.boxes()]
-        found = [glyph for glyph in found if glyph[1] != " "]
+            return Glyphs("", np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)), np.zeros(0, bool))
+        found = [
+            (number, *glyph, before == " ")
+            for number, run in enumerate(self.sheet.texts)
+            for glyph, before in zip(run.boxes(), " " + run.text, strict=False)
+            if glyph[0] != " "
+        ]
         sizes = np.array([run.size for run in self.sheet.texts], float)
         runs = np.array([number for number, *_ in found], int)
-        left, right, y = np.array([box for _, _, *box in found], float).reshape(-1, 3).T
+        left, right, y = np.array([box for _, _, *box, _ in found], float).reshape(-1, 3).T
         middle, start, end = (self.wear.place(np.column_stack([x, y])) for x in ((left + right) / 2, left, right))
         text = "".join(character for _, character, *_ in found)
-        return Glyphs(text, runs, middle, sizes[runs], np.column_stack([start[:, 0], end[:, 0]]))
+        begins = np.array([begins for *_, begins in found], bool)
+        return Glyphs(text, runs, middle, sizes[runs], np.column_stack([start[:, 0], end[:, 0]]), begins)
 
     def characters(self) -> Iterator[tuple[str, float, float, float]]:
         """Yield every visible character with the x and y of its center in the image and its font size, by run."""

@@ -55,6 +55,7 @@ class Page:
             np.array(points, float),
             np.full(len(text), 10.0),
             np.array([(x - 2, x + 2) for x, _ in points], float),
+            np.zeros(len(text), bool),
         )
 
 
