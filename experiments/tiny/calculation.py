@@ -5,8 +5,8 @@ import math
 from llava_uhd.flops import PartFlops, language_flops, projector_flops, standard_shape, tower_flops, training_flops
 
 from .network import Network
-from .setting import CELLS, Phase, Plan, Setting, build_config
-from .symbols import NUM_SYMBOLS
+from .setting import Phase, Plan, Setting, build_config
+from .symbols import NUM_PLAIN, NUM_SYMBOLS
 
 # Operations a second that training reaches on one core, measured (README.md).
 CORE = 55e9
@@ -43,8 +43,10 @@ def step_operations(setting: Setting, phase: Phase) -> float:
     """Count the operations of one training step of a phase."""
     views = phase.tokens / (setting.view_size // setting.patch_size) ** 2
     if phase.kind == "tower":
-        named = math.prod(CELLS) if phase.named == "cells" else setting.slots
-        head = 2 * phase.tokens * setting.vision_width * named * NUM_SYMBOLS
+        cells = math.prod(setting.cells) * NUM_PLAIN
+        # A window's head reads all its patches.
+        named = cells if phase.named == "cells" else setting.slots * NUM_SYMBOLS
+        head = 2 * phase.tokens * setting.vision_width * named
         tower = vision_operations(setting, views).vision_tower + head
         return training_flops(PartFlops(tower, 0.0, 0.0, 0.0), TRAINED["tower"])
     if phase.kind == "vision":

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.synthetic.varied import VariedDocument
 
-from .setting import CELLS, Setting
+from .setting import Setting
 from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
 
 # Half the height of the area of a character that carries its label, in font sizes.
@@ -39,14 +39,14 @@ def label_map(document: VariedDocument, scale: float) -> np.ndarray:
     return found
 
 
-def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int) -> np.ndarray:
+def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int, cells: tuple[int, int]) -> np.ndarray:
     """Return the symbols at the middles of the cells of each patch: (H·p, W·p) to (H·W, R·C)."""
     height, width = shape
-    rows, columns = CELLS
+    rows, columns = cells
     y = ((np.arange(height * rows) + 0.5) * patch_size / rows).astype(int)
     x = ((np.arange(width * columns) + 0.5) * patch_size / columns).astype(int)
-    cells = labels[np.ix_(y, x)].reshape(height, rows, width, columns)
-    return cells.swapaxes(1, 2).reshape(height * width, rows * columns)
+    found = labels[np.ix_(y, x)].reshape(height, rows, width, columns)
+    return found.swapaxes(1, 2).reshape(height * width, rows * columns)
 
 
 def cut_crops(
@@ -84,6 +84,6 @@ def cut_crops(
         if named == "slots":
             symbols = crop_symbols(document, scale, left, top, setting)
         else:
-            symbols = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p)
+            symbols = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p, setting.cells)
         crops.append((cut.half(), torch.from_numpy(symbols.astype(np.int64))))
     return crops

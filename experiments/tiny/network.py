@@ -21,7 +21,7 @@ from llava_uhd.model.vision_tower import encode_views
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
 from .locations import LOCATION_ID
-from .setting import CELLS, Setting, build_config
+from .setting import Setting, build_config
 from .symbols import EMPTY, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
@@ -88,9 +88,14 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
-        sizes = {"cells": math.prod(CELLS) * NUM_PLAIN, "slots": setting.slots * NUM_SYMBOLS}
+        # A window is a square of patches.
+        self.window_side = setting.view_size // setting.patch_size // setting.query_grid
+        window = self.window_side**2 * setting.vision_width
         self.patch_heads = nn.ModuleDict(
-            {named: nn.Linear(setting.vision_width, size) for named, size in sizes.items()}
+            {
+                "cells": nn.Linear(setting.vision_width, math.prod(setting.cells) * NUM_PLAIN),
+                "slots": nn.Linear(window, setting.slots * NUM_SYMBOLS),
+            }
         )
         self._draw_language_model()
         draw_positions(self.tower.embeddings.position_embedding.weight)
@@ -143,11 +148,18 @@ class Network(EvaluationMode):
         head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
 
     def patch_scores(self, patches: torch.Tensor, named: str) -> torch.Tensor:
-        """Scores of the symbols on each cell, or slot, of square views: (N, H·W, 3·p·p) to (N, H·W, R·C, symbols)."""
+        """Scores of the symbols on the cells of each patch, or in the slots of each window, of square views.
+
+        (N, H·W, 3·p·p) to (N, H·W, R·C, symbols) or (N, G², S, symbols).
+        """
         side = self.setting.view_size // self.setting.patch_size
         features = encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
-        scores: torch.Tensor = self.patch_heads[named](features.flatten(2).transpose(1, 2))
-        return scores.unflatten(-1, (-1, NUM_PLAIN if named == "cells" else NUM_SYMBOLS))
+        if named == "cells":
+            of_patches: torch.Tensor = self.patch_heads[named](features.flatten(2).transpose(1, 2))
+            return of_patches.unflatten(-1, (-1, NUM_PLAIN))
+        windows = F.unfold(features, self.window_side, stride=self.window_side).transpose(1, 2)
+        scores: torch.Tensor = self.patch_heads[named](windows)
+        return scores.unflatten(-1, (-1, NUM_SYMBOLS))
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

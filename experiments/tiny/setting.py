@@ -11,8 +11,6 @@ from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
 
 PLAN = Path(__file__).parent / "plan.yaml"
-# Rows and columns of the cells of a patch whose characters the tower's own phase names.
-CELLS = (2, 5)
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,7 @@ class Setting:
 
     Attributes:
         view_size: side of a view in pixels. `patch_size`: side of a patch.
+        cells: rows and columns of the cells of a patch whose characters the tower's first phases name.
         query_grid: a view gives `query_grid`² tokens.
         max_slices: most slices of an image.
         slots: characters that the code of one token holds; `width` is a multiple of it.
@@ -32,6 +31,7 @@ class Setting:
 
     view_size: int = 224
     patch_size: int = 14
+    cells: tuple[int, int] = (2, 5)
     query_grid: int = 16
     max_slices: int = 12
     slots: int = 6
