@@ -22,10 +22,11 @@ from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
 from .locations import LOCATION_ID
 from .setting import Setting, build_config
-from .symbols import EMPTY, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
+from .symbols import EMPTY, HALVES, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
+HALF_SCALE = 0.25
 # (rows, columns) from a patch to those beside it, and the size of the waves by which heads find them.
 NEIGHBORS = ((0, -1), (0, 1), (-1, 0), (1, 0))
 NEIGHBOR_SCALE = 1.2
@@ -174,6 +175,9 @@ class Network(EvaluationMode):
                 head[byte_id(character)] = HEAD_SCALE * code
         blank = torch.full((len(self.readout.locations), self.setting.slots), EMPTY)
         located = self.code_map(encode_symbols(blank, self.readout.vectors, self.readout.locations))
+        halves = HALF_SCALE * torch.randn(HALVES, 1, located.shape[1])
+        rows = located.unflatten(0, (self.setting.query_grid, 1, -1))  # rows, halves, columns
+        located = (rows + halves).flatten(0, 2)
         embeddings[LOCATION_ID : LOCATION_ID + len(located)] = located
         head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
 

@@ -212,12 +212,12 @@ def converse(
         asked = [USER_ID, *image, *encode(turn.text), ASSISTANT_ID]
         answer: list[int] = []
         looked_at: list[int] = []
-        before = -1
-        for character, position in _places(turn, positions):
-            if position not in (before, -1):
-                answer.append(location_id(position, stride, setting.query_grid))
+        before: tuple[int, int] | None = None
+        for character, position, half in _places(turn, positions):
+            if position >= 0 and (position, half) != before:
+                answer.append(location_id(position, half, stride, setting.query_grid))
                 looked_at.append(position)
-                before = position
+                before = position, half
             # From the position before each token one looks at what the token names, or at the window it is in.
             answer += encode(character)
             looked_at += [position] * len(encode(character))
@@ -228,19 +228,19 @@ def converse(
     return ids, labels, pointers
 
 
-def _places(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int]]:
-    """Yield each character of an answer with its position in the image's sequence, -1 where it is not printed."""
-    places = [-1] * len(turn.answer)
+def _places(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int, int]]:
+    """Yield each character of an answer with its position and half of `run_positions`, -1 where it is not printed."""
+    places = [(-1, 0)] * len(turn.answer)
     place = -turn.start
     for run in turn.sources:
         found = iter(positions[id(run)].tolist())
         for character in run.text:
-            position = next(found) if character != " " else -1
+            position, half = next(found) if character != " " else (-1, 0)
             if 0 <= place < len(places):
-                places[place] = position
+                places[place] = position, half
             place += 1
         place += 1
-    return zip(turn.answer, places, strict=True)
+    return ((character, *place) for character, place in zip(turn.answer, places, strict=True))
 
 
 def leave_out_blanks(sample: Sample) -> None:

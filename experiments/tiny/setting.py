@@ -22,7 +22,8 @@ class Setting:
         cells: rows and columns of the cells of a patch whose characters the tower's first phases name.
         query_grid: a view gives `query_grid`² tokens.
         max_slices: most slices of an image.
-        slots: characters that the code of one token holds; `width` is a multiple of it.
+        slots: characters that the code of one token holds, half of them in the upper half of its window; `width` is
+            a multiple of it.
         width: hidden size of the language model. `vision_width`: of the tower.
         rope_theta: base of the rotary positions. At a distance of a page, channels of a short wavelength say nothing
             about content; with the usual 10,000 these are more than half of a head's.
@@ -48,10 +49,10 @@ class Setting:
     rope_theta: float = 1e5
 
     def __post_init__(self) -> None:
-        if self.width % self.slots or self.width % self.text_heads:
+        if self.width % self.slots or self.width % self.text_heads or self.slots % 2:
             raise ValueError(
-                f"width must be a multiple of slots and of text_heads, got {self.width}, {self.slots} and "
-                f"{self.text_heads}"
+                f"width must be a multiple of slots, which are even, and of text_heads, got {self.width}, "
+                f"{self.slots} and {self.text_heads}"
             )
 
 
@@ -152,7 +153,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": setting.rope_theta},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
-        "vocab_size": VOCABULARY_SIZE + setting.query_grid**2,
+        "vocab_size": VOCABULARY_SIZE + 2 * setting.query_grid**2,
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,

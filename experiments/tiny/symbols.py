@@ -1,9 +1,11 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
-A window holds up to `slots` characters in reading order. Each symbol has a fixed random vector, the same in all slots;
-the code of a window is these vectors side by side, whose first channels say where in its view the window lies. The
-vision half learns to give it, the language model to read it. A character that begins a word is a symbol of its own: a
-space is in no window, and without it the language model would have to guess.
+A window has an upper and a lower half with half of its slots each, which hold the characters of the half in reading
+order: windows are higher than lines, and the characters of two lines in one row of slots cannot be told apart. Each
+symbol has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose first channels
+say where in its view the window lies. The vision half learns to give it, the language model to read it. A
+character that begins a word is a symbol of its own: a space is in no window, and without it the language model would
+have to guess.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
@@ -33,6 +35,7 @@ LOCATION, BEGINNING = 2, 2
 BEGINNING_SIZE = 2.0
 # Letters below this size in a view, in pixels, are too small to read.
 LEGIBLE = 5.0
+HALVES = 2
 # Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
 # window no reader can be sure.
 JITTER = 0.04
@@ -105,47 +108,55 @@ def window_symbols(
         (rows, columns, S) symbols.
     """
     glyphs = document.glyphs
-    return _place(glyphs, *_windows(document, glyphs, shape, rng), shape, slots)
+    return _place(glyphs, *_halves(document, glyphs, shape, rng), shape, slots)
 
 
 def crop_symbols(document: VariedDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
     side = setting.view_size / grid
-    column, row = np.floor((scale * glyphs.points - (left, top)) / side).astype(int).T
-    symbols = _place(glyphs, row, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
+    column, half = np.floor((scale * glyphs.points - (left, top)) / (side, side / HALVES)).astype(int).T
+    symbols = _place(glyphs, half, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
     return _without_small(symbols, glyphs, scale)
 
 
 def _place(glyphs: Glyphs, row: np.ndarray, column: np.ndarray, shape: tuple[int, int], slots: int) -> np.ndarray:
-    """Put characters into the slots of the windows of these rows and columns, in reading order."""
-    rows, columns = shape
-    symbols = np.full((rows, columns, slots), EMPTY, np.int64)
+    """Put characters into the slots of the half windows of these rows and columns, in reading order."""
+    rows, columns, most = HALVES * shape[0], shape[1], slots // HALVES
+    symbols = np.full((rows, columns, most), EMPTY, np.int64)
     if not glyphs.text:
-        return symbols
+        return _join(symbols)
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     names = np.array([SYMBOL_OF[character] for character in glyphs.text]) + BEGINS * glyphs.begins
-    # Lines of a window from top to bottom, each from left to right; a run is a part of one line.
+    # Lines of small print from top to bottom, each from left to right; a run is a part of one line.
     line = _lines(glyphs)
     order = np.lexsort((glyphs.points[:, 0], line, column, row))
     order = order[inside[order]]
     window = row[order] * columns + column[order]
     starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]]) if len(window) else np.zeros(0, int)
     place = np.arange(len(window)) - np.repeat(starts, np.diff(np.r_[starts, len(window)]))
-    kept = place < slots
-    symbols.reshape(rows * columns, slots)[window[kept], place[kept]] = names[order][kept]
-    return symbols
+    kept = place < most
+    symbols.reshape(rows * columns, most)[window[kept], place[kept]] = names[order][kept]
+    return _join(symbols)
 
 
-def _windows(
+def _join(symbols: np.ndarray) -> np.ndarray:
+    """Symbols of half windows to those of windows: (2 · rows, columns, S / 2) to (rows, columns, S)."""
+    halves, columns, slots = symbols.shape
+    return symbols.reshape(-1, HALVES, columns, slots).swapaxes(1, 2).reshape(-1, columns, HALVES * slots)
+
+
+def _halves(
     document: VariedDocument, glyphs: Glyphs, shape: tuple[int, int], rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the window in which the middle of each character lies."""
+    """Row, in halves of a window, and column of the half window in which the middle of each character lies."""
     width, height = document.size
     column, row = glyphs.points[:, 0] * shape[1] / width, glyphs.points[:, 1] * shape[0] / height
     if rng is not None:
-        column, row = rng.normal(column, JITTER), rng.normal(row, JITTER)
-    return np.floor(row).astype(int), np.floor(column).astype(int)
+        # A line is moved up or down as a whole: that it stands between two halves is true of all its characters.
+        moved = rng.normal(0, JITTER, glyphs.runs.max(initial=0) + 1)
+        column, row = rng.normal(column, JITTER), row + moved[glyphs.runs]
+    return np.floor(HALVES * row).astype(int), np.floor(column).astype(int)
 
 
 def _lines(glyphs: Glyphs) -> np.ndarray:
@@ -179,7 +190,7 @@ def _overview(
 def _without_small(symbols: np.ndarray, glyphs: Glyphs, scale: float) -> np.ndarray:
     """Symbols, (..., S), of a page whose print is too small at this scale: that there is text, alone."""
     if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
-        text = symbols[:, 0] != EMPTY
+        text = (symbols != EMPTY).any(axis=1)
         symbols[:] = EMPTY
         symbols[text, 0] = SMALL
     return symbols
@@ -199,11 +210,14 @@ def row_stride(plan: SlicePlan, setting: Setting) -> int:
 
 
 def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
-    """Return for each run of a page the position of each visible character's token in the sequence of the image."""
+    """Return for each run of a page where each visible character stands, (N, 2).
+
+    That is the position of its token in the sequence of the image, and 1 if it stands in the lower half of its window.
+    """
     grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
-    row, column = _windows(document, glyphs, (rows * grid, columns * grid), None)
-    row, column = np.clip(row, 0, rows * grid - 1), np.clip(column, 0, columns * grid - 1)
+    half, column = _halves(document, glyphs, (rows * grid, columns * grid), None)
+    half, column = np.clip(half, 0, HALVES * rows * grid - 1), np.clip(column, 0, columns * grid - 1)
     stride = row_stride(plan, setting)
     ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()
-    return np.split(row * stride + column, ends[:-1])
+    return np.split(np.column_stack([half // HALVES * stride + column, half % HALVES]), ends[:-1])

@@ -88,7 +88,7 @@ def train(plan: Plan, out: Path, options: Options) -> bool:
         state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
         network.load_state_dict(state["network"])
         finished = state["finished"]
-    elif plan.phases[0].kind == "tower" and not (out / plan.phases[0].name).exists():
+    elif plan.phases[0].kind == "tower":
         whiten(network, sample_patches(network, plan.phases[0], options.seed))
     if options.device == "cpu" and has_bfloat16("cpu"):
         write_out_attention(network.tower, network.language_model)
