@@ -16,7 +16,7 @@ from ..common.trainer import Stop
 from .calculation import describe_plan
 from .folder import save_folder
 from .setting import PLAN, load_plan
-from .trainer import Options, train
+from .trainer import Options, export, train
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan-only", action="store_true", help="print operations, tokens and hours, and stop")
     parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long (default: run to the end)")
     parser.add_argument("--phases", nargs="+", default=[], help="run these phases alone")
+    parser.add_argument("--begin", type=Path, nargs="+", default=[], help="checkpoints of other runs to begin with")
+    parser.add_argument("--export", type=Path, help="write the network of the finished phases in bfloat16, and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pages (default: 1)")
     parser.add_argument("--threads", type=int, help="threads of the training process (default: PyTorch's choice)")
@@ -42,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = set(options.phases) - {phase.name for phase in plan.phases}
     if unknown:
         parser.error(f"unknown phases {sorted(unknown)}; known are {[phase.name for phase in plan.phases]}")
+    if options.export:
+        export(options.out, options.export)
+        return
     if options.threads:
         torch.set_num_threads(options.threads)
     stop = Stop(options.minutes)
@@ -56,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             workers=options.workers,
             compiled=options.compile,
             only=tuple(options.phases),
+            begin=tuple(options.begin),
         ),
     )
     if done and not options.phases:

@@ -27,54 +27,24 @@ from .symbols import EMPTY, HALVES, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_sy
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
 HALF_SCALE = 0.25
-# (rows, columns) from a patch to those beside it, and the size of the waves by which heads find them.
-NEIGHBORS = ((0, -1), (0, 1), (-1, 0), (1, 0))
-NEIGHBOR_SCALE = 1.2
 HEAD_SCALE = 0.1
 
 
-def _waves(side: int, frequencies: torch.Tensor) -> torch.Tensor:
-    """Sines and cosines of the row, then of the column, of each place of a square grid: (g², 4 · frequencies)."""
-    angles = torch.arange(side)[:, None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1).flatten(0, 1)
-
-
 @torch.no_grad()
-def draw_tower(tower: Any, setting: Setting) -> None:
-    """Begin with positions of sines and cosines, and with heads that look at the patches beside their own.
+def draw_positions(table: torch.Tensor) -> None:
+    """Set the positions of a square grid, (1 + g², D), to sines and cosines of row and column.
 
-    A letter reaches over several patches. Heads that find their neighbors by themselves do so late: a tower without
-    this beginning takes an m for an n and a c for an e after 30,000 views, as one does who sees one patch alone.
-
-    The first channels, as many as a head has, hold nothing but waves at the beginning; the query of a head is the wave
-    one patch further, which is a rotation, and its key the wave itself.
+    They are learned from there on. Attention to a neighbor is the same product everywhere with them, which random
+    positions would have to learn place by place.
     """
-    table = tower.embeddings.position_embedding.weight
-    side, channels = round((len(table) - 1) ** 0.5), setting.vision_width // setting.vision_heads
-    count = channels // 4
-    # From nearly two patches to sixteen: close patches differ most in these.
-    near = math.pi * torch.logspace(math.log10(0.7), math.log10(1 / 8), count)
-    far = math.pi * torch.logspace(0, -math.log10(2 * side), (setting.vision_width - channels) // 4)
+    side, count = round((len(table) - 1) ** 0.5), table.shape[1] // 4
+    place = torch.arange(side, dtype=torch.float32)
+    # Wavelengths from two patches to four times the grid.
+    angles = place[:, None] * math.pi * torch.logspace(0, -math.log10(2 * side), count)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1)
     table.normal_(std=0.02)
-    table[1:, : 4 * count] = _waves(side, near)
-    table[1:, channels : channels + 4 * len(far)] += POSITION_SCALE * _waves(side, far)
-    tower.embeddings.patch_embedding.weight[:channels] = 0
-    for layer in tower.encoder.layers:
-        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
-            linear.weight[:channels] = 0
-        for head, offset in zip(range(setting.vision_heads), NEIGHBORS, strict=False):
-            rows = slice(head * channels, (head + 1) * channels)
-            layer.self_attn.q_proj.weight[rows] = 0
-            layer.self_attn.k_proj.weight[rows] = 0
-            layer.self_attn.k_proj.weight[rows, :channels] = NEIGHBOR_SCALE * torch.eye(channels)
-            turn = torch.zeros(channels, channels)
-            for axis, step in enumerate(offset):
-                sine = torch.arange(count) + 2 * count * axis
-                cosine = sine + count
-                turn[sine, sine] = turn[cosine, cosine] = (step * near).cos()
-                turn[sine, cosine], turn[cosine, sine] = (step * near).sin(), -(step * near).sin()
-            layer.self_attn.q_proj.weight[rows, :channels] = NEIGHBOR_SCALE * turn
+    table[1:, : 4 * count] += POSITION_SCALE * grid.flatten(0, 1)
 
 
 class Readout(nn.Module):
@@ -129,7 +99,7 @@ class Network(EvaluationMode):
             }
         )
         self._draw_language_model()
-        draw_tower(self.tower, setting)
+        draw_positions(self.tower.embeddings.position_embedding.weight)
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.eval()

@@ -213,7 +213,7 @@ def converse(
         answer: list[int] = []
         looked_at: list[int] = []
         before: tuple[int, int] | None = None
-        for character, position, half in _places(turn, positions):
+        for character, position, half in _characters(turn, positions):
             if position >= 0 and (position, half) != before:
                 answer.append(location_id(position, half, stride, setting.query_grid))
                 looked_at.append(position)
@@ -228,19 +228,19 @@ def converse(
     return ids, labels, pointers
 
 
-def _places(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int, int]]:
+def _characters(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int, int]]:
     """Yield each character of an answer with its position and half of `run_positions`, -1 where it is not printed."""
-    places = [(-1, 0)] * len(turn.answer)
+    printed = [(-1, 0)] * len(turn.answer)
     place = -turn.start
     for run in turn.sources:
         found = iter(positions[id(run)].tolist())
         for character in run.text:
             position, half = next(found) if character != " " else (-1, 0)
-            if 0 <= place < len(places):
-                places[place] = position, half
+            if 0 <= place < len(printed):
+                printed[place] = position, half
             place += 1
         place += 1
-    return ((character, *place) for character, place in zip(turn.answer, places, strict=True))
+    return ((character, *place) for character, place in zip(turn.answer, printed, strict=True))
 
 
 def leave_out_blanks(sample: Sample) -> None:

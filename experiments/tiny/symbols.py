@@ -1,10 +1,10 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
 A window has an upper and a lower half with half of its slots each, which hold the characters of the half in reading
-order: windows are higher than lines, and the characters of two lines in one row of slots cannot be told apart. Each
-symbol has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose first channels
-say where in its view the window lies. The vision half learns to give it, the language model to read it. A
-character that begins a word is a symbol of its own: a space is in no window, and without it the language model would
+order: windows are higher than lines, and in one row of slots the characters of two lines would be mixed. Each
+symbol has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose
+first channels say where in its view the window lies. The vision half learns to give it, the language model to read it.
+A character that begins a word is a symbol of its own: a space is in no window, and without it the language model would
 have to guess.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.

@@ -4,6 +4,7 @@
 its own. The random numbers of a batch are a function of its number, so that a run in pieces is the run in one piece.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from .losses import SCORES
 from .network import Network
 from .samples import Sample
 from .setting import Phase, Plan
-from .whitening import sample_patches, whiten
 
 CHECKPOINT = "checkpoint.pt"
+# Beginnings of the names of what is trained, by half of the network, and the halves that a kind of phase trains.
+VISION = ("model.model.vision_tower.", "model.model.multi_modal_projector.", "readout.", "patch_heads.")
+LANGUAGE = ("model.model.language_model.", "model.lm_head.", "code_map.")
+HALVES = {"tower": VISION, "vision": VISION, "reader": LANGUAGE, "joint": (*VISION, *LANGUAGE)}
 WARMUP = 50
 
 
@@ -38,6 +42,7 @@ class Options:
         workers: processes that draw pages; 0 draws them in this one.
         compiled: compile the language model, for accelerators.
         only: names of the phases to run; all if empty. Each begins with the weights that are there.
+        begin: checkpoints that a run without one of its own begins with; see `begin_with`.
     """
 
     seed: int = 0
@@ -46,6 +51,7 @@ class Options:
     workers: int = 1
     compiled: bool = False
     only: tuple[str, ...] = ()
+    begin: tuple[Path, ...] = ()
 
 
 def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
@@ -88,8 +94,9 @@ def train(plan: Plan, out: Path, options: Options) -> bool:
         state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
         network.load_state_dict(state["network"])
         finished = state["finished"]
-    elif plan.phases[0].kind == "tower":
-        whiten(network, sample_patches(network, plan.phases[0], options.seed))
+    elif options.begin:
+        finished = begin_with(network, plan, options.begin)
+        save(network, finished, out)
     if options.device == "cpu" and has_bfloat16("cpu"):
         write_out_attention(network.tower, network.language_model)
     if options.compiled:
@@ -101,13 +108,62 @@ def train(plan: Plan, out: Path, options: Options) -> bool:
             if not train_job(phase_job(network, phase, out / phase.name, options, pool)):
                 return False
             finished = [*finished, phase.name]
-            with replace_file(out / CHECKPOINT) as file:
-                torch.save({"network": network.state_dict(), "finished": finished}, file)
+            save(network, finished, out)
             append_log(out / phase.name, phase.name, out / "log.jsonl")
     finally:
         if pool is not None:
             pool.terminate()
     return True
+
+
+def save(network: Network, finished: list[str], out: Path) -> None:
+    """Write the network of the finished phases into a run's folder."""
+    with replace_file(out / CHECKPOINT) as file:
+        torch.save({"network": network.state_dict(), "finished": finished}, file)
+
+
+@torch.no_grad()
+def begin_with(network: Network, plan: Plan, files: Sequence[Path]) -> list[str]:
+    """Take what the finished phases of other runs trained, and return the names of these phases.
+
+    The halves of the network can so be trained at the same time, each by a run of its own. Of two runs that finished
+    a phase, the later one counts.
+
+    Args:
+        network: network of the new run.
+        plan: plan of all the runs.
+        files: their checkpoints, or files of `export`.
+
+    Raises:
+        ValueError: a file is of another plan.
+    """
+    states = [torch.load(file, weights_only=True, map_location="cpu") for file in files]
+    own, finished = network.state_dict(), []
+    for phase in plan.phases:
+        for file, state in zip(files, states, strict=True):
+            if phase.name not in state["finished"]:
+                continue
+            for name in (name for name in own if name.startswith(HALVES[phase.kind])):
+                theirs = state["network"].get(name)
+                if theirs is None or theirs.shape != own[name].shape:
+                    shape = None if theirs is None else tuple(theirs.shape)
+                    raise ValueError(f"{file} is of another plan: {name} is {shape}, not {tuple(own[name].shape)}")
+                own[name].copy_(theirs)
+            finished.append(phase.name)
+    return list(dict.fromkeys(finished))
+
+
+def export(out: Path, file: Path) -> None:
+    """Write the network of a run's finished phases in bfloat16.
+
+    Args:
+        out: folder of the run.
+        file: file that `begin_with` reads.
+    """
+    state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
+    network = {name: value.bfloat16() for name, value in state["network"].items()}
+    with replace_file(file) as opened:
+        torch.save({"network": network, "finished": state["finished"]}, opened)
 
 
 def phase_job(network: Network, phase: Phase, out: Path, options: Options, pool: Any) -> Job:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
 from experiments.tiny.loader import cut_batches, stream_batches
+from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
 from experiments.tiny.losses import SCORES, reading_score
 from experiments.tiny.measure import SEED, main, measure
 from experiments.tiny.network import Network, assemble
@@ -32,8 +34,8 @@ from experiments.tiny.symbols import (
     window_locations,
     window_symbols,
 )
-from experiments.tiny.trainer import Options, train
-from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, byte_id, encode
+from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, train
+from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
 
 SMALL = Setting(
@@ -60,12 +62,24 @@ class Page:
 
 
 def test_characters_of_a_window_are_in_reading_order_and_at_most_as_many_as_places():
-    page = Page("abcdef", [(12, 5), (3, 5), (45, 5), (18, 5), (15, 6), (99, 99)], (100, 100))
-    symbols = window_symbols(page, (5, 5), 3)
-    assert symbols[0, 0].tolist() == [SYMBOL_OF["b"], SYMBOL_OF["a"], SYMBOL_OF["e"]]
-    assert symbols[0, 2].tolist() == [SYMBOL_OF["c"], EMPTY, EMPTY]
-    assert symbols[4, 4, 0] == SYMBOL_OF["f"]
-    assert (symbols != EMPTY).sum() == 5
+    page = Page("abcdefg", [(12, 5), (3, 5), (45, 5), (18, 5), (15, 6), (99, 99), (8, 12)], (100, 100))
+    symbols = window_symbols(page, (5, 5), 6)
+    assert symbols[0, 0].tolist() == [SYMBOL_OF[each] for each in "bae"] + [SYMBOL_OF["g"], EMPTY, EMPTY]
+    assert symbols[0, 2].tolist() == [SYMBOL_OF["c"], *[EMPTY] * 5]
+    assert symbols[4, 4].tolist() == [EMPTY] * 3 + [SYMBOL_OF["f"], EMPTY, EMPTY]
+    assert (symbols != EMPTY).sum() == 6
+
+
+def test_a_character_that_begins_a_word_is_a_symbol_of_its_own():
+    document = make_varied("words", 0, kind="letter", fonts=())
+    glyphs = document.glyphs
+    words = [word for run in document.sheet.texts for word in run.text.split()]
+    assert "".join(np.array(list(glyphs.text))[glyphs.begins]) == "".join(word[0] for word in words)
+    symbols = window_symbols(document, (90, 70), 8)
+    assert 0.9 * len(words) < (symbols >= symbol_names.NUM_PLAIN).sum() <= len(words)
+    # Both are the same vector but for one channel.
+    plain, begins = symbol_vectors(Setting())[[SYMBOL_OF["a"], SYMBOL_OF["a"] + symbol_names.BEGINS]]
+    assert (plain != begins).sum() == 1
 
 
 def test_nearly_all_characters_have_a_place_and_views_and_sequence_agree():
@@ -87,7 +101,7 @@ def test_cells_name_the_character_that_covers_them():
     labels = label_map(page, 1.0)
     assert labels[20, 9] == labels[16, 11] == SYMBOL_OF["a"] and labels[20, 13] == SYMBOL_OF["b"]
     assert labels[20, 7] == labels[20, 16] == labels[12, 10] == labels[28, 10] == EMPTY
-    cells = cell_symbols(labels[:56, :56], (4, 4), 14)
+    cells = cell_symbols(labels[:56, :56], (4, 4), 14, (2, 5))
     assert cells.shape == (16, 10)
     # The second patch of the second row begins at (14, 14); its first cell's middle is at (15, 17).
     assert cells[5, 0] == SYMBOL_OF["b"] and set(cells[5, 1:]) == {EMPTY}
@@ -125,10 +139,10 @@ def test_codes_tell_symbols_apart():
 def test_codes_say_where_in_its_view_a_window_lies():
     setting = Setting(slots=8, width=256, text_heads=4, key_value_heads=2)
     locations, vectors = window_locations(setting), symbol_vectors(setting)
-    distances = torch.cdist(locations, locations) + 9 * torch.eye(len(locations))
-    assert locations.shape == (256, 8) and distances.min() > 0.5
+    distances = torch.cdist(locations.flatten(1), locations.flatten(1)) + 9 * torch.eye(len(locations))
+    assert locations.shape == (256, 8, 2) and distances.min() > 1.0
     codes = encode_symbols(torch.full((256, 8), EMPTY), vectors, locations)
-    assert torch.equal(codes.unflatten(-1, (8, -1))[..., 0], locations) and (codes != 0).sum() <= 256 * 8
+    assert torch.equal(codes.unflatten(-1, (8, -1))[..., :2], locations) and (codes != 0).sum() <= 256 * 16
     sample = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2), 1, 0)
     assert len(sample.windows) == len(sample.symbols) and sample.windows.bincount().unique().numel() == 1
 
@@ -142,11 +156,39 @@ def test_pointers_lead_to_the_token_that_holds_the_next_character():
         held = {at: next(tokens) for at, token in enumerate(sample.input_ids) if token == IMAGE_ID}
         assert next(tokens, None) is None
         for position, pointer in enumerate(sample.pointers):
-            if pointer >= 0:
-                character = chr(sample.input_ids[position + 1] - 6)
-                found = SYMBOL_OF[character] in held[pointer].tolist()
+            character = sample.input_ids[position + 1] - 6 if pointer >= 0 else 128
+            if character < 128:
+                symbol, held_there = SYMBOL_OF[chr(character)], held[pointer].tolist()
+                found = symbol in held_there or symbol + symbol_names.BEGINS in held_there
                 right, wrong = right + found, wrong + (not found)
     assert right > 100 and wrong < 0.12 * right  # jitter moves one in sixteen to the next token
+
+
+def test_answers_name_the_half_window_before_its_characters():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
+    named = 0
+    for index in range(3):
+        sample = make_sample(setting, phase, 1, index)
+        images = [at for at, token in enumerate(sample.input_ids) if token == IMAGE_ID]
+        window_of = dict(zip(images, sample.windows.tolist(), strict=True))
+        location = None
+        for position, pointer in enumerate(sample.pointers):
+            token = sample.input_ids[position + 1] if position + 1 < sample.length else EOS_ID
+            if token >= LOCATION_ID:
+                row, column = divmod(token - LOCATION_ID, setting.query_grid)
+                location = row // 2 * setting.query_grid + column
+                named += 1
+            if pointer >= 0:
+                assert window_of[pointer] == location
+    assert named > 30
+
+
+def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
+    tokenizer = build_tokenizer(location_tokens(4))
+    position = 6 * 9 + 5  # row 6, column 5 of a raster of two slices side by side, whose rows end with a separator
+    token = location_id(position, 1, 9, 4)
+    assert tokenizer.convert_ids_to_tokens(token) == "<|2.5,1|>"
+    assert tokenizer.decode([*encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
 
 
 def test_continued_text_is_printed_after_what_is_given():
@@ -157,13 +199,13 @@ def test_continued_text_is_printed_after_what_is_given():
         if document.sheet is None:
             continue
         for turn in continued_turns(document, random.Random(0), 12):
-            assert turn.source is not None
-            printed = turn.source.text
+            (source,) = turn.sources
+            printed = source.text
             assert turn.answer == printed[turn.start : turn.start + len(turn.answer)] != ""
             before = [printed[: turn.start]] if turn.start else [run.text for run in document.sheet.texts]
             assert any(text.endswith(turn.text) for text in before)
         sample = make_sample(setting, phase, 1, index)
-        answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)
+        answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)  # bytes and locations
         pointed += sum(pointer >= 0 for pointer in sample.pointers)
     assert pointed == answered > 200
 
@@ -214,7 +256,7 @@ def test_the_loss_is_on_the_answers_alone():
     assert asked.count(EOS_ID) >= 1 and len(sample.labels) == len(sample.input_ids) == len(sample.pointers)
     document = make_varied("reader:0", 3, shown=SMALL.view_size**2)
     answers = [encode(question.answer) for question in document.questions]
-    first = asked[: asked.index(EOS_ID)]
+    first = [label for label in asked[: asked.index(EOS_ID)] if label < LOCATION_ID]
     assert first in answers or len(first) > 20
 
 
@@ -381,3 +423,22 @@ def test_pixels_of_half_precision_train_under_autocast():
         samples = make_samples(SMALL, phase, 0, 0)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.isfinite(SCORES[phase.kind](network, phase, samples, "cpu").loss)
+
+
+def test_the_halves_of_the_network_can_be_trained_by_two_runs(tmp_path):
+    plan = Plan(SMALL, (TOWER, READER))
+    halves = []
+    for name in ("tower", "reader"):
+        assert train(plan, tmp_path / name, Options(workers=0, only=(name,)))
+        export(tmp_path / name, tmp_path / f"{name}.pt")
+        halves.append(tmp_path / f"{name}.pt")
+    assert train(plan, tmp_path / "both", Options(workers=0, begin=tuple(halves)))  # nothing is left to do
+    assert torch.load(tmp_path / "both" / "checkpoint.pt", weights_only=True)["finished"] == ["tower", "reader"]
+    network = Network(SMALL, seed=1)
+    assert begin_with(network, plan, halves) == ["tower", "reader"]
+    vision, language = (torch.load(half, weights_only=True)["network"] for half in halves)
+    for name, value in network.state_dict().items():
+        half = language if name.startswith(LANGUAGE) else vision if name.startswith(VISION) else None
+        assert half is None or torch.equal(value, half[name].to(value.dtype)), name
+    with pytest.raises(ValueError, match=r"another plan: .* is \(64,\), not \(32,\)"):
+        begin_with(Network(replace(SMALL, vision_width=32)), plan, halves)
