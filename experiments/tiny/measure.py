@@ -1,10 +1,11 @@
-"""Measures how far a language model in training copies what it should, by the character of an answer.
+"""Measures how far a language model in training copies what it should, by the token of an answer.
 
     python -m experiments.tiny.measure --out runs/next --phase reader-small
 
-The characters of an answer are given up to the one that is asked, on pages of another seed, given as codes. A row is
-for the first, second, third, fourth and all later characters that are printed in one token: how many are right, and
-how much attention each taught head pays to their token.
+The tokens of an answer, characters and places, are given up to the one that is asked, on pages of another seed, given
+as codes. A row is for the first, second, third, fourth and all later tokens of what is printed: how many are right,
+and how much attention each taught head pays to the image token that they name. The last line is about all answers,
+printed or not: how many are right in every token.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..tiny_v1.losses import answer_loss
 from .losses import codes_of
 from .network import Network
 from .samples import IGNORED, collate, make_sample
@@ -35,8 +37,10 @@ def load_network(network: Network, out: Path, phase: str) -> None:
 
 
 @torch.no_grad()
-def measure(network: Network, phase: Phase, pages: int) -> dict[int, list[float]]:
-    """Return for each place in an answer the count, and the means of right characters and of each head's attention.
+def measure(network: Network, phase: Phase, pages: int) -> tuple[dict[int, list[float]], int, int]:
+    """Return for each place in an answer the count, and the means of right tokens and of each head's attention.
+
+    After them the number of answers that are right in every token, and of all.
 
     Args:
         network: the network.
@@ -44,6 +48,7 @@ def measure(network: Network, phase: Phase, pages: int) -> dict[int, list[float]
         pages: number of pages.
     """
     rows: dict[int, list[list[float]]] = defaultdict(list)
+    right_answers = answers = 0
     for index in range(pages):
         sample = make_sample(network.setting, phase, SEED, index)
         codes = codes_of(network, sample.symbols, [sample])
@@ -51,6 +56,8 @@ def measure(network: Network, phase: Phase, pages: int) -> dict[int, list[float]
         hidden, attention, _ = network.hidden_states(
             input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions
         )
+        _, exact, asked = answer_loss(hidden, labels, network.model.lm_head)
+        right_answers, answers = right_answers + exact, answers + asked
         predicted = network.model.lm_head(hidden[0]).argmax(dim=-1)
         points = (pointers[0] >= 0).nonzero().flatten().tolist()
         for point, looked in zip(points, attention.T.tolist(), strict=True):
@@ -59,7 +66,8 @@ def measure(network: Network, phase: Phase, pages: int) -> dict[int, list[float]
                 start -= 1
             right = float(predicted[point] == labels[0, point + 1])
             rows[min(point - start + 1, LATER)].append([right, *looked])
-    return {place: [len(found), *torch.tensor(found).mean(dim=0).tolist()] for place, found in sorted(rows.items())}
+    means = {place: [len(found), *torch.tensor(found).mean(dim=0).tolist()] for place, found in sorted(rows.items())}
+    return means, right_answers, answers
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,10 +88,12 @@ def main(arguments: list[str] | None = None) -> None:
     network = Network(plan.setting)
     load_network(network, options.out, options.phase)
     heads = " | ".join(f"layer {layer} head {head}" for layer, head in network.heads)
-    print(f"| character | count | right | {heads} |\n|{'---|' * (3 + len(network.heads))}")
-    for place, (count, *means) in measure(network, phases[options.phase], options.pages).items():
+    print(f"| token | count | right | {heads} |\n|{'---|' * (3 + len(network.heads))}")
+    rows, right, answers = measure(network, phases[options.phase], options.pages)
+    for place, (count, *means) in rows.items():
         name = f"{place} and later" if place == LATER else str(place)
         print(f"| {name} | {count} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+    print(f"{right} of {answers} answers are right in every token")
 
 
 if __name__ == "__main__":
