@@ -196,6 +196,7 @@ def check_processor(processor: "LlavaUhdProcessor", config: LlavaUhdConfig, fold
         "input_level": (processor.input_level, config.projector.input_level if is_mlp else 1),
         "slice_grid": (images.slice_grid, config.slice_grid),
         "pad_to_square": (images.pad_to_square, config.pad_to_square),
+        "pad_to_grid": (images.pad_to_grid, config.pad_to_grid),
         "view_size": (images.view_size, config.vision_config.image_size),
         "patch_size": (images.patch_size, config.vision_config.patch_size),
     }

@@ -27,6 +27,7 @@ IMAGE_OPTIONS = (
     "max_side",
     "slice_grid",
     "pad_to_square",
+    "pad_to_grid",
     "max_view_patches",
 )
 
@@ -44,6 +45,7 @@ class ImagePlanner:
         max_side: long side that a smaller image is enlarged to, or None.
         slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
         pad_to_square: pad images to squares before slicing.
+        pad_to_grid: pad images so that every slice is a square.
         max_view_patches: most patches of a view; None for the default of `slicing.max_view_patches`.
         context: context length of the language model in tokens; None if it is not known.
     """
@@ -56,6 +58,7 @@ class ImagePlanner:
     max_side: int | None = None
     slice_grid: Sequence[int] | None = None
     pad_to_square: bool = False
+    pad_to_grid: bool = False
     max_view_patches: int | None = None
     context: int | None = None
 
@@ -72,6 +75,7 @@ class ImagePlanner:
             images.max_side,
             images.slice_grid,
             images.pad_to_square,
+            images.pad_to_grid,
             images.max_view_patches,
         )
 
@@ -128,6 +132,7 @@ class ImagePlanner:
             patch_size=self.patch_size,
             slice_grid=self.slice_grid,
             pad_to_square=self.pad_to_square,
+            pad_to_grid=self.pad_to_grid,
             limit=self.max_view_patches,
         )
 

@@ -43,11 +43,11 @@ def step_operations(setting: Setting, phase: Phase) -> float:
     """Count the operations of one training step of a phase."""
     views = phase.tokens / (setting.view_size // setting.patch_size) ** 2
     if phase.kind == "tower":
-        cells = math.prod(setting.cells) * NUM_PLAIN
-        # A window's head reads all its patches.
-        named = cells if phase.named == "cells" else setting.slots * NUM_SYMBOLS
-        head = 2 * phase.tokens * setting.vision_width * named
-        tower = vision_operations(setting, views).vision_tower + head
+        named = math.prod(setting.cells) * NUM_PLAIN
+        if phase.named == "slots":
+            # The token of a window, and its comparison with the code's vectors.
+            named += setting.width + setting.slots * NUM_SYMBOLS
+        tower = vision_operations(setting, views).vision_tower + 2 * phase.tokens * setting.vision_width * named
         return training_flops(PartFlops(tower, 0.0, 0.0, 0.0), TRAINED["tower"])
     if phase.kind == "vision":
         return training_flops(vision_operations(setting, views), TRAINED["vision"])

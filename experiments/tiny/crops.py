@@ -23,6 +23,7 @@ from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
 # Half the height of the area of a character that carries its label, in font sizes.
 HALF_HEIGHT = 0.45
 ZOOM = (0.85, 1.15)
+CHOICES = 3
 
 
 def label_map(document: VariedDocument, scale: float) -> np.ndarray:
@@ -50,9 +51,11 @@ def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int, ce
 
 
 def cut_crops(
-    document: VariedDocument, setting: Setting, views: int, count: int, rng: random.Random, named: str = "cells"
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    document: VariedDocument, setting: Setting, views: int, count: int, rng: random.Random
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return views at random places of a page as the model would show it, about so large.
+
+    Of `CHOICES` places the one with most text is taken: two in three patches of all places are blank.
 
     Args:
         document: page or image.
@@ -60,10 +63,10 @@ def cut_crops(
         views: number of views that show the whole page.
         count: number of crops.
         rng: generator of the sample.
-        named: `cells`, or `slots` of the windows.
 
     Returns:
-        (H·W, 3·p·p) patches of each crop, float16, and (H·W, R·C) symbols of their cells, or (G², S) of the slots.
+        (H·W, 3·p·p) patches of each crop, float16, (H·W, R·C) symbols of their cells, and (G², S) of the slots of the
+        windows.
     """
     side, p = setting.view_size, setting.patch_size
     patches = side // p
@@ -78,12 +81,18 @@ def cut_crops(
     mean, std = (np.array(each, np.float32) for each in (normalize.image_mean, normalize.image_std))
     crops = []
     for _ in range(count):
-        top, left = (rng.randint(0, extent - side) for extent in labels.shape)
+        corners = [
+            (rng.randint(0, labels.shape[0] - side), rng.randint(0, labels.shape[1] - side)) for _ in range(CHOICES)
+        ]
+        top, left = max(corners, key=lambda corner: _count_text(labels, corner, side))
         view = (pixels[top : top + side, left : left + side].astype(np.float32) / 255 - mean) / std
         cut = F.unfold(torch.from_numpy(view).permute(2, 0, 1)[None], p, stride=p)[0].T
-        if named == "slots":
-            symbols = crop_symbols(document, scale, left, top, setting)
-        else:
-            symbols = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p, setting.cells)
-        crops.append((cut.half(), torch.from_numpy(symbols.astype(np.int64))))
+        cells = cell_symbols(labels[top : top + side, left : left + side], (patches, patches), p, setting.cells)
+        slots = crop_symbols(document, scale, left, top, setting)
+        crops.append((cut.half(), torch.from_numpy(cells.astype(np.int64)), torch.from_numpy(slots)))
     return crops
+
+
+def _count_text(labels: np.ndarray, corner: tuple[int, int], side: int) -> int:
+    top, left = corner
+    return int(np.count_nonzero(labels[top : top + side : 4, left : left + side : 4]))

@@ -52,20 +52,29 @@ def reading_score(scores: torch.Tensor, symbols: torch.Tensor) -> tuple[torch.Te
 
 
 def tower_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
-    """Naming the characters on each patch, in views of one shape."""
+    """Naming the characters on each patch, and giving the code of each window, in square views."""
     patches = torch.stack([sample.patches.float() for sample in samples if sample.patches is not None])
+    cells = torch.stack([sample.cells for sample in samples if sample.cells is not None]).to(device)
+    features = network.patch_features(patches.to(device))
+    of_cells = Score(*reading_score(network.cell_scores(features), cells))
+    if phase.named == "cells":
+        return of_cells
     symbols = torch.stack([sample.symbols for sample in samples]).to(device)
-    entropy, measures = reading_score(network.patch_scores(patches.to(device), phase.named), symbols)
-    return Score(entropy, measures)
+    codes = encode_symbols(symbols, network.readout.vectors, network.readout.locations)
+    score = _code_score(network, network.window_tokens(features).float(), symbols, codes)
+    return Score(score.loss + of_cells.loss, score.measures)
 
 
 def vision_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
     """Naming the characters of each image token."""
     tokens = network.image_tokens(*pixels_of(samples, device)).float()
     symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
+    return _code_score(network, tokens, symbols, codes_of(network, symbols, samples))
+
+
+def _code_score(network: Network, tokens: torch.Tensor, symbols: torch.Tensor, codes: torch.Tensor) -> Score:
     entropy, measures = reading_score(network.readout(tokens), symbols)
-    distance = F.mse_loss(tokens, codes_of(network, symbols, samples))
-    return Score(entropy + DISTANCE * distance, measures)
+    return Score(entropy + DISTANCE * F.mse_loss(tokens, codes), measures)
 
 
 def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:

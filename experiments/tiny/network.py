@@ -28,6 +28,8 @@ POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
 HALF_SCALE = 0.25
 HEAD_SCALE = 0.1
+# Logit by which a new projector looks at the middle of a window in the encoder's own map: most of its attention.
+MIDDLE = 8.0
 
 
 @torch.no_grad()
@@ -48,7 +50,7 @@ def draw_positions(table: torch.Tensor) -> None:
 
 
 class Readout(nn.Module):
-    """Scores of the symbols at each place of a token: its similarity to the code's vectors."""
+    """Scores of the symbols in each slot of a token: its similarity to the code's vectors."""
 
     vectors: torch.Tensor
     locations: torch.Tensor
@@ -74,7 +76,8 @@ class Network(EvaluationMode):
 
     Attributes:
         fixed: names of parameters that no phase trains.
-        patch_heads: throw-away heads of the tower's own phases: of the cells and of the slots of a patch.
+        patch_heads: heads of the tower's own phases: scores of the cells of a patch, and tokens of windows, which the
+            projector begins with; see `begin_projector`.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
             the last but one finds what was asked for, and through those of the last fits the token's whole code.
@@ -95,7 +98,9 @@ class Network(EvaluationMode):
         self.patch_heads = nn.ModuleDict(
             {
                 "cells": nn.Linear(setting.vision_width, math.prod(setting.cells) * NUM_PLAIN),
-                "slots": nn.Linear(window, setting.slots * NUM_SYMBOLS),
+                "slots": nn.Sequential(
+                    nn.RMSNorm(window, elementwise_affine=False), nn.Linear(window, setting.width, bias=False)
+                ),
             }
         )
         self._draw_language_model()
@@ -138,9 +143,9 @@ class Network(EvaluationMode):
             layer.mlp.down_proj.weight.zero_()
         for character, symbol in SYMBOL_OF.items():
             if character.isascii():
-                window = torch.full((self.setting.slots,), EMPTY)
-                window[:2] = symbol
-                code = self.code_map(encode_symbols(window, self.readout.vectors))
+                # In every slot, as long as a code of two characters.
+                window = torch.full((self.setting.slots,), symbol)
+                code = self.code_map(encode_symbols(window, self.readout.vectors)) * (2 / len(window)) ** 0.5
                 embeddings[byte_id(character)] = code
                 head[byte_id(character)] = HEAD_SCALE * code
         blank = torch.full((len(self.readout.locations), self.setting.slots), EMPTY)
@@ -151,19 +156,54 @@ class Network(EvaluationMode):
         embeddings[LOCATION_ID : LOCATION_ID + len(located)] = located
         head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
 
-    def patch_scores(self, patches: torch.Tensor, named: str) -> torch.Tensor:
-        """Scores of the symbols on the cells of each patch, or in the slots of each window, of square views.
-
-        (N, H·W, 3·p·p) to (N, H·W, R·C, symbols) or (N, G², S, symbols).
-        """
+    def patch_features(self, patches: torch.Tensor) -> torch.Tensor:
+        """The tower's features of square views: (N, H·W, 3·p·p) to (N, C, H, W)."""
         side = self.setting.view_size // self.setting.patch_size
-        features = encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
-        if named == "cells":
-            of_patches: torch.Tensor = self.patch_heads[named](features.flatten(2).transpose(1, 2))
-            return of_patches.unflatten(-1, (-1, NUM_PLAIN))
+        return encode_views(self.tower, patches, (side, side), self.model.config.vision_feature_layer)
+
+    def cell_scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Scores of the symbols on the cells of each patch: (N, C, H, W) to (N, H·W, R·C, symbols)."""
+        scores: torch.Tensor = self.patch_heads["cells"](features.flatten(2).transpose(1, 2))
+        return scores.unflatten(-1, (-1, NUM_PLAIN))
+
+    def window_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Tokens of each window by the head of the slots: (N, C, H, W) to (N, G², E)."""
         windows = F.unfold(features, self.window_side, stride=self.window_side).transpose(1, 2)
-        scores: torch.Tensor = self.patch_heads[named](windows)
-        return scores.unflatten(-1, (-1, NUM_SYMBOLS))
+        tokens: torch.Tensor = self.patch_heads["slots"](windows)
+        return tokens
+
+    @torch.no_grad()
+    def begin_projector(self) -> None:
+        """Set the projector to what the head of the slots gives.
+
+        It is left as it is where a window is not one patch, or a patch has as many features as a token.
+
+        The features go through all of its layers without a change: isometric projections without a mean, so that the
+        norms only scale, values and outputs that are copied, the mean of the query sets, and the bin in the middle of
+        a window of the encoder's own map, which is the patch, with an embedding that all queries look for.
+        """
+        if self.window_side > 1 or self.setting.vision_width >= self.setting.width:
+            return
+        projector, width, channels = self.projector, self.setting.width, self.setting.vision_width
+        passing = torch.linalg.qr(torch.eye(width)[:, :channels] - 1 / width).Q  # no column has a mean
+        towards = torch.ones(width)
+        towards[1::2] = -1
+        for projection in projector.projections.values():
+            projection.linear.weight.copy_(passing)
+            projection.linear.bias.zero_()
+            projection.embedding.zero_()
+        bins = projector.projections["1x"].bin_embedding
+        bins[len(bins) // 2] = MIDDLE / (width / projector.attention.num_heads) ** 0.5 * towards
+        projector.queries.copy_(towards + 0.02 * torch.randn_like(projector.queries))
+        attention = projector.attention
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+            layer.weight.copy_(torch.eye(width))
+        sets = projector.join.in_features // width
+        projector.join.weight.copy_(torch.eye(width).repeat(1, sets) / sets)
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, projector.join):
+            layer.bias.zero_()
+        *_, linear = self.patch_heads["slots"].children()
+        projector.proj.copy_((channels / width) ** 0.5 * passing @ linear.weight.T)
 
     def image_tokens(
         self, patches: torch.Tensor, view_shapes: torch.Tensor, num_views: torch.Tensor, grids: torch.Tensor

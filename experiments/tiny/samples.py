@@ -46,7 +46,8 @@ class Sample:
             are those of the whole sequence, from which blank image tokens may be left out. Empty in the phases `tower`
             and `vision`.
         symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
-            phase `vision`, or of the cells or slots of patches, (H·W, R·C) or (G², S), in a phase `tower`.
+            phase `vision`, or of the windows of a view, (G², S), in a phase `tower`.
+        cells: characters on the cells of the patches of a view, (H·W, R·C), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         windows: (T,), the window of its view that each image token is of, row by row.
@@ -63,6 +64,7 @@ class Sample:
     grid: tuple[int, int] = (0, 0)
     positions: list[int] = field(default_factory=list)
     kept: torch.Tensor | None = None
+    cells: torch.Tensor | None = None
     windows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @property
@@ -76,14 +78,14 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> Vari
     kind = SCRIBBLE if rng.random() < phase.scribble else None
     views = max(round(phase.views * rng.choice(VIEWS)), 1)
     shown = views * setting.view_size**2
-    low, high = phase.print
+    of_wheel = {"all": 0.0, "half": 0.5, "wheel": 1.0}[phase.families]
     return make_varied(
         f"{phase.name}:{seed}",
         index,
         kind=kind,
         shown=shown,
-        print_sizes=(0.7 * low if kind == SCRIBBLE else low, high),
-        fonts=() if phase.families == "wheel" else None,
+        print_sizes=phase.print,
+        fonts=() if rng.random() < of_wheel else None,
     )
 
 
@@ -118,7 +120,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     sample.view_shapes = torch.tensor(plan.view_shapes)
     if not coded:
         process = LlavaUhdImageProcessor(
-            max_slices=phase.views, view_size=setting.view_size, patch_size=setting.patch_size
+            max_slices=phase.views, view_size=setting.view_size, patch_size=setting.patch_size, pad_to_grid=True
         )
         sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
     return sample
@@ -130,9 +132,9 @@ def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[
         return [make_sample(setting, phase, seed, index)]
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"crops:{phase.name}:{seed}:{index}")
-    crops = cut_crops(document, setting, phase.views, phase.crops, rng, phase.named)
+    crops = cut_crops(document, setting, phase.views, phase.crops, rng)
     shape = torch.tensor([[setting.view_size // setting.patch_size] * 2])
-    return [Sample([], [], [], symbols, patches, shape) for patches, symbols in crops]
+    return [Sample([], [], [], slots, patches, shape, cells=cells) for patches, cells, slots in crops]
 
 
 def collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,6 +11,11 @@ from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
 
 PLAN = Path(__file__).parent / "plan.yaml"
+CHOICES = {
+    "kind": ("tower", "vision", "reader", "joint"),
+    "families": ("all", "half", "wheel"),
+    "named": ("cells", "slots"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,10 @@ class Phase:
         cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
         views: most slices of a page.
         scribble: part of the pages that are random characters.
-        print: smallest and largest print in pixels as the model sees it; random characters may be 30 % smaller.
-        families: `all` font families of the machine, or those of the `wheel` alone.
-        crops: views of a page in `tower`. `named`: what its head names, the character on each of the `cells` of a
-            patch, or the characters in the `slots` of the window that a patch is.
+        print: smallest and largest print in pixels as the model sees it.
+        families: `all` font families of the machine, those of the `wheel` alone, or of `half` of the pages alone.
+        crops: views of a page in `tower`. `named`: what is named there, the character on each of the `cells` of a
+            patch alone, or the characters in the `slots` of the windows besides.
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         continued: part of the pages about which no question is asked, but beginnings of printed text are to be
             continued: nearly every character of such an answer teaches to look.
@@ -101,6 +106,11 @@ class Phase:
     symbols: float = 0.0
     questions: int = 10
     blanks: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         slice_separator_id=byte_id(","),
         row_separator_id=byte_id("\n"),
         max_slices=setting.max_slices,
+        pad_to_grid=True,
         # No layer is built that is not used.
         vision_feature_layer=-1,
     )

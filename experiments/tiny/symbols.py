@@ -1,8 +1,9 @@
 """The code between tower and language model: which characters stand in the window of each image token.
 
-A window has an upper and a lower half with half of its slots each, which hold the characters of the half in reading
-order: windows are higher than lines, and in one row of slots the characters of two lines would be mixed. Each
-symbol has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose
+A window has an upper and a lower half with half of its slots each: windows are higher than lines, and in one row of
+slots the characters of two lines would be mixed. A character stands in the slot in whose part of the half its middle
+lies. In reading order without gaps, a character at the edge of a window would move all others by a slot. Each symbol
+has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose
 first channels say where in its view the window lies. The vision half learns to give it, the language model to read it.
 A character that begins a word is a symbol of its own: a space is in no window, and without it the language model would
 have to guess.
@@ -85,7 +86,11 @@ def encode_symbols(
 def plan_of(document: VariedDocument, setting: Setting, max_slices: int) -> SlicePlan:
     """Views of a document as the image processor cuts them."""
     return plan_slices(
-        *document.size, max_slices=max_slices, view_size=setting.view_size, patch_size=setting.patch_size
+        *document.size,
+        max_slices=max_slices,
+        view_size=setting.view_size,
+        patch_size=setting.patch_size,
+        pad_to_grid=True,
     )
 
 
@@ -94,7 +99,11 @@ def token_grid(setting: Setting) -> TokenGrid:
 
 
 def window_symbols(
-    document: VariedDocument, shape: tuple[int, int], slots: int, rng: np.random.Generator | None = None
+    document: VariedDocument,
+    shape: tuple[int, int],
+    slots: int,
+    rng: np.random.Generator | None = None,
+    padded_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Characters in each window of an image that is cut into so many.
 
@@ -103,40 +112,52 @@ def window_symbols(
         shape: (rows, columns) of windows over the whole image.
         slots: most characters of a window.
         rng: moves the characters a little.
+        padded_size: size to which the image is padded before it is cut, in pixels; None for its own.
 
     Returns:
         (rows, columns, S) symbols.
     """
     glyphs = document.glyphs
-    return _place(glyphs, *_halves(document, glyphs, shape, rng), shape, slots)
+    return _place(glyphs, *_halves(document, shape, rng, padded_size), shape, slots)
 
 
 def crop_symbols(document: VariedDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
     side = setting.view_size / grid
-    column, half = np.floor((scale * glyphs.points - (left, top)) / (side, side / HALVES)).astype(int).T
+    column, half = ((scale * glyphs.points - (left, top)) / (side, side / HALVES)).T
     symbols = _place(glyphs, half, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
-    return _without_small(symbols, glyphs, scale)
+    if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
+        return _without_names(symbols)
+    return symbols
 
 
-def _place(glyphs: Glyphs, row: np.ndarray, column: np.ndarray, shape: tuple[int, int], slots: int) -> np.ndarray:
-    """Put characters into the slots of the half windows of these rows and columns, in reading order."""
+def _place(glyphs: Glyphs, half: np.ndarray, column: np.ndarray, shape: tuple[int, int], slots: int) -> np.ndarray:
+    """Put characters into slots by their rows in half windows and their columns in windows, with fractions.
+
+    Of two characters in one slot the right one moves on to the next, and where there is none, the left one back.
+    """
     rows, columns, most = HALVES * shape[0], shape[1], slots // HALVES
     symbols = np.full((rows, columns, most), EMPTY, np.int64)
-    if not glyphs.text:
+    inside = (half >= 0) & (half < rows) & (column >= 0) & (column < columns)
+    if not inside.any():
         return _join(symbols)
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     names = np.array([SYMBOL_OF[character] for character in glyphs.text]) + BEGINS * glyphs.begins
+    window = np.floor(half).astype(int) * columns + np.floor(column).astype(int)
     # Lines of small print from top to bottom, each from left to right; a run is a part of one line.
-    line = _lines(glyphs)
-    order = np.lexsort((glyphs.points[:, 0], line, column, row))
+    order = np.lexsort((glyphs.points[:, 0], _lines(glyphs), window))
     order = order[inside[order]]
-    window = row[order] * columns + column[order]
-    starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]]) if len(window) else np.zeros(0, int)
-    place = np.arange(len(window)) - np.repeat(starts, np.diff(np.r_[starts, len(window)]))
-    kept = place < most
-    symbols.reshape(rows * columns, most)[window[kept], place[kept]] = names[order][kept]
+    window, slot = window[order], np.floor(column[order] % 1 * most).astype(int)
+    starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]])
+    counts = np.diff(np.r_[starts, len(window)])
+    index = np.arange(len(window)) - np.repeat(starts, counts)
+    # What is to the right of the first character with an index of its own is as far to the right of the slot. Windows
+    # are apart by more than that.
+    apart = np.repeat(np.arange(len(starts)), counts) * 2 * (most + len(window))
+    slot = np.maximum.accumulate(slot - index + apart) - apart + index
+    slot = np.minimum(slot, most - np.repeat(np.minimum(counts, most), counts) + index)
+    kept = index < most
+    symbols.reshape(rows * columns, most)[window[kept], slot[kept]] = names[order][kept]
     return _join(symbols)
 
 
@@ -147,16 +168,21 @@ def _join(symbols: np.ndarray) -> np.ndarray:
 
 
 def _halves(
-    document: VariedDocument, glyphs: Glyphs, shape: tuple[int, int], rng: np.random.Generator | None
+    document: VariedDocument,
+    shape: tuple[int, int],
+    rng: np.random.Generator | None,
+    padded_size: tuple[int, int] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row, in halves of a window, and column of the half window in which the middle of each character lies."""
-    width, height = document.size
-    column, row = glyphs.points[:, 0] * shape[1] / width, glyphs.points[:, 1] * shape[0] / height
+    """Row of each character's middle in halves of a window, and its column in windows."""
+    glyphs, size = document.glyphs, padded_size or document.size
+    # The image is in the middle of the padding.
+    left, top = ((whole - side) // 2 for whole, side in zip(size, document.size, strict=True))
+    column, row = (glyphs.points[:, 0] + left) * shape[1] / size[0], (glyphs.points[:, 1] + top) * shape[0] / size[1]
     if rng is not None:
         # A line is moved up or down as a whole: that it stands between two halves is true of all its characters.
         moved = rng.normal(0, JITTER, glyphs.runs.max(initial=0) + 1)
         column, row = rng.normal(column, JITTER), row + moved[glyphs.runs]
-    return np.floor(HALVES * row).astype(int), np.floor(column).astype(int)
+    return HALVES * row, column
 
 
 def _lines(glyphs: Glyphs) -> np.ndarray:
@@ -169,31 +195,27 @@ def _lines(glyphs: Glyphs) -> np.ndarray:
 def view_symbols(
     document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Symbols of all views, slices row by row, then the overview: (views, G², S)."""
+    """Symbols of all views, slices row by row, then the overview: (views, G², S).
+
+    Of an overview beside slices the code says only where there is text: the slices show it larger, and the windows of
+    an overview that is no square lie across its patches.
+    """
     grid, slots = setting.query_grid, setting.slots
     columns, rows = plan.grid or (1, 1)
-    whole = window_symbols(document, (rows * grid, columns * grid), slots, rng)
+    whole = window_symbols(document, (rows * grid, columns * grid), slots, rng, plan.padded_size)
     views = whole.reshape(rows, grid, columns, grid, slots).swapaxes(1, 2).reshape(-1, grid * grid, slots)
     if plan.grid is None:
         return views
-    return np.concatenate([views, _overview(document, plan, (grid, grid), slots, rng)[None]])
+    overview = window_symbols(document, (grid, grid), slots, rng, plan.padded_size).reshape(-1, slots)
+    return np.concatenate([views, _without_names(overview)[None]])
 
 
-def _overview(
-    document: VariedDocument, plan: SlicePlan, shape: tuple[int, int], slots: int, rng: np.random.Generator | None
-) -> np.ndarray:
-    """Symbols of the overview, (rows · columns, S): characters if large enough, else that there is text."""
-    symbols = window_symbols(document, shape, slots, rng).reshape(-1, slots)
-    return _without_small(symbols, document.glyphs, plan.overview_size[0] / document.size[0])
-
-
-def _without_small(symbols: np.ndarray, glyphs: Glyphs, scale: float) -> np.ndarray:
-    """Symbols, (..., S), of a page whose print is too small at this scale: that there is text, alone."""
-    if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
-        text = (symbols != EMPTY).any(axis=1)
-        symbols[:] = EMPTY
-        symbols[text, 0] = SMALL
-    return symbols
+def _without_names(symbols: np.ndarray) -> np.ndarray:
+    """Symbols, (..., S), that say only where there is text."""
+    text = (symbols != EMPTY).any(axis=-1)
+    found = np.full_like(symbols, EMPTY)
+    found[text, 0] = SMALL
+    return found
 
 
 def sequence_symbols(
@@ -216,7 +238,9 @@ def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -
     """
     grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
-    half, column = _halves(document, glyphs, (rows * grid, columns * grid), None)
+    half, column = (
+        np.floor(each).astype(int) for each in _halves(document, (rows * grid, columns * grid), None, plan.padded_size)
+    )
     half, column = np.clip(half, 0, HALVES * rows * grid - 1), np.clip(column, 0, columns * grid - 1)
     stride = row_stride(plan, setting)
     ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()

@@ -63,8 +63,9 @@ def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
     patches = network.tower.embeddings.patch_embedding
     groups = []
     if phase.kind == "tower":
-        head, rate = network.patch_heads[phase.named], phase.tower_rate
-        groups += parameter_groups([network.tower, head], rate, rate, head, patches)
+        rate, cells = phase.tower_rate, network.patch_heads["cells"]
+        of_code = [network.patch_heads["slots"], network.readout] if phase.named == "slots" else []
+        groups += parameter_groups([network.tower, cells, *of_code], rate, rate, cells, patches)
     elif phase.kind in ("vision", "joint"):
         # In the joint phase the whole vision half goes at the tower's rate.
         rate = phase.rate if phase.kind == "vision" else phase.tower_rate
@@ -107,6 +108,8 @@ def train(plan: Plan, out: Path, options: Options) -> bool:
                 continue
             if not train_job(phase_job(network, phase, out / phase.name, options, pool)):
                 return False
+            if phase.kind == "tower" and phase.named == "slots":
+                network.begin_projector()
             finished = [*finished, phase.name]
             save(network, finished, out)
             append_log(out / phase.name, phase.name, out / "log.jsonl")

@@ -79,7 +79,8 @@ def build_key_mapping(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> lis
         )
     defaults = LlavaUhdProjectorConfig()
     options = [(name, getattr(projector, name), getattr(defaults, name)) for name in RESEARCH_OPTIONS]
-    options += [("slice_grid", config.slice_grid, None), ("pad_to_square", config.pad_to_square, False)]
+    options += [("slice_grid", config.slice_grid, None)]
+    options += [(name, getattr(config, name), False) for name in ("pad_to_square", "pad_to_grid")]
     if changed := [f"{name} {value!r}" for name, value, off in options if value != off]:
         raise ValueError(f"the original layout has no model with {', '.join(changed)}")
     if projector.type == "perceiver" or config.layout == "unseparated":

@@ -23,6 +23,7 @@ from .validation import (
     check_int,
     check_keys,
     check_misspelled,
+    check_padding,
     check_sizes,
     check_slice_grid,
     describe,
@@ -154,7 +155,8 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
         max_slices: most slices an image is cut into, as in training.
         slice_grid: [columns, rows] that every image is cut into, whatever its size; None to choose them by the image,
             as published.
-        pad_to_square: pad images to squares before slicing, so that all views have one shape.
+        pad_to_square: pad images to squares before slicing.
+        pad_to_grid: pad images so that every slice is a square; see `plan_slices`.
         vision_feature_layer: hidden state of the tower that is used, -2 as published.
     """
 
@@ -171,6 +173,7 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
     max_slices: int = 7
     slice_grid: Any = None
     pad_to_square: bool = False
+    pad_to_grid: bool = False
     vision_feature_layer: int = -2
     tie_word_embeddings: bool = False
 
@@ -227,6 +230,7 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
             raise ValueError(f"max_slices must be at least 1, got {self.max_slices}")
         check_int("max_slices", self.max_slices, 1, MAX_SLICES)
         self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
+        check_padding(self.pad_to_square, self.pad_to_grid)
         check_int("image_token_id", self.image_token_id, 0, TOKEN_ID)
         for key in ("slice_separator_id", "row_separator_id"):
             check_int(f"{key} (a token of the vocabulary)", getattr(self, key), 0, text.vocab_size - 1)

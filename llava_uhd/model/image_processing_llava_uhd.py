@@ -29,7 +29,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
 from .slicing import SlicePlan, enlarged_size, plan_views
-from .validation import LARGEST, MAX_SLICES, check_int, check_slice_grid, is_number
+from .validation import LARGEST, MAX_SLICES, check_int, check_padding, check_slice_grid, is_number
 
 # Mean and deviation of each channel that the towers of a kind were trained with.
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
@@ -62,6 +62,7 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
         max_side: enlarge smaller images to this long side before slicing, as some evaluation protocols do.
         slice_grid: [columns, rows] that every image is cut into; None to choose them by the image, as published.
         pad_to_square: pad images to squares with the mean color before slicing.
+        pad_to_grid: pad images with the mean color so that every slice is a square; see `plan_slices`.
         max_view_patches: most patches of a view; images so narrow that one has more are refused. None for twice those
             of a square view, 1,152 at least.
     """
@@ -72,6 +73,7 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
     max_side: int | None
     slice_grid: list[int] | None
     pad_to_square: bool | None
+    pad_to_grid: bool | None
     max_view_patches: int | None
 
 
@@ -103,6 +105,7 @@ class LlavaUhdImageProcessor(PilBackend):
     max_side: int | None = None
     slice_grid: list[int] | None = None
     pad_to_square = False
+    pad_to_grid = False
     max_view_patches: int | None = None
 
     def __init__(self, max_pixels: int = MAX_PIXELS, **kwargs: Any):
@@ -135,8 +138,7 @@ class LlavaUhdImageProcessor(PilBackend):
         if self.max_side is not None:
             check_int("max_side", self.max_side, 1, 2**20)
         self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
-        if not isinstance(self.pad_to_square, bool):
-            raise ValueError(f"pad_to_square must be true or false, got {self.pad_to_square!r}")
+        check_padding(self.pad_to_square, self.pad_to_grid)
         if self.max_view_patches is not None:
             check_int("max_view_patches", self.max_view_patches, (self.view_size // self.patch_size) ** 2, 2**20)
         for name in ("image_mean", "image_std"):
@@ -180,6 +182,7 @@ class LlavaUhdImageProcessor(PilBackend):
             patch_size=option("patch_size"),
             slice_grid=option("slice_grid"),
             pad_to_square=option("pad_to_square"),
+            pad_to_grid=option("pad_to_grid"),
             limit=option("max_view_patches"),
         )
 

@@ -32,7 +32,7 @@ class SlicePlan:
         overview_size: size of the resized whole image; each side is a multiple of the patch.
         slice_size: size of every slice, None without slices; each side is a multiple of the patch.
         patch_size: side of the encoder's patches.
-        padded_size: the square that the image is padded to before anything else, or None without padding.
+        padded_size: size that the image is padded to before anything else, or None without padding.
     """
 
     grid: tuple[int, int] | None
@@ -94,6 +94,7 @@ class SlicingOptions(TypedDict, total=False):
     patch_size: int
     slice_grid: Sequence[int] | None
     pad_to_square: bool
+    pad_to_grid: bool
 
 
 def plan_slices(
@@ -105,6 +106,7 @@ def plan_slices(
     patch_size: int = PATCH_SIZE,
     slice_grid: Sequence[int] | None = None,
     pad_to_square: bool = False,
+    pad_to_grid: bool = False,
 ) -> SlicePlan:
     """Plan the views of an image (LLaVA-UHD, section 3.1).
 
@@ -126,11 +128,17 @@ def plan_slices(
         patch_size: side of a patch, in pixels.
         slice_grid: (columns, rows) into which every image is cut, whatever its size, in place of the adaptive choice;
             the overview alone where `max_slices` is below its number of slices.
-        pad_to_square: pad the image to a square first, so that all views are squares of one size.
+        pad_to_square: pad the image to a square first. All views are squares then if the grid is one, too: with a
+            square `slice_grid`, or with the overview alone.
+        pad_to_grid: pad the image to the aspect ratio of its grid, so that every slice is a square of `view_size`, and
+            the overview where it is alone. Windows of the projector are whole patches in such a view, and positions of
+            the encoder need no resizing.
 
     Raises:
-        ValueError: for a side, number or size below 1.
+        ValueError: for a side, number or size below 1, or for both paddings.
     """
+    if pad_to_square and pad_to_grid:
+        raise ValueError("an image is padded to a square or to its grid: pad_to_square and pad_to_grid are both true")
     if width < 1 or height < 1:
         raise ValueError(f"an image needs at least 1 x 1 pixels, got {width} x {height}")
     if max_slices < 1:
@@ -142,10 +150,13 @@ def plan_slices(
     if pad_to_square:
         width = height = max(width, height)
         padded_size = (width, height)
-    overview_size = _fit(width, height, view_size, patch_size)
     grid = _choose_grid(width, height, max_slices, view_size) if slice_grid is None else _fixed_grid(slice_grid)
-    columns, rows = grid
-    if not 1 < columns * rows <= max_slices:
+    columns, rows = grid if 1 < math.prod(grid) <= max_slices else (1, 1)
+    if pad_to_grid:
+        side = max(math.ceil(width / columns), math.ceil(height / rows))
+        width, height = padded_size = (columns * side, rows * side)
+    overview_size = _fit(width, height, view_size, patch_size)
+    if columns * rows == 1:
         return SlicePlan(None, overview_size, None, patch_size, padded_size)
     slice_size = _fit(_snap(width, columns) // columns, _snap(height, rows) // rows, view_size, patch_size)
     return SlicePlan(grid, overview_size, slice_size, patch_size, padded_size)
@@ -166,18 +177,17 @@ def plan_views(width: int, height: int, *, limit: int | None = None, **options: 
         width: image width in pixels.
         height: image height in pixels.
         limit: maximum number of patches of a view; None for `max_view_patches`.
-        options: see `plan_slices`; a square of more than `MAX_PADDED` pixels is refused.
+        options: see `plan_slices`; an image that would have more than `MAX_PADDED` pixels with its padding is refused.
 
     Raises:
         ValueError: a view has more patches than the limit, or a size is out of range; the message has the numbers.
     """
-    if options.get("pad_to_square") and max(width, height) ** 2 > MAX_PADDED:
-        side = max(width, height)
-        raise ValueError(
-            f"an image of {width} x {height} pixels is too narrow: padded to a square it would have {side} x {side} "
-            f"pixels; at most {MAX_PADDED} are allowed: crop it, or cut it into several images"
-        )
     plan = plan_slices(width, height, **options)
+    if plan.padded_size is not None and math.prod(plan.padded_size) > max(MAX_PADDED, width * height):
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too narrow: padded it would have {plan.padded_size[0]} x "
+            f"{plan.padded_size[1]} pixels; at most {MAX_PADDED} are allowed: crop it, or cut it into several images"
+        )
     plans = [plan]
     if any(1 in shape for shape in plan.view_shapes):
         turned = options.copy()

@@ -155,6 +155,19 @@ def check_sizes(name: str, config: PreTrainedConfig) -> None:
         check_divides(f"{name}.num_key_value_heads", kv_heads, f"{name}.num_attention_heads", heads)
 
 
+def check_padding(pad_to_square: Any, pad_to_grid: Any) -> None:
+    """Check the paddings of an image before slicing.
+
+    Raises:
+        ValueError: one is not a bool, or both are true.
+    """
+    for name, value in (("pad_to_square", pad_to_square), ("pad_to_grid", pad_to_grid)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+    if pad_to_square and pad_to_grid:
+        raise ValueError("only one of pad_to_square and pad_to_grid can be true")
+
+
 def check_slice_grid(grid: Any, max_slices: int) -> list[int] | None:
     """Return a fixed grid of slices as a list, None where there is none.
 

@@ -60,6 +60,7 @@ def largest_image(
     max_length: int | None = None,
     slice_grid: tuple[int, int] | None = None,
     pad_to_square: bool = False,
+    pad_to_grid: bool = False,
 ) -> tuple[Size, int]:
     """Return the (width, height) of an image with the most tokens of all that are large, and their number.
 
@@ -72,6 +73,7 @@ def largest_image(
         max_length: longest sequence; images of more positions, separators included, are left out unless all are.
         slice_grid: (columns, rows) that every image is cut into, or None.
         pad_to_square: images are padded to squares.
+        pad_to_grid: images are padded so that every slice is a square.
     """
     limit = max_view_patches(view_size, patch_size)
     best: tuple[int, Size] | None = None
@@ -84,6 +86,7 @@ def largest_image(
             patch_size=patch_size,
             slice_grid=slice_grid,
             pad_to_square=pad_to_square,
+            pad_to_grid=pad_to_grid,
         )
         if max(math.prod(shape) for shape in plan.view_shapes) > limit:
             continue

@@ -121,6 +121,7 @@ class LlavaUhdProcessingInfo(BaseProcessingInfo):
             max_length=max_length,
             slice_grid=None if slice_grid is None else tuple(slice_grid),
             pad_to_square=self._processor.image_processor.pad_to_square,
+            pad_to_grid=self._processor.image_processor.pad_to_grid,
             **self._sizes,
         )
         return size

@@ -26,6 +26,7 @@ def test_padding_shows_the_image_smaller():
     planner = ImagePlanner(TokenGrid(), pad_to_square=True)
     assert seen_size(planner, 200, 100, max_slices=1) == (336, 168)
     assert seen_size(ImagePlanner(TokenGrid()), 200, 100, max_slices=1) == (462, 224)
+    assert seen_size(ImagePlanner(TokenGrid(), pad_to_grid=True), 1000, 400) == (840, 336)
 
 
 def test_a_pdf_page_is_measured_in_points():

@@ -126,8 +126,8 @@ def test_any_value_gives_a_config_or_one_line(data):
         if (part := data.draw(st.sampled_from([None, "vision_config", "text_config", "projector"]))) is not None:
             inner = values[part] if isinstance(values[part], dict) else values
         # An earlier draw may have left a part without names.
-        known = [st.sampled_from(sorted(inner, key=str))] if inner else []
-        inner[data.draw(st.one_of(*known, st.text(max_size=9)))] = data.draw(JUNK)
+        names = [st.sampled_from(sorted(inner, key=str))] if inner else []
+        inner[data.draw(st.one_of(*names, st.text(max_size=9)))] = data.draw(JUNK)
     try:
         config = LlavaUhdConfig(**{str(key): value for key, value in values.items()})
     except ValueError as error:

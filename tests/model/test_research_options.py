@@ -147,6 +147,8 @@ def test_original_layout_has_none_of_them(name):
         ({"slice_grid": [3, 3]}, r"2 to max_slices = 7 slices, got \[3, 3\]"),
         ({"slice_grid": "2x2"}, "got '2x2'"),
         ({"pad_to_square": "yes"}, "pad_to_square|expected bool"),
+        ({"pad_to_grid": "yes"}, "pad_to_grid|expected bool"),
+        ({"pad_to_square": True, "pad_to_grid": True}, "only one of pad_to_square and pad_to_grid"),
         ({"projector": {"bin_grid": "random"}}, "bin_grid|got random"),
     ],
 )

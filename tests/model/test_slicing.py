@@ -117,6 +117,28 @@ def test_no_view_has_more_patches_than_the_limit():
     with pytest.raises(ValueError, match="20000 x 20000 pixels; at most 268435456"):
         plan_views(1, 20_000, pad_to_square=True)
 
+    with pytest.raises(ValueError, match="20000 x 20000 pixels; at most 268435456"):
+        plan_views(1, 20_000, pad_to_grid=True)
+
+
+@given(width=sides, height=sides, max_slices=max_slices)
+def test_an_image_padded_to_its_grid_is_cut_into_squares(width, height, max_slices):
+    options = {"max_slices": max_slices, "view_size": 224, "patch_size": 14}
+    plan = plan_slices(width, height, pad_to_grid=True, **options)
+    assert plan.grid == plan_slices(width, height, **options).grid
+    columns, rows = plan.grid or (1, 1)
+    assert set(plan.view_shapes[: max(plan.num_slices, 1)]) == {(16, 16)}
+    padded_width, padded_height = plan.padded_size
+    assert padded_width / columns == padded_height / rows
+    assert padded_width >= width and padded_height >= height
+    # Padding is in one direction, up to a pixel for each slice.
+    assert padded_width - width < columns or padded_height - height < rows
+
+
+def test_an_image_has_one_padding():
+    with pytest.raises(ValueError, match="pad_to_square and pad_to_grid"):
+        plan_slices(10, 10, pad_to_square=True, pad_to_grid=True)
+
 
 @given(width=sides, height=sides, max_slices=max_slices)
 def test_an_image_is_refused_whichever_way_it_is_turned(width, height, max_slices):

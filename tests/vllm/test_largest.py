@@ -76,6 +76,8 @@ def test_it_fits_into_the_context(layout):
 
 def test_fixed_grid_and_padding_have_the_tokens_of_their_views():
     grid = TokenGrid(None, 2)
+    padded_to_grid = {"slice_grid": (2, 2), "pad_to_grid": True}
+    assert largest_image(grid, "unseparated", max_slices=7, **GEOMETRY, **padded_to_grid)[1] == 5 * 16
     options = {"slice_grid": (2, 2), "pad_to_square": True}
     size, tokens = largest_image(grid, "unseparated", max_slices=7, **GEOMETRY, **options)
     assert tokens == 5 * 16 == num_tokens(*size, grid, 7, **GEOMETRY, **options)

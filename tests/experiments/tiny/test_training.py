@@ -2,11 +2,14 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
@@ -14,11 +17,13 @@ from experiments.common.attention import write_out_attention
 from experiments.common.trainer import Stop, append_log
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
+from experiments.tiny.copying import measure_copying
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
+from experiments.tiny.legibility import lines_of, measure_legibility
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
 from experiments.tiny.losses import SCORES, reading_score
-from experiments.tiny.measure import SEED, main, measure
+from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
 from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, Setting, load_plan
@@ -37,6 +42,7 @@ from experiments.tiny.symbols import (
 from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, train
 from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
+from llava_uhd.synthetic.varied.fonts import CHARACTERS
 
 SMALL = Setting(
     view_size=56, query_grid=4, max_slices=4, slots=4, width=64, text_layers=2, text_heads=4, key_value_heads=2,
@@ -61,13 +67,62 @@ class Page:
         )
 
 
-def test_characters_of_a_window_are_in_reading_order_and_at_most_as_many_as_places():
-    page = Page("abcdefg", [(12, 5), (3, 5), (45, 5), (18, 5), (15, 6), (99, 99), (8, 12)], (100, 100))
-    symbols = window_symbols(page, (5, 5), 6)
-    assert symbols[0, 0].tolist() == [SYMBOL_OF[each] for each in "bae"] + [SYMBOL_OF["g"], EMPTY, EMPTY]
-    assert symbols[0, 2].tolist() == [SYMBOL_OF["c"], *[EMPTY] * 5]
-    assert symbols[4, 4].tolist() == [EMPTY] * 3 + [SYMBOL_OF["f"], EMPTY, EMPTY]
-    assert (symbols != EMPTY).sum() == 6
+def named(symbols):
+    """Symbols as text, with spaces for empty slots."""
+    return "".join(" " if symbol == EMPTY else CHARACTERS[symbol - symbol_names.FIRST] for symbol in symbols.flat)
+
+
+@pytest.mark.parametrize(
+    "text, x, slots",
+    [
+        ("ab", [2, 17], "a  b"),
+        ("ba", [17, 2], "a  b"),
+        ("ab", [11, 13], "  ab"),  # in one slot: the right one moves on
+        ("abc", [16, 17, 18], " abc"),  # and the left ones back where the slots end
+        ("abcdef", [1, 2, 3, 4, 5, 6], "abcd"),
+        ("abcd", [1, 6, 7, 19], "abcd"),
+    ],
+)
+def test_a_character_stands_in_the_slot_where_its_middle_is(text, x, slots):
+    page = Page(text, [(each, 5) for each in x], (100, 100))
+    symbols = window_symbols(page, (5, 5), 8)
+    assert named(symbols[0, 0]) == slots + "    "
+    assert (symbols != EMPTY).sum() == len(slots.replace(" ", ""))
+    below = Page(text, [(each + 40, 15) for each in x], (100, 100))
+    assert named(window_symbols(below, (5, 5), 8)[0, 2]) == "    " + slots
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    points=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=40),
+    slots=st.sampled_from([2, 4, 6, 8]),
+)
+def test_as_many_characters_have_a_slot_as_half_windows_hold(points, slots):
+    page = Page("x" * len(points), points, (100, 100))
+    symbols = window_symbols(page, (5, 5), slots)
+    halves = Counter((y // 10, x // 20) for x, y in points)
+    assert (symbols != EMPTY).sum() == sum(min(count, slots // 2) for count in halves.values())
+
+
+def test_characters_of_a_padded_page_stand_where_its_views_show_them():
+    page = Page("a", [(50, 10)], (100, 20))
+    symbols = window_symbols(page, (5, 5), 2, padded_size=(100, 100))
+    assert np.argwhere(symbols != EMPTY).tolist() == [[2, 2, 1]]  # 50 pixels from the top
+
+
+def test_the_code_of_an_overview_says_where_there_is_text():
+    setting = Setting()
+    document = make_varied("symbols", 1, kind="letter", shown=4 * setting.view_size**2, fonts=())
+    plan = plan_of(document, setting, 4)
+    *_, overview = view_symbols(document, plan, setting)
+    assert plan.grid and set(overview[:, 0]) == {EMPTY, symbol_names.SMALL} and set(overview[:, 1:].flat) == {EMPTY}
+
+
+def test_every_slice_of_a_page_is_a_square_of_whole_windows():
+    setting = Setting()
+    for index in range(6):
+        plan = plan_of(make_varied("shapes", index, shown=6 * setting.view_size**2, fonts=()), setting, 6)
+        assert set(plan.view_shapes[: max(plan.num_slices, 1)]) == {(16, 16)}
 
 
 def test_a_character_that_begins_a_word_is_a_symbol_of_its_own():
@@ -83,13 +138,13 @@ def test_a_character_that_begins_a_word_is_a_symbol_of_its_own():
 
 
 def test_nearly_all_characters_have_a_place_and_views_and_sequence_agree():
-    setting = Setting()
+    setting = load_plan().setting
     printed = placed = 0
     for index in range(4):
         document = make_varied("symbols", index, shown=4 * setting.view_size**2, fonts=())
         plan = plan_of(document, setting, 4)
         views, sequence = view_symbols(document, plan, setting), sequence_symbols(document, plan, setting)
-        assert sorted(map(tuple, views.reshape(-1, 6))) == sorted(map(tuple, sequence))
+        assert sorted(map(tuple, views.reshape(-1, setting.slots))) == sorted(map(tuple, sequence))
         slices = views if plan.grid is None else views[:-1]
         printed += len(document.glyphs.text)
         placed += int((slices > 1).sum())
@@ -122,7 +177,7 @@ def test_the_windows_of_a_view_at_any_place_are_those_of_the_whole_page():
 
 def test_a_page_of_solid_letters_darkens_the_cells_with_labels():
     document = make_varied("solid", 0, kind=SCRIBBLE, shown=Setting().view_size ** 2, fonts=())
-    ((patches, symbols), *others) = cut_crops(document, Setting(), 1, 3, random.Random(0))
+    ((patches, symbols, _), *others) = cut_crops(document, Setting(), 1, 3, random.Random(0))
     assert patches.shape == (256, 588) and symbols.shape == (256, 10) and len(others) == 2
     spread = patches.float().std(dim=1)
     text = (symbols > symbol_names.SMALL).float().mean(dim=1)
@@ -309,6 +364,20 @@ def test_reading_counts_characters_and_windows():
 
 
 @torch.no_grad()
+def test_a_projector_begins_as_the_head_of_the_slots():
+    network = Network(replace(SMALL, vision_width=32))
+    patches = torch.randn(2, 16, 3 * 14 * 14)
+    expected = network.window_tokens(network.patch_features(patches))
+    network.begin_projector()
+    found = network.model.model.project_views(patches, (4, 4))
+    similarity = torch.cosine_similarity(found, expected, dim=-1)
+    assert similarity.min() > 0.7 and similarity.mean() > 0.9
+    # Attention to the patches alone gives the tokens themselves.
+    network.projector.projections["1x"].bin_embedding[4] *= 10
+    torch.testing.assert_close(network.model.model.project_views(patches, (4, 4)), expected, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_assembling_keeps_the_tokens():
     network = Network(SMALL)
     patches = torch.randn(2, 16, 3 * 14 * 14)
@@ -339,7 +408,7 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
     (tmp_path / "plan.yaml").write_text(json.dumps({"setting": setting, "phases": phases}))
     plan = load_plan(tmp_path / "plan.yaml")
     assert train(plan, tmp_path, Options(workers=0))
-    counted, right, answers = measure(Network(SMALL), plan.phases[0], 12)
+    counted, right, answers = measure_copying(Network(SMALL), plan.phases[0], 12, SEED)
     assert 0 <= right < answers
     pointers = [make_sample(SMALL, plan.phases[0], SEED, index).pointers for index in range(12)]
     assert sum(row[0] for row in counted.values()) == sum(point >= 0 for points in pointers for point in points) > 20
@@ -350,6 +419,24 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
     main(["--out", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--phase", "reader", "--pages", "6"])
     printed = capsys.readouterr().out
     assert "| 5 and later |" in printed and "answers are right in every token" in printed
+
+
+def test_errors_are_counted_by_line_and_size_of_print(tmp_path, capsys):
+    a, b = SYMBOL_OF["a"], SYMBOL_OF["b"]
+    symbols = torch.zeros(4, 4, dtype=torch.int64)  # 2 x 2 windows of 2 x 2 slots
+    symbols[0, 1], symbols[1, 0], symbols[3, 2] = a, b, a
+    assert lines_of(symbols, 2) == [[a, b], [], [], [a]]
+    phase = replace(TOWER, named="slots", scribble=1.0, views=2)
+    network = Network(SMALL)
+    torch.nn.init.zeros_(network.patch_heads["slots"][1].weight)  # names nothing: all are missed
+    counts = measure_legibility(network, phase, 6, SEED)
+    assert all(errors == characters > 0 and is_random for (is_random, *_), (errors, characters) in counts.items())
+    setting = {name: value for name, value in vars(SMALL).items() if name != "levels"}
+    phases = [{"name": "slots", "kind": "tower", "named": "slots", "steps": 1, "tokens": 40, "views": 1, "crops": 2}]
+    (tmp_path / "plan.yaml").write_text(json.dumps({"setting": setting, "phases": phases}))
+    assert train(load_plan(tmp_path / "plan.yaml"), tmp_path, Options(workers=0))
+    main(["--out", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--phase", "slots", "--pages", "4"])
+    assert "| text | " in capsys.readouterr().out
 
 
 def test_a_stage_that_is_run_again_replaces_its_lines(tmp_path):
@@ -373,7 +460,7 @@ def test_a_phase_leaves_what_it_does_not_train(tmp_path):
         if not torch.equal(before[name], after[name])
     }
     assert changed == {"vision_tower", "patch_heads"}
-    assert torch.equal(before["patch_heads.slots.weight"], after["patch_heads.slots.weight"])
+    assert torch.equal(before["patch_heads.slots.1.weight"], after["patch_heads.slots.1.weight"])
 
 
 def test_the_plan_fits_the_wheel_and_names_every_phase():
@@ -394,6 +481,8 @@ def test_an_unknown_name_in_a_plan_is_refused(tmp_path):
     (tmp_path / "plan.yaml").write_text("setting: {}\nphases: [{name: a, kind: reader, steps: 1, token: 9}]")
     with pytest.raises(ValueError, match="phase a: unknown token"):
         load_plan(tmp_path / "plan.yaml")
+    with pytest.raises(ValueError, match="families must be one of all, half, wheel, got 'some'"):
+        replace(READER, families="some")
 
 
 def test_random_characters_carry_no_question():
