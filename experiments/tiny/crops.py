@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
-from llava_uhd.synthetic.varied import VariedDocument
 
+from .earlier import AnyDocument
 from .setting import Setting
 from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
 
@@ -26,7 +26,7 @@ ZOOM = (0.85, 1.15)
 CHOICES = 3
 
 
-def label_map(document: VariedDocument, scale: float) -> np.ndarray:
+def label_map(document: AnyDocument, scale: float) -> np.ndarray:
     """Return the symbol that covers each pixel of a page enlarged by `scale`, (height, width)."""
     width, height = (round(scale * side) for side in document.size)
     found = np.full((height, width), EMPTY, np.uint8)
@@ -51,7 +51,7 @@ def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int, ce
 
 
 def cut_crops(
-    document: VariedDocument, setting: Setting, views: int, count: int, rng: random.Random
+    document: AnyDocument, setting: Setting, views: int, count: int, rng: random.Random
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return views at random places of a page as the model would show it, about so large.
 

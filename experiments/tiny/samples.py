@@ -1,7 +1,7 @@
 """A page as a training sequence: the image's tokens, then questions with answers."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -11,13 +11,14 @@ import torch
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.slicing import SlicePlan
-from llava_uhd.synthetic.varied import SCRIBBLE, VariedDocument, make_varied
-from llava_uhd.synthetic.varied.sheet import Run
+from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied.questions import Asked
 
 from ..tiny_v1.samples import IGNORED
 from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
+from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
 from .locations import location_id
 from .setting import Phase, Setting
 from .symbols import EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
@@ -72,9 +73,11 @@ class Sample:
         return len(self.input_ids) or (0 if self.patches is None else len(self.patches))
 
 
-def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> VariedDocument:
-    """The page of an index: one that so many slices show legibly, or random characters."""
+def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyDocument:
+    """The page of an index: one that so many slices show legibly, random characters, or one of the first generator."""
     rng = random.Random(f"{phase.name}:{seed}:{index}")
+    if rng.random() < phase.earlier:
+        return make_earlier(f"{phase.name}:{seed}", index)
     kind = SCRIBBLE if rng.random() < phase.scribble else None
     views = max(round(phase.views * rng.choice(VIEWS)), 1)
     shown = views * setting.view_size**2
@@ -155,23 +158,27 @@ class Turn:
 
     text: str
     answer: str
-    sources: tuple[Run, ...] = ()
+    sources: tuple[AnyText, ...] = ()
     start: int = 0
 
 
-def question_turns(document: VariedDocument, rng: random.Random, most: int) -> list[Turn]:
+def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
     """Some of a document's questions, and sometimes that the page should be read out."""
     turns = []
-    for asked in rng.sample(document.questions, k=min(most, len(document.questions))):
-        printed = asked.answer == " ".join(run.text for run in asked.sources)
-        turns.append(Turn(asked.text, asked.answer, asked.sources if printed else ()))
+    questions: Sequence[Asked | EarlierQuestion] = document.questions
+    for asked in rng.sample(questions, k=min(most, len(questions))):
+        printed = " ".join(run.text for run in asked.sources)
+        # The first generator's answers are parts of texts.
+        start = printed.find(asked.answer) if isinstance(asked, EarlierQuestion) else 0
+        is_printed = start >= 0 if isinstance(asked, EarlierQuestion) else printed == asked.answer
+        turns.append(Turn(asked.text, asked.answer, asked.sources if is_printed else (), max(start, 0)))
     if not turns or rng.random() < 0.05:
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
     return turns
 
 
-def continued_turns(document: VariedDocument, rng: random.Random, most: int) -> list[Turn]:
+def continued_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
     """Pieces of printed text, each to be continued in its run or by the run to its right.
 
     Args:
@@ -194,7 +201,7 @@ def continued_turns(document: VariedDocument, rng: random.Random, most: int) -> 
 
 
 def converse(
-    document: VariedDocument, plan: SlicePlan, setting: Setting, turns: list[Turn]
+    document: AnyDocument, plan: SlicePlan, setting: Setting, turns: list[Turn]
 ) -> tuple[list[int], list[int], list[int]]:
     """Tokens, labels and pointers of a conversation about a page; the loss is on the answers alone.
 
@@ -262,7 +269,7 @@ def leave_out_blanks(sample: Sample) -> None:
     sample.kept = kept
 
 
-def reading_order(document: VariedDocument) -> list[Run]:
+def reading_order(document: AnyDocument) -> list[AnyText]:
     """The runs of a page, line by line, each from left to right."""
     runs = document.sheet.texts if document.sheet else []
     return sorted(runs, key=lambda run: (round(2 * run.baseline / run.size), run.x))

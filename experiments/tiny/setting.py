@@ -73,7 +73,8 @@ class Phase:
         rate: peak of the language model's learning rate, or of the projector's. `tower_rate`: of the tower's.
         cosine: part of the rate's cosine, from 0 to 1, that the phase covers.
         views: most slices of a page.
-        scribble: part of the pages that are random characters.
+        earlier: part of the pages that the first generator draws; see `earlier.py`.
+        scribble: part of the other pages that are random characters.
         print: smallest and largest print in pixels as the model sees it.
         families: `all` font families of the machine, those of the `wheel` alone, or of `half` of the pages alone.
         crops: views of a page in `tower`. `named`: what is named there, the character on each of the `cells` of a
@@ -95,6 +96,7 @@ class Phase:
     tower_rate: float = 1e-3
     cosine: tuple[float, float] = (0.0, 1.0)
     views: int = 12
+    earlier: float = 0.0
     scribble: float = 0.0
     print: tuple[float, float] = (8.5, 26.0)
     families: str = "all"

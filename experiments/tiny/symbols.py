@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from llava_uhd.model.layout import TokenGrid, plan_layout
 from llava_uhd.model.slicing import SlicePlan, plan_slices
-from llava_uhd.synthetic.varied import Glyphs, VariedDocument
+from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.fonts import CHARACTERS
 
+from .earlier import AnyDocument
 from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2
@@ -83,7 +84,7 @@ def encode_symbols(
     return codes.flatten(-2)
 
 
-def plan_of(document: VariedDocument, setting: Setting, max_slices: int) -> SlicePlan:
+def plan_of(document: AnyDocument, setting: Setting, max_slices: int) -> SlicePlan:
     """Views of a document as the image processor cuts them."""
     return plan_slices(
         *document.size,
@@ -99,7 +100,7 @@ def token_grid(setting: Setting) -> TokenGrid:
 
 
 def window_symbols(
-    document: VariedDocument,
+    document: AnyDocument,
     shape: tuple[int, int],
     slots: int,
     rng: np.random.Generator | None = None,
@@ -121,7 +122,7 @@ def window_symbols(
     return _place(glyphs, *_halves(document, shape, rng, padded_size), shape, slots)
 
 
-def crop_symbols(document: VariedDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
+def crop_symbols(document: AnyDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
     side = setting.view_size / grid
@@ -168,7 +169,7 @@ def _join(symbols: np.ndarray) -> np.ndarray:
 
 
 def _halves(
-    document: VariedDocument,
+    document: AnyDocument,
     shape: tuple[int, int],
     rng: np.random.Generator | None,
     padded_size: tuple[int, int] | None,
@@ -193,7 +194,7 @@ def _lines(glyphs: Glyphs) -> np.ndarray:
 
 
 def view_symbols(
-    document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+    document: AnyDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Symbols of all views, slices row by row, then the overview: (views, G², S).
 
@@ -219,7 +220,7 @@ def _without_names(symbols: np.ndarray) -> np.ndarray:
 
 
 def sequence_symbols(
-    document: VariedDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+    document: AnyDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Symbols in the order of the image tokens: (T, S)."""
     order = plan_layout(plan, token_grid(setting), "stitched").order
@@ -231,7 +232,7 @@ def row_stride(plan: SlicePlan, setting: Setting) -> int:
     return (plan.grid or (1, 1))[0] * setting.query_grid + (plan.grid is not None)
 
 
-def run_positions(document: VariedDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
+def run_positions(document: AnyDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
     """Return for each run of a page where each visible character stands, (N, 2).
 
     That is the position of its token in the sequence of the image, and 1 if it stands in the lower half of its window.

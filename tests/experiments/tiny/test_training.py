@@ -19,6 +19,7 @@ from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.copying import measure_copying
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
+from experiments.tiny.earlier import EarlierDocument
 from experiments.tiny.legibility import lines_of, measure_legibility
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
@@ -182,6 +183,32 @@ def test_a_page_of_solid_letters_darkens_the_cells_with_labels():
     spread = patches.float().std(dim=1)
     text = (symbols > symbol_names.SMALL).float().mean(dim=1)
     assert spread[text > 0.7].mean() > 2 * spread[text == 0].mean()
+
+
+def test_documents_of_the_first_generator_are_read_like_the_others():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=4, earlier=1.0, blanks=1.0)
+    document = draw_document(setting, phase, 0, 1)
+    assert isinstance(document, EarlierDocument) and len(document.glyphs.text) > 20
+    # The page is darker or lighter where a character is than between the lines.
+    gray = np.asarray(document.render().convert("L"), float)
+    glyphs = document.glyphs
+    boxes = [
+        gray[int(y - 0.4 * size) : int(y + 0.4 * size), int(left) : int(right) + 1]
+        for (_, y), size, (left, right) in zip(glyphs.points, glyphs.sizes, glyphs.edges, strict=True)
+    ]
+    assert np.median([box.max() - box.min() for box in boxes]) > 60
+    named = found = 0
+    for index in range(5):
+        sample = make_sample(setting, phase, 1, index)
+        images = [at for at, token in enumerate(sample.input_ids) if token == IMAGE_ID]
+        held = dict(zip(images, sample.symbols.tolist(), strict=True))
+        for position, pointer in enumerate(sample.pointers):
+            character = sample.input_ids[position + 1] - byte_id("\0") if pointer >= 0 else 128
+            if character < 128:
+                symbol = SYMBOL_OF[chr(character)]
+                named += 1
+                found += symbol in held[pointer] or symbol + symbol_names.BEGINS in held[pointer]
+    assert named > 100 and found > 0.85 * named  # jitter moves lines as a whole
 
 
 def test_codes_tell_symbols_apart():
