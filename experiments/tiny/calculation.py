@@ -22,6 +22,7 @@ TRAINED = {
     "tower": ("vision_tower",),
     "vision": ("vision_tower", "upsampler", "projector"),
     "reader": ("language_model",),
+    "frozen": ("language_model",),
     "joint": ("vision_tower", "upsampler", "projector", "language_model"),
 }
 
@@ -57,7 +58,7 @@ def step_operations(setting: Setting, phase: Phase) -> float:
     samples = phase.tokens / length
     # Half of the questions' tokens are answers, whose logits are computed.
     text = samples * language_flops(build_config(setting), round(length), 20 * phase.questions)
-    views = samples * image / setting.query_grid**2 * (1 - phase.symbols) if phase.kind == "joint" else 0.0
+    views = samples * image / setting.query_grid**2 * (1 - phase.symbols) if phase.kind in ("frozen", "joint") else 0.0
     vision = vision_operations(setting, views)
     forward = PartFlops(vision.vision_tower, vision.upsampler, vision.projector, text)
     return training_flops(forward, TRAINED[phase.kind])

@@ -132,4 +132,10 @@ def _in_sequence(network: Network, sample: Sample) -> torch.Tensor:
     return sample.symbols[list(order)]
 
 
-SCORES = {"tower": tower_score, "vision": vision_score, "reader": sequence_score, "joint": sequence_score}
+SCORES = {
+    "tower": tower_score,
+    "vision": vision_score,
+    "reader": sequence_score,
+    "frozen": sequence_score,
+    "joint": sequence_score,
+}

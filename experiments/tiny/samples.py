@@ -104,7 +104,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     document = draw_document(setting, phase, seed, index)
     plan = plan_of(document, setting, phase.views)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
-    coded = phase.kind == "reader" or (phase.kind == "joint" and rng.random() < phase.symbols)
+    coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols)
     if phase.kind == "vision":
         symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))

@@ -12,7 +12,7 @@ from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZ
 
 PLAN = Path(__file__).parent / "plan.yaml"
 CHOICES = {
-    "kind": ("tower", "vision", "reader", "joint"),
+    "kind": ("tower", "vision", "reader", "frozen", "joint"),
     "families": ("all", "half", "wheel"),
     "named": ("cells", "slots"),
 }
@@ -66,7 +66,8 @@ class Phase:
     """A part of the training.
 
     Attributes:
-        name: name of the phase in log and folder. `kind`: `tower`, `vision`, `reader` or `joint`.
+        name: name of the phase in log and folder. `kind`: `tower`, `vision`, `reader`, `frozen` (the
+            language model on drawn pages, with the vision half as it is) or `joint`.
         steps: optimizer steps.
         tokens: size of a step: patches for `tower` and `vision`, positions of the sequences, padding included, for
             the others.
@@ -82,7 +83,8 @@ class Phase:
         pointing, reading: weights of the losses of looking at the right token and of naming its characters.
         continued: part of the pages about which no question is asked, but beginnings of printed text are to be
             continued: nearly every character of such an answer teaches to look.
-        symbols: part of the batches of `joint` that are given as codes, so that the language model keeps its skill.
+        symbols: part of the pages of `frozen` and `joint` that are given as codes, so that the language model keeps
+            its skill.
         questions: most questions a page.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
             learns little more than that they are blank; without them the others keep their positions.

@@ -27,7 +27,13 @@ CHECKPOINT = "checkpoint.pt"
 # Beginnings of the names of what is trained, by half of the network, and the halves that a kind of phase trains.
 VISION = ("model.model.vision_tower.", "model.model.multi_modal_projector.", "readout.", "patch_heads.")
 LANGUAGE = ("model.model.language_model.", "model.lm_head.", "code_map.")
-HALVES = {"tower": VISION, "vision": VISION, "reader": LANGUAGE, "joint": (*VISION, *LANGUAGE)}
+HALVES = {
+    "tower": VISION,
+    "vision": VISION,
+    "reader": LANGUAGE,
+    "frozen": LANGUAGE,
+    "joint": (*VISION, *LANGUAGE),
+}
 WARMUP = 50
 
 
@@ -71,7 +77,7 @@ def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
         rate = phase.rate if phase.kind == "vision" else phase.tower_rate
         groups += parameter_groups(vision, rate, rate)
         groups += parameter_groups([network.tower], phase.tower_rate, phase.tower_rate, patch_embedding=patches)
-    if phase.kind in ("reader", "joint"):
+    if phase.kind in ("reader", "frozen", "joint"):
         groups += parameter_groups(language, phase.rate, phase.rate, head=network.model.lm_head)
     learning = {id(parameter) for group in groups for parameter in group["params"]}
     for parameter in network.parameters():

@@ -40,7 +40,7 @@ from experiments.tiny.symbols import (
     window_locations,
     window_symbols,
 )
-from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, train
+from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, phase_groups, train
 from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, Glyphs, make_varied
 from llava_uhd.synthetic.varied.fonts import CHARACTERS
@@ -366,9 +366,11 @@ def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
         Phase("slots", "tower", 1, 40, views=1, scribble=0.5, crops=2, named="slots"),
         Phase("projector", "vision", 1, 40, views=1),
         READER,
+        Phase("frozen", "frozen", 1, 400, views=2, questions=2),
         Phase("joint", "joint", 1, 400, views=2, symbols=0.5, questions=2),
     ):
         network.zero_grad(set_to_none=True)
+        phase_groups(network, phase)
         samples = [sample for index in range(3) for sample in make_samples(SMALL, phase, 0, index)]
         score = SCORES[phase.kind](network, phase, samples, "cpu")
         score.loss.backward()
@@ -378,8 +380,8 @@ def test_every_kind_of_phase_gives_gradients_to_what_it_trains():
             "language model": network.language_model.layers[0].mlp.up_proj.weight.grad is not None,
             "projector": network.projector.proj.grad is not None,
         }
-        assert trained["tower"] == (phase.kind != "reader")
-        assert trained["language model"] == (phase.kind in ("reader", "joint"))
+        assert trained["tower"] == (phase.kind in ("tower", "vision", "joint"))
+        assert trained["language model"] == (phase.kind in ("reader", "frozen", "joint"))
         assert trained["projector"] == (phase.kind in ("vision", "joint"))
 
 
