@@ -32,7 +32,7 @@ def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tu
     right_answers = answers = 0
     for index in range(pages):
         sample = make_sample(network.setting, phase, seed, index)
-        codes = codes_of(network, sample.symbols, [sample])
+        codes = codes_of(network, [sample])
         input_ids, labels, pointers, positions = collate([sample])
         hidden, attention, _ = network.hidden_states(
             input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions

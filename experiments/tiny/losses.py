@@ -13,7 +13,7 @@ from ..tiny_v1.losses import answer_loss
 from .network import Network
 from .samples import Sample, collate
 from .setting import Phase
-from .symbols import EMPTY, encode_symbols, token_grid
+from .symbols import DRAFTS, EMPTY, encode_symbols, token_grid
 
 # Weight of the distance to the code beside the cross entropy of the symbols.
 DISTANCE = 0.5
@@ -69,7 +69,7 @@ def vision_score(network: Network, phase: Phase, samples: list[Sample], device: 
     """Naming the characters of each image token."""
     tokens = network.image_tokens(*pixels_of(samples, device)).float()
     symbols = torch.cat([_in_sequence(network, sample) for sample in samples]).to(device)
-    return _code_score(network, tokens, symbols, codes_of(network, symbols, samples))
+    return _code_score(network, tokens, symbols, codes_of(network, samples, symbols))
 
 
 def _code_score(network: Network, tokens: torch.Tensor, symbols: torch.Tensor, codes: torch.Tensor) -> Score:
@@ -80,7 +80,7 @@ def _code_score(network: Network, tokens: torch.Tensor, symbols: torch.Tensor, c
 def sequence_score(network: Network, phase: Phase, samples: list[Sample], device: str) -> Score:
     """Answers on pages, drawn or as codes, with the losses of looking and reading beside them."""
     symbols = torch.cat([sample.symbols for sample in samples]).to(device)
-    codes = codes_of(network, symbols, samples)
+    codes = codes_of(network, samples)
     reading = codes.new_zeros(())
     measures: Measures = {}
     drawn = [sample for sample in samples if sample.patches is not None]
@@ -117,10 +117,15 @@ def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.T
     return patches.to(device), shapes, num_views, torch.tensor([sample.grid for sample in samples])
 
 
-def codes_of(network: Network, symbols: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
-    """Codes of all image tokens of a batch, (T, E)."""
-    windows = torch.cat([sample.windows for sample in samples]).to(symbols.device)
-    return encode_symbols(symbols, network.readout.vectors, network.readout.locations[windows])
+def codes_of(network: Network, samples: list[Sample], symbols: torch.Tensor | None = None) -> torch.Tensor:
+    """Codes of all image tokens of a batch, (T, E), of their drafts, or of these symbols, (T, S)."""
+    vectors = network.readout.vectors
+    windows = torch.cat([sample.windows for sample in samples]).to(vectors.device)
+    if symbols is not None:
+        return encode_symbols(symbols, vectors, network.readout.locations[windows])
+    drafts = [s.symbols.expand(DRAFTS, -1, -1) if s.drafts is None else s.drafts for s in samples]
+    symbols = torch.cat(drafts, dim=1).to(vectors.device)
+    return encode_symbols(symbols, vectors, network.readout.locations[windows].expand(DRAFTS, -1, -1, -1)).mean(dim=0)
 
 
 def _in_sequence(network: Network, sample: Sample) -> torch.Tensor:

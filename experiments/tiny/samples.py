@@ -21,7 +21,7 @@ from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
 from .locations import location_id
 from .setting import Phase, Setting
-from .symbols import EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
+from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
 # Parts of the most slices of a phase for which pages are made.
 VIEWS = (0.1, 0.3, 0.6, 1.0)
@@ -48,6 +48,8 @@ class Sample:
             and `vision`.
         symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
             phase `vision`, or of the windows of a view, (G², S), in a phase `tower`.
+        drafts: (D, T, S), symbols of the image tokens with characters moved a little, whose mean is the code; None
+            where the page is drawn.
         cells: characters on the cells of the patches of a view, (H·W, R·C), in a phase `tower`.
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
@@ -65,6 +67,7 @@ class Sample:
     grid: tuple[int, int] = (0, 0)
     positions: list[int] = field(default_factory=list)
     kept: torch.Tensor | None = None
+    drafts: torch.Tensor | None = None
     cells: torch.Tensor | None = None
     windows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
@@ -109,12 +112,15 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
-        jitter = np.random.default_rng(rng.getrandbits(32)) if coded else None
-        symbols = sequence_symbols(document, plan, setting, jitter)
+        symbols = sequence_symbols(document, plan, setting)
         continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
         turns = continued or question_turns(document, rng, phase.questions)
         ids, labels, pointers = converse(document, plan, setting, turns)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
+        if coded:
+            jitter = np.random.default_rng(rng.getrandbits(32))
+            drafts = [sequence_symbols(document, plan, setting, jitter) for _ in range(DRAFTS)]
+            sample.drafts = torch.from_numpy(np.stack(drafts))
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
     sample.grid = plan.grid or (0, 0)
@@ -255,6 +261,8 @@ def _characters(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[
 def leave_out_blanks(sample: Sample) -> None:
     """Take the image tokens that hold no character out of a sequence, except that every page keeps one."""
     kept = (sample.symbols != EMPTY).any(dim=-1)
+    if sample.drafts is not None:
+        kept |= (sample.drafts != EMPTY).any(dim=-1).any(dim=0)
     kept[0] = True
     held = iter(kept.tolist())
     stays = [next(held) if token == IMAGE_ID else True for token in sample.input_ids]

@@ -39,8 +39,10 @@ BEGINNING_SIZE = 2.0
 LEGIBLE = 5.0
 HALVES = 2
 # Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
-# window no reader can be sure.
-JITTER = 0.04
+# slot no reader can be sure. The vision half gives a mean of the codes that it holds possible, with such a character
+# partly in both slots, so the language model gets the mean of `DRAFTS` codes.
+JITTER = 0.05
+DRAFTS = 4
 
 
 @lru_cache(maxsize=4)
@@ -77,7 +79,7 @@ def window_locations(setting: Setting) -> torch.Tensor:
 def encode_symbols(
     symbols: torch.Tensor, vectors: torch.Tensor, locations: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Codes of windows: (..., S), and (..., S, 2) of `window_locations`, to (..., width)."""
+    """Codes of windows: (..., S) symbols, and (..., S, 2) of `window_locations`, to (..., width)."""
     codes = vectors[symbols]
     if locations is not None:
         codes[..., :LOCATION] = locations

@@ -23,7 +23,7 @@ from experiments.tiny.earlier import EarlierDocument
 from experiments.tiny.legibility import lines_of, measure_legibility
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
-from experiments.tiny.losses import SCORES, reading_score
+from experiments.tiny.losses import SCORES, codes_of, reading_score
 from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
 from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
@@ -208,7 +208,7 @@ def test_documents_of_the_first_generator_are_read_like_the_others():
                 symbol = SYMBOL_OF[chr(character)]
                 named += 1
                 found += symbol in held[pointer] or symbol + symbol_names.BEGINS in held[pointer]
-    assert named > 100 and found > 0.85 * named  # jitter moves lines as a whole
+    assert named > 100 and found > 0.95 * named
 
 
 def test_codes_tell_symbols_apart():
@@ -243,7 +243,22 @@ def test_pointers_lead_to_the_token_that_holds_the_next_character():
                 symbol, held_there = SYMBOL_OF[chr(character)], held[pointer].tolist()
                 found = symbol in held_there or symbol + symbol_names.BEGINS in held_there
                 right, wrong = right + found, wrong + (not found)
-    assert right > 100 and wrong < 0.12 * right  # jitter moves one in sixteen to the next token
+    assert right > 100 and wrong < 0.03 * right
+
+
+@torch.no_grad()
+def test_a_character_between_two_slots_is_partly_in_both():
+    network = Network(SMALL)
+    (sample,) = make_samples(SMALL, replace(READER, blanks=1.0), 0, 1)
+    text = sample.symbols[sample.symbols > symbol_names.SMALL]
+    assert sample.drafts.shape == (symbol_names.DRAFTS, *sample.symbols.shape) and len(text) > 5
+    codes, drafts = codes_of(network, [sample]), sample.drafts
+    same = (drafts == drafts[0]).all(dim=0).all(dim=-1)
+    assert 0.3 < same.float().mean() < 1
+    exact = codes_of(network, [sample], drafts[0])
+    torch.testing.assert_close(codes[same], exact[same])
+    mean = torch.stack([codes_of(network, [sample], draft) for draft in drafts]).mean(dim=0)
+    torch.testing.assert_close(codes, mean)
 
 
 def test_answers_name_the_half_window_before_its_characters():
