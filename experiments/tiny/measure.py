@@ -1,6 +1,6 @@
 """Measures a network in training on pages of another seed.
 
-    python -m experiments.tiny.measure --out runs/next --phase slots           # errors a character, by size of print
+    python -m experiments.tiny.measure --out runs/next --phase slots           # characters named, by size of print
     python -m experiments.tiny.measure --out runs/next --phase reader-small    # tokens of answers that are right
 
 Of a phase that trains the tower a row is for a size of print. Of one that trains the language model a row is for the
@@ -35,10 +35,10 @@ def load_network(network: Network, out: Path, phase: str) -> None:
 
 
 def print_legibility(network: Network, phase: Phase, pages: int) -> None:
-    print("| page | print, pixels | characters | errors a character |\n|---|---|---|---|")
-    for (is_random, least, end), (errors, characters) in measure_legibility(network, phase, pages, SEED).items():
+    print("| page | print, pixels | characters | named |\n|---|---|---|---|")
+    for (is_random, least, end), (named, characters) in measure_legibility(network, phase, pages, SEED).items():
         page = "random characters" if is_random else "text"
-        print(f"| {page} | {least} to {end} | {characters:,} | {errors / characters:.2f} |")
+        print(f"| {page} | {least} to {end} | {characters:,} | {named / characters:.2f} |")
 
 
 def print_copying(network: Network, phase: Phase, pages: int) -> None:

@@ -20,7 +20,7 @@ from experiments.tiny.calculation import describe_plan
 from experiments.tiny.copying import measure_copying
 from experiments.tiny.crops import cell_symbols, cut_crops, label_map
 from experiments.tiny.earlier import EarlierDocument
-from experiments.tiny.legibility import lines_of, measure_legibility
+from experiments.tiny.legibility import count_named, measure_legibility
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
 from experiments.tiny.losses import SCORES, codes_of, reading_score
@@ -465,16 +465,21 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
     assert "| 5 and later |" in printed and "answers are right in every token" in printed
 
 
-def test_errors_are_counted_by_line_and_size_of_print(tmp_path, capsys):
+def test_characters_are_counted_by_size_of_print(tmp_path, capsys):
     a, b = SYMBOL_OF["a"], SYMBOL_OF["b"]
     symbols = torch.zeros(4, 4, dtype=torch.int64)  # 2 x 2 windows of 2 x 2 slots
-    symbols[0, 1], symbols[1, 0], symbols[3, 2] = a, b, a
-    assert lines_of(symbols, 2) == [[a, b], [], [], [a]]
+    symbols[0, 1], symbols[1, 0], symbols[3, 2] = a, b + symbol_names.BEGINS, a
+    named = torch.zeros(4, 4, symbol_names.NUM_SYMBOLS)
+    assert count_named(named, symbols, 2) == (0, 3)
+    named[0, 1, a], named[1, 1, b], named[3, 2, b] = 0.9, 0.8, 1.0
+    assert count_named(named, symbols, 2) == (2, 3)
+    named[0, 1, a] = named[0, 3, a] = 0.3  # a line between two halves
+    assert count_named(named, symbols, 2) == (2, 3)
     phase = replace(TOWER, named="slots", scribble=1.0, views=2)
     network = Network(SMALL)
     torch.nn.init.zeros_(network.patch_heads["slots"][1].weight)  # names nothing: all are missed
     counts = measure_legibility(network, phase, 6, SEED)
-    assert all(errors == characters > 0 and is_random for (is_random, *_), (errors, characters) in counts.items())
+    assert all(named == 0 < characters and is_random for (is_random, *_), (named, characters) in counts.items())
     setting = {name: value for name, value in vars(SMALL).items() if name != "levels"}
     phases = [{"name": "slots", "kind": "tower", "named": "slots", "steps": 1, "tokens": 40, "views": 1, "crops": 2}]
     (tmp_path / "plan.yaml").write_text(json.dumps({"setting": setting, "phases": phases}))
