@@ -1,6 +1,7 @@
 """Measure of what a language model in training copies, by the token of an answer.
 
-The tokens of an answer, characters and places, are given up to the one that is asked, on pages given as codes.
+The tokens of an answer, characters and places, are given up to the one that is asked. Pages are codes, or drawn where
+the phase draws them.
 """
 
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections import defaultdict
 import torch
 
 from ..tiny_v1.losses import answer_loss
-from .losses import codes_of
+from .losses import codes_of, pixels_of
 from .network import Network
 from .samples import IGNORED, collate, make_sample
 from .setting import Phase
@@ -32,7 +33,8 @@ def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tu
     right_answers = answers = 0
     for index in range(pages):
         sample = make_sample(network.setting, phase, seed, index)
-        codes = codes_of(network, [sample])
+        is_drawn = sample.patches is not None
+        codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
         input_ids, labels, pointers, positions = collate([sample])
         hidden, attention, _ = network.hidden_states(
             input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions

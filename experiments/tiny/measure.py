@@ -51,7 +51,7 @@ def print_copying(network: Network, phase: Phase, pages: int) -> None:
     print(f"{right} of {answers} answers are right in every token")
 
 
-MEASURES = {"tower": print_legibility, "reader": print_copying}
+MEASURES = {"tower": print_legibility, "reader": print_copying, "frozen": print_copying, "joint": print_copying}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -465,6 +465,12 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
     assert "| 5 and later |" in printed and "answers are right in every token" in printed
 
 
+def test_copying_is_measured_on_drawn_pages():
+    phase = Phase("frozen", "frozen", 1, 300, views=1, questions=2)
+    rows, right, answers = measure_copying(Network(SMALL), phase, 4, SEED)
+    assert 0 <= right <= answers > 2 and all(row[0] > 0 for row in rows.values())
+
+
 def test_characters_are_counted_by_size_of_print(tmp_path, capsys):
     a, b = SYMBOL_OF["a"], SYMBOL_OF["b"]
     symbols = torch.zeros(4, 4, dtype=torch.int64)  # 2 x 2 windows of 2 x 2 slots
