@@ -41,6 +41,7 @@ OPTIONS = {
     "no spatial schema": ({"type": "resampler"}, {"layout": "unseparated"}, 63),
     "fixed 2x2": ({"type": "resampler"}, {"slice_grid": [2, 2]}, 45),
     "padding": ({"type": "resampler"}, {"pad_to_square": True}, 63),
+    "padding to the grid": ({"type": "resampler"}, {"pad_to_grid": True}, 63),
     "padding and fixed 2x2": ({"type": "resampler"}, {"slice_grid": [2, 2], "pad_to_square": True}, 45),
 }
 # Each option with the one it differs from in that option alone.
