@@ -124,10 +124,16 @@ def test_saved_options_load(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name, other",
-    [("mlp", "mlp on 2x"), ("v1", "fixed 2x2"), ("v1", "padding"), ("v1", "no spatial schema")],
+    [
+        ("mlp", "mlp on 2x"),
+        ("v1", "fixed 2x2"),
+        ("v1", "padding"),
+        ("v1", "padding to the grid"),
+        ("v1", "no spatial schema"),
+    ],
 )
 def test_processor_of_another_option_is_refused(name, other):
-    with pytest.raises(ValueError, match="input_level|slice_grid|pad_to_square|layout"):
+    with pytest.raises(ValueError, match="input_level|slice_grid|pad_to_square|pad_to_grid|layout"):
         check_processor(inputs_of(config_of(other))[0], config_of(name), "folder")
 
 
