@@ -154,8 +154,8 @@ def _place(glyphs: Glyphs, half: np.ndarray, column: np.ndarray, shape: tuple[in
     starts = np.flatnonzero(np.r_[True, window[1:] != window[:-1]])
     counts = np.diff(np.r_[starts, len(window)])
     index = np.arange(len(window)) - np.repeat(starts, counts)
-    # Slots that rise in each half window: slots less indices must not fall. The half windows are set apart, so that one
-    # running maximum serves all of them.
+    # Slots that rise in each half window: slots less indices must not fall. The half windows are set apart, so that
+    # one running maximum serves all of them.
     apart = np.repeat(np.arange(len(starts)), counts) * 2 * (most + len(window))
     slot = np.maximum.accumulate(slot - index + apart) - apart + index
     slot = np.minimum(slot, most - np.repeat(np.minimum(counts, most), counts) + index)
