@@ -18,10 +18,8 @@ from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 
 from .earlier import AnyDocument
 from .setting import Setting
-from .symbols import EMPTY, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
+from .symbols import EMPTY, HALF_HEIGHT, LEGIBLE, SMALL, SYMBOL_OF, crop_symbols
 
-# Half the height of the area of a character that carries its label, in font sizes.
-HALF_HEIGHT = 0.45
 ZOOM = (0.85, 1.15)
 CHOICES = 3
 

@@ -1,8 +1,8 @@
 """Characters of drawn pages that the vision half names, by size of print.
 
-A character between two slots, or a line between two halves of a window, is named in part in both, which a language
-model can follow. So a character counts as named if its probability in its slot and those around it adds up to more
-than a half, with or without a word's beginning.
+A character counts as named if it is held more probable than not in its slot or in one beside it, as one that begins a
+word or is continued or not, and as placed if the probabilities that its middle is in one of these slots add up to more
+than a half: a character between two slots is in part in both, which a language model can follow.
 """
 
 import random
@@ -19,7 +19,7 @@ from .crops import cut_crops
 from .network import Network
 from .samples import draw_document
 from .setting import Phase
-from .symbols import BEGINS, FIRST, HALVES, NUM_PLAIN
+from .symbols import CONTINUED, FIRST, HALVES, without_continued
 
 # Whether the characters are random, and from which to which size the page's print is, in pixels.
 Group = tuple[bool, int, int]
@@ -28,24 +28,25 @@ CROPS = 4
 
 
 def on_grid(probabilities: torch.Tensor, grid: int) -> torch.Tensor:
-    """Probabilities of plain symbols by place: (G², S, symbols) to (plain symbols, 2 · G, G · S / 2)."""
-    plain = probabilities[..., :NUM_PLAIN].clone()
-    plain[..., FIRST:] += probabilities[..., FIRST + BEGINS :]
-    halves = plain.unflatten(0, (grid, grid)).unflatten(2, (HALVES, -1))  # row, column, half, slot, symbol
+    """Probabilities by place: (G², S, symbols) to (symbols, 2 · G, G · S / 2)."""
+    halves = probabilities.unflatten(0, (grid, grid)).unflatten(2, (HALVES, -1))  # row, column, half, slot, symbol
     return halves.transpose(1, 2).flatten(0, 1).flatten(1, 2).permute(2, 0, 1)
 
 
-def count_named(probabilities: torch.Tensor, symbols: torch.Tensor, grid: int) -> tuple[int, int]:
-    """Count characters of a view that are named, and all of them, of (G², S, symbols) and (G², S)."""
-    around = 9 * F.avg_pool2d(on_grid(probabilities, grid)[None], 3, stride=1, padding=1)[0]
-    true = on_grid(F.one_hot(symbols, probabilities.shape[-1]).float(), grid)
-    true[:FIRST] = 0
-    return int(((around > 0.5) & (true > 0)).sum()), int(true.sum())
+def count_named(probabilities: torch.Tensor, symbols: torch.Tensor, grid: int) -> tuple[int, int, int]:
+    """Count characters of a view that are named, that are placed, and all, of (G², S, symbols) and (G², S)."""
+    plain, begins, continued = on_grid(probabilities, grid)[FIRST:].unflatten(0, (3, -1))
+    here = plain + begins
+    named = F.max_pool2d((here + continued)[None], 3, stride=1, padding=1)[0] > 0.5
+    placed = 9 * F.avg_pool2d(here[None], 3, stride=1, padding=1)[0] > 0.5
+    middles = F.one_hot(without_continued(symbols), probabilities.shape[-1])
+    true = on_grid(middles, grid)[FIRST : FIRST + CONTINUED].unflatten(0, (2, -1)).sum(dim=0) > 0
+    return int((named & true).sum()), int((placed & true).sum()), int(true.sum())
 
 
 @torch.no_grad()
-def measure_legibility(network: Network, phase: Phase, pages: int, seed: int) -> dict[Group, tuple[int, int]]:
-    """Count characters that are named, and all, by kind of page and size of its print.
+def measure_legibility(network: Network, phase: Phase, pages: int, seed: int) -> dict[Group, tuple[int, int, int]]:
+    """Count characters that are named, that are placed, and all, by kind of page and size of its print.
 
     Args:
         network: the network, whose projector is not used.
@@ -53,7 +54,7 @@ def measure_legibility(network: Network, phase: Phase, pages: int, seed: int) ->
         pages: number of pages.
         seed: seed of the pages.
     """
-    counts: dict[Group, np.ndarray] = defaultdict(lambda: np.zeros(2, int))
+    counts: dict[Group, np.ndarray] = defaultdict(lambda: np.zeros(3, int))
     for index in range(pages):
         document = draw_document(network.setting, phase, seed, index)
         if not len(document.glyphs.sizes):
@@ -67,4 +68,4 @@ def measure_legibility(network: Network, phase: Phase, pages: int, seed: int) ->
             counts[document.kind == SCRIBBLE, least, end] += count_named(
                 probabilities, symbols, network.setting.query_grid
             )
-    return {group: (int(named), int(total)) for group, (named, total) in sorted(counts.items())}
+    return {group: (int(named), int(placed), int(total)) for group, (named, placed, total) in sorted(counts.items())}

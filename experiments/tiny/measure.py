@@ -35,10 +35,12 @@ def load_network(network: Network, out: Path, phase: str) -> None:
 
 
 def print_legibility(network: Network, phase: Phase, pages: int) -> None:
-    print("| page | print, pixels | characters | named |\n|---|---|---|---|")
-    for (is_random, least, end), (named, characters) in measure_legibility(network, phase, pages, SEED).items():
+    print("| page | print, pixels | characters | named | placed |\n|---|---|---|---|---|")
+    for (is_random, least, end), (named, placed, characters) in measure_legibility(
+        network, phase, pages, SEED
+    ).items():
         page = "random characters" if is_random else "text"
-        print(f"| {page} | {least} to {end} | {characters:,} | {named / characters:.2f} |")
+        print(f"| {page} | {least} to {end} | {characters:,} | {named / characters:.2f} | {placed / characters:.2f} |")
 
 
 def print_copying(network: Network, phase: Phase, pages: int) -> None:

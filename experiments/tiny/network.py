@@ -22,7 +22,7 @@ from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
 from .locations import LOCATION_ID
 from .setting import Setting, build_config
-from .symbols import EMPTY, HALVES, NUM_PLAIN, NUM_SYMBOLS, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
+from .symbols import EMPTY, HALVES, NUM_PLAIN, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
@@ -59,11 +59,11 @@ class Readout(nn.Module):
         super().__init__()
         self.register_buffer("vectors", symbol_vectors(setting), persistent=False)
         self.register_buffer("locations", window_locations(setting), persistent=False)
-        # A character's own vector scores some 11 then, others and a blank token's about 0: an empty slot wins between
-        # them from the beginning. A bias that begins at zero takes more than a thousand steps there.
+        # With these biases the nearest vector has the largest score from the beginning, the empty slot's included.
+        # Biases that begin at zero take more than a thousand steps there.
         self.scale = nn.Parameter(torch.tensor(2.0))
-        self.bias = nn.Parameter(torch.zeros(setting.slots, NUM_SYMBOLS))
-        nn.init.constant_(self.bias[:, EMPTY], 6.0)
+        nearest = -self.vectors.square().sum(dim=1) / self.vectors.shape[1] ** 0.5
+        self.bias = nn.Parameter(nearest.repeat(setting.slots, 1))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(..., E) to (..., S, symbols)."""

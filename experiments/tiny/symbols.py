@@ -2,17 +2,19 @@
 
 A window has an upper and a lower half with half of its slots each: windows are higher than lines, and in one row of
 slots the characters of two lines would be mixed. A character stands in the slot in whose part of the half its middle
-lies. In reading order without gaps, a character at the edge of a window would move all others by a slot. Each symbol
-has a fixed random vector, the same in all slots; the code of a window is these vectors side by side, whose
-first channels say where in its view the window lies. The vision half learns to give it, the language model to read it.
-A character that begins a word is a symbol of its own: a space is in no window, and without it the language model would
-have to guess.
+lies. In reading order without gaps, a character at the edge of a window would move all others by a slot. The other
+slots whose middles it covers name it, too, as one that is continued: what covers a point is easier to see than where
+its middle is, so that a character is named even where its place is uncertain. Each symbol has a fixed random vector,
+the same in all slots; the code of a window is these vectors side by side, whose first channels say where in its view
+the window lies. The vision half learns to give it, the language model to read it. A character that begins a word is a
+symbol of its own: a space is in no window, and without it the language model would have to guess.
 
 Shapes: G query grid, S slots, T image tokens of a page in the order of the sequence.
 """
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +30,16 @@ from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2
 SYMBOL_OF = {character: FIRST + place for place, character in enumerate(CHARACTERS)}
-# Symbols without a word's beginning; a character that begins a word is its symbol plus `BEGINS`.
+# Plain symbols; a character that begins a word is its symbol plus `BEGINS`, one that is continued plus `CONTINUED`.
 NUM_PLAIN = FIRST + len(CHARACTERS)
-BEGINS = len(CHARACTERS)
-NUM_SYMBOLS = NUM_PLAIN + BEGINS
-# Channels of a slot for the window's location, and the one that tells whether a word begins, with its size.
-LOCATION, BEGINNING = 2, 2
-BEGINNING_SIZE = 2.0
+BEGINS, CONTINUED = len(CHARACTERS), 2 * len(CHARACTERS)
+NUM_SYMBOLS = NUM_PLAIN + CONTINUED
+# Channels of a slot for the window's location, one that tells whether a word begins and one whether a character's
+# middle is here, with the size of these two, and the size of the others where a character is continued.
+LOCATION, BEGINNING, MIDDLE = 2, 2, 3
+FLAG_SIZE, CONTINUED_SIZE = 2.0, 0.5
+# Half the height of the area that a character covers, in font sizes.
+HALF_HEIGHT = 0.45
 # Letters below this size in a view, in pixels, are too small to read.
 LEGIBLE = 5.0
 HALVES = 2
@@ -45,21 +50,32 @@ JITTER = 0.05
 DRAFTS = 4
 
 
+class Areas(NamedTuple):
+    """Middles and sizes of characters, from left to right in windows and from top to bottom in half windows."""
+
+    column: np.ndarray
+    width: np.ndarray
+    half: np.ndarray
+    height: np.ndarray
+
+
 @lru_cache(maxsize=4)
 def symbol_vectors(setting: Setting) -> torch.Tensor:
     """(symbols, width / S), the same in every run.
 
-    The vector of an empty slot is zero, and the first channels of all, which are left to the window's location. A
-    character that begins a word differs from the same inside of one in one channel.
+    The vector of an empty slot is zero, and the first channels of all, which are left to the window's location. The
+    symbols of a character differ in two channels, and in size where it is continued.
     """
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(NUM_PLAIN, setting.width // setting.slots, generator=generator)
     plain[:, :LOCATION] = 0
-    plain[:, BEGINNING] = -BEGINNING_SIZE
+    plain[:, BEGINNING], plain[:, MIDDLE] = -FLAG_SIZE, FLAG_SIZE
     plain[EMPTY] = 0
     begins = plain[FIRST:].clone()
-    begins[:, BEGINNING] = BEGINNING_SIZE
-    return torch.cat([plain, begins])
+    begins[:, BEGINNING] = FLAG_SIZE
+    continued = CONTINUED_SIZE * plain[FIRST:]
+    continued[:, BEGINNING], continued[:, MIDDLE] = 0, -FLAG_SIZE
+    return torch.cat([plain, begins, continued])
 
 
 @lru_cache(maxsize=4)
@@ -120,32 +136,34 @@ def window_symbols(
     Returns:
         (rows, columns, S) symbols.
     """
-    glyphs = document.glyphs
-    return _place(glyphs, *_halves(document, shape, rng, padded_size), shape, slots)
+    return _place(document.glyphs, _areas(document, shape, rng, padded_size), shape, slots)
 
 
 def crop_symbols(document: AnyDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
+    column, half = (scale * glyphs.points - (left, top)).T
+    sizes = scale * np.stack([glyphs.edges[:, 1] - glyphs.edges[:, 0], 2 * HALF_HEIGHT * glyphs.sizes])
     side = setting.view_size / grid
-    column, half = ((scale * glyphs.points - (left, top)) / (side, side / HALVES)).T
-    symbols = _place(glyphs, half, column, (grid, grid), setting.slots).reshape(-1, setting.slots)
+    areas = Areas(column / side, sizes[0] / side, half / (side / HALVES), sizes[1] / (side / HALVES))
+    symbols = _place(glyphs, areas, (grid, grid), setting.slots).reshape(-1, setting.slots)
     if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
         return _without_names(symbols)
     return symbols
 
 
-def _place(glyphs: Glyphs, half: np.ndarray, column: np.ndarray, shape: tuple[int, int], slots: int) -> np.ndarray:
-    """Put characters into slots by their rows in half windows and their columns in windows, with fractions.
+def _place(glyphs: Glyphs, areas: Areas, shape: tuple[int, int], slots: int) -> np.ndarray:
+    """Put characters into slots: by their middles, and as continued ones where they cover the middle of a free slot.
 
     Of two characters in one slot the right one moves on to the next, and where there is none, the left one back.
     """
     rows, columns, most = HALVES * shape[0], shape[1], slots // HALVES
-    symbols = np.full((rows, columns, most), EMPTY, np.int64)
+    names = np.array([SYMBOL_OF[character] for character in glyphs.text], np.int64)
+    symbols = _cover(names, areas, rows, columns * most, most).reshape(rows, columns, most)
+    column, half = areas.column, areas.half
     inside = (half >= 0) & (half < rows) & (column >= 0) & (column < columns)
     if not inside.any():
         return _join(symbols)
-    names = np.array([SYMBOL_OF[character] for character in glyphs.text]) + BEGINS * glyphs.begins
     window = np.floor(half).astype(int) * columns + np.floor(column).astype(int)
     # Lines of small print from top to bottom, each from left to right; a run is a part of one line.
     order = np.lexsort((glyphs.points[:, 0], _lines(glyphs), window))
@@ -160,8 +178,29 @@ def _place(glyphs: Glyphs, half: np.ndarray, column: np.ndarray, shape: tuple[in
     slot = np.maximum.accumulate(slot - index + apart) - apart + index
     slot = np.minimum(slot, most - np.repeat(np.minimum(counts, most), counts) + index)
     kept = index < most
-    symbols.reshape(rows * columns, most)[window[kept], slot[kept]] = names[order][kept]
+    placed = (names + BEGINS * glyphs.begins)[order][kept]
+    symbols.reshape(rows * columns, most)[window[kept], slot[kept]] = placed
     return _join(symbols)
+
+
+def _cover(names: np.ndarray, areas: Areas, rows: int, columns: int, most: int) -> np.ndarray:
+    """Continued characters in the slots whose middles they cover: (rows, columns) of slots, `most` of a window."""
+    symbols = np.full((rows, columns), EMPTY, np.int64)
+
+    def from_to(middle: np.ndarray, size: np.ndarray) -> tuple[list[int], list[int]]:
+        first, end = (np.ceil(middle + sign * size / 2 - 0.5).clip(0).astype(int) for sign in (-1, 1))
+        return first.tolist(), end.tolist()
+
+    left, right = from_to(areas.column * most, areas.width * most)
+    top, bottom = from_to(areas.half, areas.height)
+    for name, first, end, start, stop in zip(names.tolist(), top, bottom, left, right, strict=True):
+        symbols[first:end, start:stop] = name + CONTINUED
+    return symbols
+
+
+def without_continued(symbols: torch.Tensor) -> torch.Tensor:
+    """Symbols of which each character is in one slot alone, that of its middle."""
+    return symbols.masked_fill(symbols >= FIRST + CONTINUED, EMPTY)
 
 
 def _join(symbols: np.ndarray) -> np.ndarray:
@@ -170,13 +209,13 @@ def _join(symbols: np.ndarray) -> np.ndarray:
     return symbols.reshape(-1, HALVES, columns, slots).swapaxes(1, 2).reshape(-1, columns, HALVES * slots)
 
 
-def _halves(
+def _areas(
     document: AnyDocument,
     shape: tuple[int, int],
     rng: np.random.Generator | None,
     padded_size: tuple[int, int] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row of each character's middle in halves of a window, and its column in windows."""
+) -> Areas:
+    """Areas of the characters of an image that is cut into (rows, columns) of windows."""
     glyphs, size = document.glyphs, padded_size or document.size
     # The image is in the middle of the padding.
     left, top = ((whole - side) // 2 for whole, side in zip(size, document.size, strict=True))
@@ -185,7 +224,9 @@ def _halves(
         # A line is moved up or down as a whole: that it stands between two halves is true of all its characters.
         moved = rng.normal(0, JITTER, glyphs.runs.max(initial=0) + 1)
         column, row = rng.normal(column, JITTER), row + moved[glyphs.runs]
-    return HALVES * row, column
+    width = (glyphs.edges[:, 1] - glyphs.edges[:, 0]) * shape[1] / size[0]
+    height = 2 * HALF_HEIGHT * glyphs.sizes * HALVES * shape[0] / size[1]
+    return Areas(column, width, HALVES * row, height)
 
 
 def _lines(glyphs: Glyphs) -> np.ndarray:
@@ -241,9 +282,8 @@ def run_positions(document: AnyDocument, plan: SlicePlan, setting: Setting) -> l
     """
     grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
-    half, column = (
-        np.floor(each).astype(int) for each in _halves(document, (rows * grid, columns * grid), None, plan.padded_size)
-    )
+    areas = _areas(document, (rows * grid, columns * grid), None, plan.padded_size)
+    half, column = np.floor(areas.half).astype(int), np.floor(areas.column).astype(int)
     half, column = np.clip(half, 0, HALVES * rows * grid - 1), np.clip(column, 0, columns * grid - 1)
     stride = row_stride(plan, setting)
     ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()

@@ -1,0 +1,173 @@
+"""Sequences of the next built-in model: answers, places, blanks, batches."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("faker", reason="varied documents need the extra synthetic")
+
+from experiments.tiny import symbols as symbol_names
+from experiments.tiny.loader import cut_batches, stream_batches
+from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
+from experiments.tiny.losses import codes_of
+from experiments.tiny.network import Network
+from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
+from experiments.tiny.setting import Phase, Setting
+from experiments.tiny.symbols import (
+    SYMBOL_OF,
+)
+from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
+from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
+
+from .small import READER, SMALL
+
+
+def test_pointers_lead_to_the_token_that_holds_the_next_character():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
+    right = wrong = 0
+    for index in range(5):
+        sample = make_sample(setting, phase, 1, index)
+        tokens = iter(sample.symbols)
+        held = {at: next(tokens) for at, token in enumerate(sample.input_ids) if token == IMAGE_ID}
+        assert next(tokens, None) is None
+        for position, pointer in enumerate(sample.pointers):
+            character = sample.input_ids[position + 1] - 6 if pointer >= 0 else 128
+            if character < 128:
+                symbol, held_there = SYMBOL_OF[chr(character)], held[pointer].tolist()
+                found = symbol in held_there or symbol + symbol_names.BEGINS in held_there
+                right, wrong = right + found, wrong + (not found)
+    assert right > 100 and wrong < 0.03 * right
+
+
+@torch.no_grad()
+def test_a_character_between_two_slots_is_partly_in_both():
+    network = Network(SMALL)
+    (sample,) = make_samples(SMALL, replace(READER, blanks=1.0), 0, 1)
+    text = sample.symbols[sample.symbols > symbol_names.SMALL]
+    assert sample.drafts.shape == (symbol_names.DRAFTS, *sample.symbols.shape) and len(text) > 5
+    codes, drafts = codes_of(network, [sample]), sample.drafts
+    same = (drafts == drafts[0]).all(dim=0).all(dim=-1)
+    assert 0.3 < same.float().mean() < 1
+    exact = codes_of(network, [sample], drafts[0])
+    torch.testing.assert_close(codes[same], exact[same])
+    mean = torch.stack([codes_of(network, [sample], draft) for draft in drafts]).mean(dim=0)
+    torch.testing.assert_close(codes, mean)
+
+
+def test_answers_name_the_half_window_before_its_characters():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
+    named = 0
+    for index in range(3):
+        sample = make_sample(setting, phase, 1, index)
+        images = [at for at, token in enumerate(sample.input_ids) if token == IMAGE_ID]
+        window_of = dict(zip(images, sample.windows.tolist(), strict=True))
+        location = None
+        for position, pointer in enumerate(sample.pointers):
+            token = sample.input_ids[position + 1] if position + 1 < sample.length else EOS_ID
+            if token >= LOCATION_ID:
+                row, column = divmod(token - LOCATION_ID, setting.query_grid)
+                location = row // 2 * setting.query_grid + column
+                named += 1
+            if pointer >= 0:
+                assert window_of[pointer] == location
+    assert named > 30
+
+
+def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
+    tokenizer = build_tokenizer(location_tokens(4))
+    position = 6 * 9 + 5  # row 6, column 5 of a raster of two slices side by side, whose rows end with a separator
+    token = location_id(position, 1, 9, 4)
+    assert tokenizer.convert_ids_to_tokens(token) == "<|2.5,1|>"
+    assert tokenizer.decode([*encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
+
+
+def test_continued_text_is_printed_after_what_is_given():
+    setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2, continued=1.0)
+    answered = pointed = 0
+    for index in range(8):
+        document = draw_document(setting, phase, 1, index)
+        if document.sheet is None:
+            continue
+        for turn in continued_turns(document, random.Random(0), 12):
+            (source,) = turn.sources
+            printed = source.text
+            assert turn.answer == printed[turn.start : turn.start + len(turn.answer)] != ""
+            before = [printed[: turn.start]] if turn.start else [run.text for run in document.sheet.texts]
+            assert any(text.endswith(turn.text) for text in before)
+        sample = make_sample(setting, phase, 1, index)
+        answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)  # bytes and locations
+        pointed += sum(pointer >= 0 for pointer in sample.pointers)
+    assert pointed == answered > 200
+
+
+def test_blank_tokens_can_be_left_out():
+    setting, index = Setting(), 0
+    whole = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2), 1, index)
+    dense = make_sample(setting, Phase("reader", "reader", 1, 4000, views=2, blanks=0.0), 1, index)
+    assert torch.equal(whole.symbols, dense.symbols) and dense.length < 0.8 * whole.length
+    stays = dense.positions
+    assert [whole.input_ids[at] for at in stays] == dense.input_ids
+    assert [whole.labels[at] for at in stays] == dense.labels
+    pointed = [(at, stays[to]) for at, to in zip(stays, dense.pointers, strict=True) if to >= 0]
+    assert set(pointed) <= {(at, to) for at, to in enumerate(whole.pointers) if to >= 0}
+    assert len(pointed) > 50 and len(pointed) > 0.9 * sum(to >= 0 for to in whole.pointers)
+    assert dense.input_ids.count(IMAGE_ID) == int(dense.kept.sum())
+
+
+@torch.no_grad()
+def test_positions_keep_their_gaps():
+    network = Network(SMALL)
+    for layer in network.language_model.layers:
+        layer.self_attn.o_proj.weight.normal_(std=0.1)
+    ids = torch.tensor([[1, 4, 3, 3, 9, 5, 80, 90]])
+    codes = torch.randn(2, SMALL.width)
+    gap = torch.tensor([[0, 1, 2, 7, 8, 9, 10, 11]])
+    hidden, attention, before = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
+    # RoPE is relative: all positions moved together change nothing, one gap does.
+    moved, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), gap + 5)
+    closed, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), torch.arange(8)[None])
+    assert torch.allclose(hidden, moved, atol=1e-5) and not torch.allclose(hidden, closed, atol=1e-3)
+    # The taught heads' attention, computed again, is the layers' own.
+    network.language_model.set_attn_implementation("eager")
+    embeds = network.language_model.embed_tokens(ids)
+    embeds = embeds.masked_scatter((ids == IMAGE_ID)[..., None], network.code_map(codes))
+    own = network.language_model(
+        inputs_embeds=embeds, position_ids=gap, attention_mask=torch.ones_like(ids), output_attentions=True
+    ).attentions
+    expected = [own[layer][0, head, 6, 3] for layer, head in network.heads]
+    assert torch.allclose(attention[:, 0], torch.stack(expected), atol=1e-5)
+    # All but the first position and the one after the gap have the one before them.
+    assert torch.allclose(before[0], own[0][0, 0].diagonal(offset=-1)[[0, 1, 3, 4, 5, 6]], atol=1e-5)
+
+
+def test_the_loss_is_on_the_answers_alone():
+    sample = make_sample(SMALL, READER, 0, 3)
+    asked = [label for label in sample.labels if label != IGNORED]
+    assert asked.count(EOS_ID) >= 1 and len(sample.labels) == len(sample.input_ids) == len(sample.pointers)
+    document = make_varied("reader:0", 3, shown=SMALL.view_size**2)
+    answers = [encode(question.answer) for question in document.questions]
+    first = [label for label in asked[: asked.index(EOS_ID)] if label < LOCATION_ID]
+    assert first in answers or len(first) > 20
+
+
+def test_batches_keep_within_their_tokens_and_lose_no_sample():
+    rng = random.Random(0)
+    samples = [Sample([0] * rng.randint(10, 90), [], [], torch.zeros(0)) for _ in range(50)]
+    batches = cut_batches(samples, 200)
+    assert sum(map(len, batches)) == 50
+    assert all(len(batch) * max(sample.length for sample in batch) <= 200 for batch in batches)
+
+
+def test_a_stream_resumes_with_the_next_batch():
+    whole = stream_batches(SMALL, READER, 0, 0, None)
+    numbered = [next(whole) for _ in range(5)]
+    again = stream_batches(SMALL, READER, 0, numbered[2][0], None)
+    number, batch = next(again)
+    assert number == numbered[3][0]
+    assert [sample.input_ids for sample in batch] == [sample.input_ids for sample in numbered[3][1]]
+
+
+def test_random_characters_carry_no_question():
+    assert not make_varied(0, 0, kind=SCRIBBLE, fonts=()).questions
