@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from llava_uhd.synthetic.canvas import Question
 from llava_uhd.synthetic.documents import Document, make_document
 from llava_uhd.synthetic.fonts import advance
 from llava_uhd.synthetic.page import Page, Text
@@ -19,11 +20,12 @@ from llava_uhd.synthetic.varied.sheet import Run
 
 @dataclass(frozen=True)
 class EarlierQuestion:
-    """A question; `sources` is the text that the answer is a part of."""
+    """A question; `sources` is the text that the answer is a part of, `keys` the one by which it is found."""
 
     text: str
     answer: str
     sources: tuple[Text, ...]
+    keys: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,22 @@ class EarlierDocument:
 
     @property
     def questions(self) -> tuple[EarlierQuestion, ...]:
-        return tuple(EarlierQuestion(each.text, each.answer, (each.source,)) for each in self.document.questions)
+        return tuple(
+            EarlierQuestion(each.text, each.answer, (each.source,), self._key(each))
+            for each in self.document.questions
+        )
+
+    def _key(self, question: Question) -> tuple[Text, ...]:
+        """The text that a question names on the line of its answer, or else above it."""
+        source, asked = question.source, question.text.lower()
+        named = [
+            text
+            for text in self.document.page.texts
+            if text is not source and text.text.rstrip(":").lower() in asked and text.baseline <= source.baseline + 1
+        ]
+        # Of two names on a line the longer one: a short one may be a part of another word.
+        named.sort(key=lambda text: (source.baseline - text.baseline > 0.5 * source.size, -len(text.text)))
+        return tuple(named[:1])
 
     def render(self) -> Image.Image:
         return render(self.document.page)

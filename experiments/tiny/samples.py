@@ -160,12 +160,15 @@ class Turn:
     Attributes:
         sources: the printed texts that make the answer, with a space between two of them; the answer begins with
             the character `start` of the first and may end before the last of them does. None if it is not printed.
+        keys: printed texts by which it is found, whose places come before the answer: to find a row and then a cell
+            of it is two steps, each with a token of its own.
     """
 
     text: str
     answer: str
     sources: tuple[AnyText, ...] = ()
     start: int = 0
+    keys: tuple[AnyText, ...] = ()
 
 
 def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
@@ -177,7 +180,8 @@ def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list
         # The first generator's answers are parts of texts.
         start = printed.find(asked.answer) if isinstance(asked, EarlierQuestion) else 0
         is_printed = start >= 0 if isinstance(asked, EarlierQuestion) else printed == asked.answer
-        turns.append(Turn(asked.text, asked.answer, asked.sources if is_printed else (), max(start, 0)))
+        sources = asked.sources if is_printed else ()
+        turns.append(Turn(asked.text, asked.answer, sources, max(start, 0), asked.keys))
     if not turns or rng.random() < 0.05:
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
@@ -228,6 +232,10 @@ def converse(
         answer: list[int] = []
         looked_at: list[int] = []
         before: tuple[int, int] | None = None
+        for key in turn.keys:
+            position, half = positions[id(key)][0].tolist()
+            answer.append(location_id(position, half, stride, setting.query_grid))
+            looked_at.append(position)
         for character, position, half in _characters(turn, positions):
             if position >= 0 and (position, half) != before:
                 answer.append(location_id(position, half, stride, setting.query_grid))

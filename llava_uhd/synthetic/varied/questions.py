@@ -1,7 +1,7 @@
 """Questions about the facts of a page in many wordings and typing habits, each with its only correct answer."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .content import Content
 from .facts import Entries, Field, Line
@@ -174,12 +174,15 @@ class Asked:
         ability: `field`, `cell`, `price`, `date`, `name`, `title`, `total`, `line`, `count`, `extreme`, `order`,
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
+        keys: runs by which it is found, in this order: the label, the name of the row, the largest value; empty where
+            it is the whole page.
     """
 
     text: str
     answer: str
     ability: str
     sources: tuple[Run, ...] = ()
+    keys: tuple[Run, ...] = ()
 
 
 def habit(text: str, rng: random.Random) -> str:
@@ -213,7 +216,7 @@ def ask_all(sheet: Sheet) -> list[Asked]:
     printed = " ".join(run.text for run in sheet.texts).lower()
     for fact in sheet.facts:
         if isinstance(fact, Field):
-            asked += _ask_field(fact, rng)
+            asked.append(_ask_field(fact, sheet))
         elif isinstance(fact, Entries):
             asked += _ask_entries(fact, rng, printed)
     asked += _ask_lines([fact for fact in sheet.facts if isinstance(fact, Line)], rng, printed)
@@ -224,7 +227,7 @@ def ask_all(sheet: Sheet) -> list[Asked]:
         if (question := _ask_absent(sheet, printed)) is not None:
             asked.append(question)
     rng.shuffle(asked)
-    return [Asked(habit(each.text, rng), each.answer, each.ability, each.sources) for each in asked]
+    return [replace(each, text=habit(each.text, rng)) for each in asked]
 
 
 def ask_of_picture(rng: random.Random, count: int = 3) -> list[Asked]:
@@ -246,9 +249,31 @@ def _cases(**words: str) -> dict[str, str]:
     return {**words, **capitals}
 
 
-def _ask_field(fact: Field, rng: random.Random) -> list[Asked]:
-    template = rng.choice((*FIELD, *fact.wordings, *fact.wordings, *fact.wordings))
-    return [Asked(template.format(**_cases(label=fact.label)), fact.value, fact.ability, fact.sources)]
+def _ask_field(fact: Field, sheet: Sheet) -> Asked:
+    template = sheet.rng.choice((*FIELD, *fact.wordings, *fact.wordings, *fact.wordings))
+    text = template.format(**_cases(label=fact.label))
+    return Asked(text, fact.value, fact.ability, fact.sources, _label_of(fact, sheet))
+
+
+def _label_of(fact: Field, sheet: Sheet) -> tuple[Run, ...]:
+    """Return the run of a field's label: the nearest that prints it before its value; empty if none does."""
+    if fact.label not in LABELS or not fact.sources:
+        return ()
+    value, forms = fact.sources[0], {_bare(form) for form in LABELS[fact.label].printed}
+    labels = [run for run in sheet.texts if _bare(run.text) in forms and run is not value]
+    # Labels stand to the left of their values or above them.
+    distances = {
+        id(run): abs(value.x - run.x) + 3 * abs(value.baseline - run.baseline)
+        for run in labels
+        if run.baseline < value.baseline + 0.5 * value.size and (run.x < value.x or run.baseline < value.baseline)
+    }
+    labels = [run for run in labels if id(run) in distances]
+    return (min(labels, key=lambda run: distances[id(run)]),) if labels else ()
+
+
+def _bare(printed: str) -> str:
+    """Return a printed label in lower case without the signs behind it."""
+    return printed.lower().rstrip(".#: ")
 
 
 Wordings = tuple[str, ...]
@@ -259,15 +284,15 @@ def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]
     names, noun = [run.text for run in fact.names], fact.noun
     nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     for column, cells in fact.columns.items():
-        for name, cell in zip(names, cells, strict=True):
+        for run, cell in zip(fact.names, cells, strict=True):
             if cell is not None:
                 templates: Wordings
                 if column != fact.key:
                     templates, ability = CELL, "cell"
                 else:
                     templates, ability = (PRICE, "price") if column == "price" else ((*VALUE, *CELL), "cell")
-                text = rng.choice(templates).format(**_cases(name=name, column=column))
-                asked.append(Asked(text, cell.text, ability, (cell,)))
+                text = rng.choice(templates).format(**_cases(name=run.text, column=column))
+                asked.append(Asked(text, cell.text, ability, (cell,), (run,)))
     for column, numbers in fact.values.items():
         if len(numbers) < 2:
             continue
@@ -279,13 +304,16 @@ def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]
             high, low = DEAREST, CHEAPEST
         for wordings, best in ((high, max(numbers)), (low, min(numbers))):
             if numbers.count(best) == 1:
-                found = fact.names[numbers.index(best)]
-                asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,)))
+                place = numbers.index(best)
+                found, printed_values = fact.names[place], fact.columns.get(column) or [None] * len(numbers)
+                keys = tuple(cell for cell in printed_values[place : place + 1] if cell is not None)
+                asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,), keys))
         one, two = rng.sample(range(len(numbers)), k=2)
         if column == fact.key and numbers[one] != numbers[two]:
             text = rng.choice(DEARER if column == "price" else MORE).format(name=names[one], other=names[two])
             answer = "yes" if numbers[one] > numbers[two] else "no"
-            asked.append(Asked(text, answer, "yes/no", (fact.names[one], fact.names[two])))
+            compared = (fact.names[one], fact.names[two])
+            asked.append(Asked(text, answer, "yes/no", compared, compared))
     if fact.complete:
         if 1 < len(names) <= MAX_COUNT:
             asked.append(Asked(rng.choice(COUNT).format(nouns=nouns), str(len(names)), "count", tuple(fact.names)))
@@ -294,7 +322,7 @@ def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]
             asked.append(Asked(rng.choice(LAST).format(noun=noun), names[-1], "order", (fact.names[-1],)))
     if names:
         listed = rng.choice(fact.names)
-        asked.append(Asked(rng.choice(LISTED).format(name=listed.text), "yes", "yes/no", (listed,)))
+        asked.append(Asked(rng.choice(LISTED).format(name=listed.text), "yes", "yes/no", (listed,), (listed,)))
         if (absent := _absent_name(rng, printed)) is not None:
             asked.append(Asked(rng.choice(LISTED).format(name=absent), "no", "yes/no"))
     return asked
@@ -343,6 +371,6 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
 
 def _is_absent(label: str, printed: str) -> bool:
     """Return True if neither a printed form of a label nor its distinctive words are on the page."""
-    forms = [form.lower().rstrip(".#: ") for form in LABELS[label].printed]
+    forms = [_bare(form) for form in LABELS[label].printed]
     words = [word for word in label.split() if word not in ("number", "date", "code", "post")]
     return not any(form in printed for form in (*forms, *words))
