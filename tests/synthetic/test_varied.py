@@ -101,6 +101,34 @@ def test_extremes_of_a_printed_price_list():
                 assert price == (min if low else max)(prices), question
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_cell_is_found_by_the_name_of_its_row(seed):
+    made = document(seed)
+    lists = [fact for fact in made.sheet.facts if isinstance(fact, Entries)] if made.sheet else []
+    columns = [(fact.names, cells) for fact in lists for cells in fact.columns.values()]
+    name_of = {id(cell): name for names, cells in columns for name, cell in zip(names, cells, strict=True)}
+    runs = {id(run) for run in made.sheet.texts} if made.sheet else set()
+    for question in made.questions:
+        assert {id(key) for key in question.keys} <= runs
+        if question.ability in ("cell", "price") and id(question.sources[0]) in name_of:
+            assert question.keys == (name_of[id(question.sources[0])],)
+        if question.ability == "extreme" and question.keys:
+            assert name_of[id(question.keys[0])] is question.sources[0]
+        if question.ability in ("unanswerable", "no document", "count", "order", "line"):
+            assert not question.keys
+
+
+def test_a_field_is_found_by_its_nearest_label():
+    rng = random.Random(2)
+    sheet = Sheet(rng, Content(rng), draw_style(rng, find_families(WHEEL), 14), (500, 500))
+    far = sheet.put("Total", 20)
+    sheet.feed(5)
+    near, value = sheet.put("Total:", 20), sheet.put("12.50", 200)
+    sheet.facts.append(Field("total", value.text, "total", (value,)))
+    (question,) = (each for each in ask_all(sheet) if each.ability == "total")
+    assert question.keys == (near,) != (far,)
+
+
 def test_a_sum_is_the_sum_of_its_goods():
     for seed in range(20):
         made = document(seed, "receipt")

@@ -9,16 +9,25 @@ import torch
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
 from experiments.tiny import symbols as symbol_names
+from experiments.tiny.earlier import make_earlier
 from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
 from experiments.tiny.losses import codes_of
 from experiments.tiny.network import Network
-from experiments.tiny.samples import IGNORED, Sample, continued_turns, draw_document, make_sample, make_samples
-from experiments.tiny.setting import Phase, Setting
-from experiments.tiny.symbols import (
-    SYMBOL_OF,
+from experiments.tiny.samples import (
+    IGNORED,
+    IMAGE_START,
+    Sample,
+    Turn,
+    continued_turns,
+    converse,
+    draw_document,
+    make_sample,
+    make_samples,
 )
-from experiments.tiny_v1.tokenizer import EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
+from experiments.tiny.setting import Phase, Setting
+from experiments.tiny.symbols import SYMBOL_OF, plan_of, row_stride, run_positions
+from experiments.tiny_v1.tokenizer import ASSISTANT_ID, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
 
 from .small import READER, SMALL
@@ -73,6 +82,30 @@ def test_answers_name_the_half_window_before_its_characters():
             if pointer >= 0:
                 assert window_of[pointer] == location
     assert named > 30
+
+
+def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
+    setting = Setting()
+    document = make_varied("keys", 0, kind="receipt", shown=2 * setting.view_size**2, fonts=())
+    asked = next(each for each in document.questions if each.ability == "price")
+    (key,), (source,) = asked.keys, asked.sources
+    turn = Turn(asked.text, asked.answer, (source,), keys=(key,))
+    plan = plan_of(document, setting, 2)
+    ids, _, pointers = converse(document, plan, setting, [turn])
+    all_positions = run_positions(document, plan, setting)
+    first_two = [all_positions[document.sheet.texts.index(run)][0].tolist() for run in (key, source)]
+    stride, start = row_stride(plan, setting), ids.index(ASSISTANT_ID)
+    named = [location_id(position, half, stride, setting.query_grid) for position, half in first_two]
+    assert ids[start + 1 : start + 3] == named and named[0] != named[1]
+    assert pointers[start : start + 2] == [IMAGE_START + position for position, _ in first_two]
+
+
+def test_questions_of_the_first_generator_have_the_text_on_their_line():
+    document = make_earlier(3, 1)  # a table
+    for question in document.questions:
+        (source,), keys = question.sources, question.keys
+        if " of " in question.text:
+            assert keys[0].text in question.text and keys[0].baseline == source.baseline and keys[0].x < source.x
 
 
 def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
