@@ -36,9 +36,8 @@ def load_network(network: Network, out: Path, phase: str) -> None:
 
 def print_legibility(network: Network, phase: Phase, pages: int) -> None:
     print("| page | print, pixels | characters | named | placed |\n|---|---|---|---|---|")
-    for (is_random, least, end), (named, placed, characters) in measure_legibility(
-        network, phase, pages, SEED
-    ).items():
+    counts = measure_legibility(network, phase, pages, SEED)
+    for (is_random, least, end), (named, placed, characters) in counts.items():
         page = "random characters" if is_random else "text"
         print(f"| {page} | {least} to {end} | {characters:,} | {named / characters:.2f} | {placed / characters:.2f} |")
 

@@ -142,10 +142,11 @@ def window_symbols(
 def crop_symbols(document: AnyDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
-    column, half = (scale * glyphs.points - (left, top)).T
-    sizes = scale * np.stack([glyphs.edges[:, 1] - glyphs.edges[:, 0], 2 * HALF_HEIGHT * glyphs.sizes])
     side = setting.view_size / grid
-    areas = Areas(column / side, sizes[0] / side, half / (side / HALVES), sizes[1] / (side / HALVES))
+    column, half = ((scale * glyphs.points - (left, top)) / (side, side / HALVES)).T
+    width = scale * (glyphs.edges[:, 1] - glyphs.edges[:, 0]) / side
+    height = scale * 2 * HALF_HEIGHT * glyphs.sizes / (side / HALVES)
+    areas = Areas(column, width, half, height)
     symbols = _place(glyphs, areas, (grid, grid), setting.slots).reshape(-1, setting.slots)
     if len(glyphs.sizes) and np.median(glyphs.sizes) * scale < LEGIBLE:
         return _without_names(symbols)

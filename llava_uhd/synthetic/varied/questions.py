@@ -174,8 +174,8 @@ class Asked:
         ability: `field`, `cell`, `price`, `date`, `name`, `title`, `total`, `line`, `count`, `extreme`, `order`,
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
-        keys: runs by which it is found, in this order: the label, the name of the row, the largest value; empty where
-            it is the whole page.
+        keys: runs by which the answer is found: its label, the name of its row, the largest or smallest value, or the
+            names that are compared; empty if there are none.
     """
 
     text: str
@@ -260,15 +260,17 @@ def _label_of(fact: Field, sheet: Sheet) -> tuple[Run, ...]:
     if fact.label not in LABELS or not fact.sources:
         return ()
     value, forms = fact.sources[0], {_bare(form) for form in LABELS[fact.label].printed}
-    labels = [run for run in sheet.texts if _bare(run.text) in forms and run is not value]
     # Labels stand to the left of their values or above them.
-    distances = {
-        id(run): abs(value.x - run.x) + 3 * abs(value.baseline - run.baseline)
-        for run in labels
-        if run.baseline < value.baseline + 0.5 * value.size and (run.x < value.x or run.baseline < value.baseline)
-    }
-    labels = [run for run in labels if id(run) in distances]
-    return (min(labels, key=lambda run: distances[id(run)]),) if labels else ()
+    labels = [
+        run
+        for run in sheet.texts
+        if _bare(run.text) in forms
+        and run is not value
+        and run.baseline < value.baseline + 0.5 * value.size
+        and (run.x < value.x or run.baseline < value.baseline)
+    ]
+    labels.sort(key=lambda run: abs(value.x - run.x) + 3 * abs(value.baseline - run.baseline))
+    return tuple(labels[:1])
 
 
 def _bare(printed: str) -> str:
