@@ -44,6 +44,8 @@ def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tu
         predicted = network.model.lm_head(hidden[0]).argmax(dim=-1)
         points = (pointers[0] >= 0).nonzero().flatten().tolist()
         for point, looked in zip(points, attention.T.tolist(), strict=True):
+            if labels[0, point + 1] == IGNORED:
+                continue  # a letter of a question
             start = point
             while labels[0, start] != IGNORED:
                 start -= 1

@@ -80,7 +80,8 @@ class Network(EvaluationMode):
             projector begins with; see `begin_projector`.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
-            the last but one finds what was asked for, and through those of the last fits the token's whole code.
+            the fourth does with more letters, one of the last but one finds what was asked for, and through those of
+            the last fits the token's whole code.
         looking_back: layers whose first head is taught to look at the position before: the first, for what stands
             before a character, and the third, for where the second looked one character ago.
     """
@@ -108,9 +109,8 @@ class Network(EvaluationMode):
         last, groups = setting.text_layers - 1, setting.text_heads // setting.key_value_heads
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.eval()
-        self.heads = tuple(
-            dict.fromkeys([(1, 0), (last - 1, 0), *((last, head) for head in range(0, setting.text_heads, groups))])
-        )
+        fitting = [(last, head) for head in range(0, setting.text_heads, groups)]
+        self.heads = tuple(dict.fromkeys([(1, 0), (min(3, last - 1), 0), (last - 1, 0), *fitting]))
 
     @property
     def looking_back(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import zip_longest
 
 import numpy as np
@@ -35,6 +36,8 @@ TOKEN_TYPE_IDS = {
 READ = ("Read the text.", "Read.", "What does it say?", "Transcribe the page.")
 READ_LENGTH = 200
 CONTINUED_LENGTH = 24
+# Fewest letters that a question and a printed text share.
+SHARED = 4
 
 
 @dataclass
@@ -43,9 +46,9 @@ class Sample:
 
     Attributes:
         input_ids, labels, pointers, positions: values of the sequence; a pointer is the index of the image token in
-            which the next character of an answer is printed, or which the next token names, -1 elsewhere; positions
-            are those of the whole sequence, from which blank image tokens may be left out. Empty in the phases `tower`
-            and `vision`.
+            which the next character of an answer, or of a name in a question, is printed, or which the next token
+            names, -1 elsewhere; positions are those of the whole sequence, from which blank image tokens may be left
+            out. Empty in the phases `tower` and `vision`.
         symbols: characters of the image tokens, (T, S), blank ones included, or of the views' tokens, (N, S), in a
             phase `vision`, or of the windows of a view, (G², S), in a phase `tower`.
         drafts: (D, T, S), symbols of the image tokens with characters moved a little, whose mean is the code; None
@@ -160,8 +163,8 @@ class Turn:
     Attributes:
         sources: the printed texts that make the answer, with a space between two of them; the answer begins with
             the character `start` of the first and may end before the last of them does. None if it is not printed.
-        keys: printed texts by which it is found, whose places come before the answer: to find a row and then a cell
-            of it is two steps, each with a token of its own.
+        keys: printed texts by which it is found, whose last places come before the answer: to find a row and then a
+            cell of it is two steps, each with a token of its own.
     """
 
     text: str
@@ -229,11 +232,12 @@ def converse(
     for number, turn in enumerate(turns):
         image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if number == 0 else []
         asked = [USER_ID, *image, *encode(turn.text), ASSISTANT_ID]
+        named = named_positions(turn, positions)
         answer: list[int] = []
         looked_at: list[int] = []
         before: tuple[int, int] | None = None
         for key in turn.keys:
-            position, half = positions[id(key)][0].tolist()
+            position, half = positions[id(key)][-1].tolist()
             answer.append(location_id(position, half, stride, setting.query_grid))
             looked_at.append(position)
         for character, position, half in _characters(turn, positions):
@@ -246,9 +250,36 @@ def converse(
             looked_at += [position] * len(encode(character))
         ids += [*asked, *answer, EOS_ID]
         labels += [IGNORED] * len(asked) + [*answer, EOS_ID]
-        pointers += [-1] * (len(asked) - 1)
+        looked_at = [-1] * (len(asked) - 2 - len(named)) + named + [-1] + looked_at
         pointers += [IMAGE_START + position if position >= 0 else -1 for position in looked_at] + [-1, -1]
     return ids, labels, pointers
+
+
+def named_positions(turn: Turn, positions: dict[int, np.ndarray]) -> list[int]:
+    """Return where each token of a question is printed on the page, -1 where it is not or where a name begins.
+
+    A name is the longest piece that the question shares with a printed text by which the answer is found, or with the
+    answer itself. Each letter of it but the first is looked for as those of answers are, which teaches to find a name
+    with every letter, not only with the one token that says where it is.
+
+    Args:
+        turn: question and answer.
+        positions: result of `run_positions` by run.
+    """
+    found = [-1] * len(turn.text)
+    asked = turn.text.lower()
+    for run in (*turn.keys, *turn.sources):
+        printed = run.text.lower()
+        if len(asked) != len(turn.text) or len(printed) != len(run.text):
+            continue  # some letters are two in lower case
+        shared = SequenceMatcher(None, asked, printed, autojunk=False).find_longest_match()
+        if shared.size < SHARED or any(place >= 0 for place in found[shared.a : shared.a + shared.size]):
+            continue
+        visible = np.cumsum([character != " " for character in run.text]) - 1
+        for place in range(1, shared.size):
+            if run.text[shared.b + place] != " ":
+                found[shared.a + place] = int(positions[id(run)][visible[shared.b + place], 0])
+    return [place for character, place in zip(turn.text, found, strict=True) for _ in encode(character)]
 
 
 def _characters(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int, int]]:

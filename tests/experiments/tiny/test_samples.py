@@ -79,7 +79,7 @@ def test_answers_name_the_half_window_before_its_characters():
                 row, column = divmod(token - LOCATION_ID, setting.query_grid)
                 location = row // 2 * setting.query_grid + column
                 named += 1
-            if pointer >= 0:
+            if pointer >= 0 and sample.labels[position + 1] != IGNORED:
                 assert window_of[pointer] == location
     assert named > 30
 
@@ -93,11 +93,18 @@ def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
     plan = plan_of(document, setting, 2)
     ids, _, pointers = converse(document, plan, setting, [turn])
     all_positions = run_positions(document, plan, setting)
-    first_two = [all_positions[document.sheet.texts.index(run)][0].tolist() for run in (key, source)]
+    positions_of = {run: all_positions[document.sheet.texts.index(run)].tolist() for run in (key, source)}
+    first_two = [positions_of[key][-1], positions_of[source][0]]
     stride, start = row_stride(plan, setting), ids.index(ASSISTANT_ID)
     named = [location_id(position, half, stride, setting.query_grid) for position, half in first_two]
     assert ids[start + 1 : start + 3] == named and named[0] != named[1]
     assert pointers[start : start + 2] == [IMAGE_START + position for position, _ in first_two]
+    # The letters of the name, from its second on, are looked for in the question.
+    begin = start - len(asked.text) + asked.text.lower().index(key.text.lower())
+    visible = iter(positions_of[key])
+    printed = [IMAGE_START + next(visible)[0] if character != " " else -1 for character in key.text]
+    assert pointers[begin : begin + len(printed) - 1] == printed[1:]
+    assert all(pointer == -1 for pointer in [*pointers[:begin], *pointers[begin + len(printed) - 1 : start]])
 
 
 def test_questions_of_the_first_generator_have_the_text_on_their_line():
@@ -132,7 +139,8 @@ def test_continued_text_is_printed_after_what_is_given():
             assert any(text.endswith(turn.text) for text in before)
         sample = make_sample(setting, phase, 1, index)
         answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)  # bytes and locations
-        pointed += sum(pointer >= 0 for pointer in sample.pointers)
+        following = zip(sample.pointers, sample.labels[1:], strict=False)
+        pointed += sum(pointer >= 0 and label != IGNORED for pointer, label in following)
     assert pointed == answered > 200
 
 

@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
-from experiments.common.attention import write_out_attention
+from experiments.common.attention import BLOCK, attention, write_out_attention
 from experiments.common.trainer import Stop, append_log
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
@@ -214,6 +216,18 @@ def test_attention_written_out_is_that_of_pytorch():
     write_out_attention(network.tower, network.language_model)
     for expected, found in zip(fused, run(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_causal_attention_in_blocks_and_its_gradients_are_those_of_pytorch():
+    length, layer = 2 * BLOCK + 9, SimpleNamespace(is_causal=True)
+    sizes = ((2, 4, length, 16), (2, 2, length, 16), (2, 2, length, 16))
+    inputs = [torch.randn(*size, requires_grad=True) for size in sizes]
+    found, _ = attention(layer, *inputs, None, 0.25)
+    expected = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    towards = torch.randn_like(found)
+    gradients = (torch.autograd.grad((attended * towards).sum(), inputs) for attended in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_pixels_of_half_precision_train_under_autocast():
