@@ -16,8 +16,8 @@ from llava_uhd.serving.chat import Chat, split_paths
 from llava_uhd.serving.generation import Sampling
 from tests.conftest import random_image
 from tests.documents import write_pdf, write_tiff
+from tests.serving.running import as_openai, until
 from tests.serving.test_engine import CONVERSATIONS
-from tests.serving.test_server import as_openai, until
 
 
 @pytest.fixture(scope="module")

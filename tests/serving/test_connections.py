@@ -22,7 +22,8 @@ from llava_uhd.serving.connections import (
 )
 from llava_uhd.serving.engine import Engine, EngineOptions
 from llava_uhd.serving.server import ServerOptions, create_app
-from tests.serving.test_engine import Held, until
+from tests.serving.running import until
+from tests.serving.test_engine import Held
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 LIMITS = ConnectionLimits(number=6, head_seconds=1.5, request_seconds=4)

@@ -14,8 +14,8 @@ import pytest
 from llava_uhd.serving import cli
 from llava_uhd.serving.engine import EngineOptions
 from llava_uhd.serving.generation import Sampling
-from tests.serving.test_engine import CONVERSATIONS, until
-from tests.serving.test_server import Running, as_openai
+from tests.serving.running import Running, as_openai, until
+from tests.serving.test_engine import CONVERSATIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text()

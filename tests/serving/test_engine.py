@@ -24,6 +24,7 @@ from llava_uhd.serving.generation import (
 )
 from tests.conftest import build_model, random_image, small_config
 from tests.serving.conftest import png
+from tests.serving.running import until
 
 CONVERSATIONS = [
     [question_message([png(150, 120)], "What is this?")],
@@ -58,13 +59,6 @@ class Held:
     def __exit__(self, *error) -> None:
         self.go.set()
         self.thread.join()
-
-
-def until(condition, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_answers_together_are_those_given_alone(engine, loaded):

@@ -17,7 +17,7 @@ from llava_uhd.web.page import NO_HEAT, NO_IMAGE, Handlers, build_page, describe
 from llava_uhd.web.session import Session
 from tests.conftest import build_model, random_image, small_config
 from tests.documents import write_pdf, write_tiff
-from tests.serving.test_engine import until
+from tests.serving.running import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 in_a_browser = [
