@@ -1,27 +1,51 @@
-"""Measure of what a language model in training copies, by the token of an answer.
+"""Measures of what a language model in training finds and copies.
 
 The tokens of an answer, characters and places, are given up to the one that is asked. Pages are codes, or drawn where
 the phase draws them.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from ..tiny_v1.losses import answer_loss
+from .locations import LOCATION_ID, half_and_column
 from .losses import codes_of, pixels_of
 from .network import Network
 from .samples import IGNORED, collate, make_sample
 from .setting import Phase
 
 LATER = 5
+# Where a place that is named lies beside the right one, from the nearest: one half row and one column away at most, in
+# its rows, in its columns, or neither; or a character is named instead, as in answers that decline.
+NEARNESS = ("right", "beside", "same row", "same column", "elsewhere", "none")
+
+
+@dataclass
+class Page:
+    """A page with its answers, and what the model says.
+
+    Attributes:
+        labels: (L,), tokens of the answers, `IGNORED` elsewhere.
+        predicted: (L,), the likeliest token at each position, given those before.
+        points: positions from which a token of an answer is looked for.
+        attention: (heads, points), of the taught heads to what is looked for.
+        right_answers, answers: answers that are right in every token, and all.
+    """
+
+    labels: list[int]
+    predicted: list[int]
+    points: list[int]
+    attention: torch.Tensor
+    right_answers: int
+    answers: int
 
 
 @torch.no_grad()
-def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tuple[dict[int, list[float]], int, int]:
-    """Return for each place in an answer the count, and the means of right tokens and of each head's attention.
-
-    After them the number of answers that are right in every token, and of all.
+def predict_pages(network: Network, phase: Phase, pages: int, seed: int) -> Iterator[Page]:
+    """Yield pages of a phase with what the model says.
 
     Args:
         network: the network.
@@ -29,8 +53,6 @@ def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tu
         pages: number of pages.
         seed: seed of the pages.
     """
-    rows: dict[int, list[list[float]]] = defaultdict(list)
-    right_answers = answers = 0
     for index in range(pages):
         sample = make_sample(network.setting, phase, seed, index)
         is_drawn = sample.patches is not None
@@ -39,17 +61,50 @@ def measure_copying(network: Network, phase: Phase, pages: int, seed: int) -> tu
         hidden, attention, _ = network.hidden_states(
             input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions
         )
-        _, exact, asked = answer_loss(hidden, labels, network.model.lm_head)
-        right_answers, answers = right_answers + exact, answers + asked
-        predicted = network.model.lm_head(hidden[0]).argmax(dim=-1)
-        points = (pointers[0] >= 0).nonzero().flatten().tolist()
-        for point, looked in zip(points, attention.T.tolist(), strict=True):
-            if labels[0, point + 1] == IGNORED:
-                continue  # a letter of a question
-            start = point
-            while labels[0, start] != IGNORED:
-                start -= 1
-            right = float(predicted[point] == labels[0, point + 1])
-            rows[min(point - start + 1, LATER)].append([right, *looked])
-    means = {place: [len(found), *torch.tensor(found).mean(dim=0).tolist()] for place, found in sorted(rows.items())}
-    return means, right_answers, answers
+        _, right_answers, answers = answer_loss(hidden, labels, network.model.lm_head)
+        predicted = network.model.lm_head(hidden[0, :-1]).argmax(dim=-1).tolist()
+        # Letters of questions are looked for, too.
+        in_answers = labels[0, 1:][pointers[0, :-1] >= 0] != IGNORED
+        points = (pointers[0, :-1] >= 0).nonzero().flatten()[in_answers].tolist()
+        # The token at a position is the one that the position before predicts.
+        yield Page(labels[0].tolist(), [IGNORED, *predicted], points, attention[:, in_answers], right_answers, answers)
+
+
+def count_copied(page: Page) -> dict[int, list[list[float]]]:
+    """List, for each place in an answer, whether the tokens are right and each head's attention to what they name."""
+    rows = defaultdict(list)
+    for point, looked in zip(page.points, page.attention.T.tolist(), strict=True):
+        start = point
+        while page.labels[start] != IGNORED:
+            start -= 1
+        right = float(page.predicted[point + 1] == page.labels[point + 1])
+        rows[min(point - start + 1, LATER)].append([right, *looked])
+    return rows
+
+
+def count_places(page: Page, grid: int) -> dict[int, Counter[str]]:
+    """Count how near the places are with which answers begin: the first, and later ones given those before."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for position, label in enumerate(page.labels):
+        if label < LOCATION_ID:
+            continue
+        place = position
+        while page.labels[place - 1] >= LOCATION_ID:
+            place -= 1
+        if page.labels[place - 1] == IGNORED:
+            counts[min(position - place + 1, 2)][_nearness(page.predicted[position], label, grid)] += 1
+    return counts
+
+
+def _nearness(predicted: int, label: int, grid: int) -> str:
+    if predicted < LOCATION_ID:
+        return "none"
+    rows, columns = (
+        abs(found - true)
+        for found, true in zip(half_and_column(predicted, grid), half_and_column(label, grid), strict=True)
+    )
+    if rows == columns == 0:
+        return "right"
+    return {(True, True): "beside", (True, False): "same row", (False, True): "same column"}.get(
+        (rows <= 1, columns <= 1), "elsewhere"
+    )

@@ -28,3 +28,8 @@ def location_id(position: int, half: int, stride: int, grid: int) -> int:
     """
     row, column = divmod(position, stride)
     return LOCATION_ID + (row % grid * HALVES + half) * grid + column % grid
+
+
+def half_and_column(token: int, grid: int) -> tuple[int, int]:
+    """Half row and column, in its view, of a location token."""
+    return divmod(token - LOCATION_ID, grid)

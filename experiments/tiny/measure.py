@@ -5,18 +5,20 @@
 
 Of a phase that trains the tower a row is for a size of print. Of one that trains the language model a row is for the
 first, second, third, fourth and all later tokens of what is printed: how many are right, and how much attention each
-taught head pays to the image token that they name. The last line is about all answers, printed or not: how many are
-right in every token.
+taught head pays to the image token that they name. A second table says how near the places are that answers begin
+with: the first, and those after it. The last line is about all answers, printed or not: how many are right in every
+token.
 """
 
 import argparse
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from .copying import LATER, measure_copying
+from .copying import LATER, NEARNESS, count_copied, count_places, predict_pages
 from .legibility import measure_legibility
 from .network import Network
 from .setting import PLAN, Phase, load_plan
@@ -43,13 +45,26 @@ def print_legibility(network: Network, phase: Phase, pages: int) -> None:
 
 
 def print_copying(network: Network, phase: Phase, pages: int) -> None:
+    read = list(predict_pages(network, phase, pages, SEED))
+    copied: dict[int, list[list[float]]] = defaultdict(list)
+    located: dict[int, Counter[str]] = defaultdict(Counter)
+    for page in read:
+        for place, rows in count_copied(page).items():
+            copied[place] += rows
+        for place, counts in count_places(page, network.setting.query_grid).items():
+            located[place] += counts
     heads = " | ".join(f"layer {layer} head {head}" for layer, head in network.heads)
     print(f"| token | count | right | {heads} |\n|{'---|' * (3 + len(network.heads))}")
-    rows, right, answers = measure_copying(network, phase, pages, SEED)
-    for place, (count, *means) in rows.items():
+    for place, rows in sorted(copied.items()):
         name = f"{place} and later" if place == LATER else str(place)
-        print(f"| {name} | {count} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    print(f"{right} of {answers} answers are right in every token")
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        print(f"| {name} | {len(rows)} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+    print(f"\n| place | count | {' | '.join(NEARNESS)} |\n|{'---|' * (2 + len(NEARNESS))}")
+    for place, counts in sorted(located.items()):
+        shares = " | ".join(f"{counts[nearness] / counts.total():.2f}" for nearness in NEARNESS)
+        print(f"| {('first', 'next')[place - 1]} | {counts.total()} | {shares} |")
+    right, answers = sum(page.right_answers for page in read), sum(page.answers for page in read)
+    print(f"\n{right} of {answers} answers are right in every token")
 
 
 MEASURES = {"tower": print_legibility, "reader": print_copying, "frozen": print_copying, "joint": print_copying}

@@ -1,6 +1,7 @@
 """Training of the next built-in model: losses, phases, pieces of a run, measures."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,17 +15,19 @@ from experiments.common.attention import BLOCK, attention, write_out_attention
 from experiments.common.trainer import Stop, append_log
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
-from experiments.tiny.copying import measure_copying
+from experiments.tiny.copying import Page, count_copied, count_places, predict_pages
 from experiments.tiny.legibility import count_named, measure_legibility
+from experiments.tiny.locations import LOCATION_ID
 from experiments.tiny.losses import SCORES, reading_score
 from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
-from experiments.tiny.samples import make_sample, make_samples
+from experiments.tiny.samples import IGNORED, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, load_plan
 from experiments.tiny.symbols import (
     SYMBOL_OF,
 )
 from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, phase_groups, train
+from experiments.tiny_v1.tokenizer import byte_id
 
 from .small import READER, SMALL, TOWER
 
@@ -107,23 +110,41 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
     (tmp_path / "plan.yaml").write_text(json.dumps({"setting": setting, "phases": phases}))
     plan = load_plan(tmp_path / "plan.yaml")
     assert train(plan, tmp_path, Options(workers=0))
-    counted, right, answers = measure_copying(Network(SMALL), plan.phases[0], 12, SEED)
-    assert 0 <= right < answers
-    pointers = [make_sample(SMALL, plan.phases[0], SEED, index).pointers for index in range(12)]
-    assert sum(row[0] for row in counted.values()) == sum(point >= 0 for points in pointers for point in points) > 20
-    assert all(
-        len(row) == 2 + len(Network(SMALL).heads) and 0 <= min(row[1:]) <= max(row[1:]) <= 1
-        for row in counted.values()
-    )
+    pages = list(predict_pages(Network(SMALL), plan.phases[0], 12, SEED))
+    assert 0 <= sum(page.right_answers for page in pages) < sum(page.answers for page in pages)
+    for index, page in enumerate(pages):
+        sample = make_sample(SMALL, plan.phases[0], SEED, index)
+        assert page.labels == sample.labels and len(page.predicted) == sample.length
+        asked = zip(sample.pointers, sample.labels[1:], strict=False)
+        rows = [row for each in count_copied(page).values() for row in each]
+        assert len(rows) == sum(pointer >= 0 and label != IGNORED for pointer, label in asked)
+        assert all(len(row) == 1 + len(Network(SMALL).heads) and 0 <= min(row) <= max(row) <= 1 for row in rows)
+    assert sum(len(page.points) for page in pages) > 20
     main(["--out", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--phase", "reader", "--pages", "6"])
     printed = capsys.readouterr().out
     assert "| 5 and later |" in printed and "answers are right in every token" in printed
+    assert re.search(r"\| first \| \d+ \| \d\.\d\d \|", printed)
+
+
+def test_places_are_counted_by_how_near_they_are():
+    def place(half, column):
+        return LOCATION_ID + 4 * half + column
+
+    grid, letter = 4, byte_id("a")
+    of_key, of_answer = place(2, 1), place(5, 3)
+    labels = [IGNORED, of_key, of_answer, letter, of_key, letter, IGNORED, of_answer, letter]
+    found = [IGNORED, place(2, 2), of_answer, letter, letter, letter, IGNORED, letter, letter]
+    counts = count_places(Page(labels, found, [], torch.zeros(0, 0), 0, 2), grid)
+    assert counts == {1: {"beside": 1, "none": 1}, 2: {"right": 1}}  # the third place is within the answer
+    for half, column, nearness in ((3, 0, "beside"), (1, 3, "same row"), (5, 0, "same column"), (7, 3, "elsewhere")):
+        page = Page([IGNORED, of_key], [IGNORED, place(half, column)], [], torch.zeros(0, 0), 0, 1)
+        assert count_places(page, grid) == {1: {nearness: 1}}
 
 
 def test_copying_is_measured_on_drawn_pages():
     phase = Phase("frozen", "frozen", 1, 300, views=1, questions=2)
-    rows, right, answers = measure_copying(Network(SMALL), phase, 4, SEED)
-    assert 0 <= right <= answers > 2 and all(row[0] > 0 for row in rows.values())
+    pages = list(predict_pages(Network(SMALL), phase, 4, SEED))
+    assert sum(page.answers for page in pages) > 2 and sum(len(page.points) for page in pages) > 2
 
 
 def test_characters_are_counted_by_size_of_print(tmp_path, capsys):
