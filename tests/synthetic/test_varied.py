@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
+from llava_uhd.evaluation.webdocs import read_webdocs
 from llava_uhd.synthetic.varied import KINDS, NOT_A_DOCUMENT, NOT_THERE, PICTURE, SCRIBBLE, make_varied
 from llava_uhd.synthetic.varied.content import Content, plain
 from llava_uhd.synthetic.varied.facts import Entries, Field
@@ -24,6 +26,7 @@ from llava_uhd.synthetic.varied.questions import ask_all, habit
 from llava_uhd.synthetic.varied.render import draw_sheet
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
 from llava_uhd.synthetic.varied.wear import IDENTITY, Wear, apply, draw_wear, homography
+from llava_uhd.synthetic.varied.wordings import LABELED
 
 WHEEL: tuple = ()  # the wheel's fonts alone: the same on every machine
 DRAWN = [kind for kind in KINDS if kind not in (PICTURE, SCRIBBLE)]
@@ -284,3 +287,18 @@ def test_a_page_too_small_for_its_print_is_refused_and_a_small_one_gets_a_kind_t
     with pytest.raises(ValueError, match="fits 2500 pixels at a print of 8.5"):
         make_varied("small", 0, kind="spreadsheet", shown=2500, fonts=WHEEL)
     assert all(make_varied("small", index, shown=112**2, fonts=WHEEL).questions for index in range(12))
+
+
+def test_wordings_are_of_labels_and_not_those_of_webdocs():
+    assert set(LABELED) <= set(LABELS)
+    trained = {wording.lower() for wordings in LABELED.values() for wording in wordings}
+    assert trained.isdisjoint(sample.prompt.lower() for sample in read_webdocs(Path()))
+
+
+def test_labels_are_asked_for_by_their_other_names():
+    asked = set()
+    for index in range(40):
+        document = make_varied("names", index, kind="invoice", shown=4 * 224**2, fonts=())
+        asked |= {question.text.lower() for question in document.questions if question.ability == "total"}
+    named = [name for name in ("grand total", "total due", "balance due") if any(name in text for text in asked)]
+    assert len(named) >= 2 and any("total" in text for text in asked)

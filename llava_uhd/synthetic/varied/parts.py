@@ -7,6 +7,7 @@ from ..page import Color
 from .facts import Entries, Field, Line
 from .labels import LABELS
 from .sheet import Run, Shape, Sheet
+from .wordings import LABELED
 
 
 def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
@@ -21,7 +22,7 @@ def title(sheet: Sheet, text: str, align: float | None = None, scale: float | No
 
 def field_value(sheet: Sheet, name: str, run: Run) -> None:
     """Record a placed run as the value of a label."""
-    sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELS[name].wordings))
+    sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELED.get(name, ())))
 
 
 def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | None = None) -> bool:

@@ -7,161 +7,35 @@ from .content import Content
 from .facts import Entries, Field, Line
 from .labels import LABELS
 from .sheet import Run, Sheet
+from .wordings import (
+    ANYTHING,
+    CELL,
+    CHEAPEST,
+    COUNT,
+    DEARER,
+    DEAREST,
+    FIELD,
+    FIRST,
+    HIGHEST,
+    LABELED,
+    LARGEST,
+    LAST,
+    LINE,
+    LISTED,
+    LOWEST,
+    MORE,
+    POLITE,
+    PRICE,
+    SMALLEST,
+    VALUE,
+)
 
 NOT_THERE = "not in the document"
 NOT_A_DOCUMENT = "this is not a document I can read"
 MAX_COUNT = 12
 
-FIELD = (
-    "What is the {label}?",
-    "What's the {label}?",
-    "{Label}?",
-    "{label}",
-    "Which {label} is given?",
-    "Tell me the {label}.",
-    "What does it say for {label}?",
-    "What {label} is printed here?",
-    "Find the {label}.",
-    "Please give me the {label}.",
-    "Can you read the {label}?",
-    "I need the {label}.",
-)
-PRICE = (
-    "How much is {name}?",
-    "What is the price of {name}?",
-    "Price of {name}?",
-    "{name}?",
-    "What does {name} cost?",
-    "How much does {name} cost?",
-    "what did they charge for {name}?",
-    "Cost of {name}?",
-    "Give me the price of {name}.",
-)
-CELL = (
-    "What is the {column} of {name}?",
-    "{Column} of {name}?",
-    "What is the {column} for {name}?",
-    "{name}: {column}?",
-    "Which {column} does {name} have?",
-    "In the row {name}, what is the {column}?",
-    "What does the column {Column} say for {name}?",
-    "{Column} for {name}?",
-    "Tell me the {column} of {name}.",
-)
-VALUE = (
-    "What is the value of {name}?",
-    "Value of {name}?",
-    "{name}?",
-    "How many for {name}?",
-    "How high is {name}?",
-    "What value does {name} have?",
-    "Read the value at {name}.",
-    "What number belongs to {name}?",
-)
-LARGEST = (
-    "Which {noun} has the highest {column}?",
-    "Which {noun} has the largest {column}?",
-    "What {noun} is highest in {column}?",
-    "Which {noun} comes out on top in {column}?",
-    "Highest {column}: which {noun}?",
-    "Which {noun} has the most {column}?",
-)
-SMALLEST = (
-    "Which {noun} has the lowest {column}?",
-    "Which {noun} has the smallest {column}?",
-    "What {noun} is lowest in {column}?",
-    "Lowest {column}: which {noun}?",
-    "Which {noun} has the least {column}?",
-)
-DEAREST = (
-    "Which {noun} is the most expensive?",
-    "What is the most expensive {noun}?",
-    "Which {noun} costs the most?",
-    "Dearest {noun}?",
-)
-CHEAPEST = (
-    "Which {noun} is the cheapest?",
-    "What is the cheapest {noun}?",
-    "Which {noun} costs the least?",
-    "Cheapest {noun}?",
-)
-HIGHEST = (
-    "Which {noun} is the highest?",
-    "Which {noun} is the largest?",
-    "Which has the highest value?",
-    "Which {noun} is the biggest?",
-    "What is the largest {noun}?",
-)
-LOWEST = (
-    "Which {noun} is the lowest?",
-    "Which {noun} is the smallest?",
-    "Which has the lowest value?",
-    "What is the smallest {noun}?",
-)
-COUNT = (
-    "How many {nouns} are there?",
-    "How many {nouns} are listed?",
-    "Count the {nouns}.",
-    "Number of {nouns}?",
-    "How many {nouns} does it show?",
-    "How many different {nouns} do you see?",
-)
-FIRST = (
-    "What is the first {noun}?",
-    "First {noun}?",
-    "Which {noun} comes first?",
-    "Name the first {noun}.",
-    "Which {noun} is listed first?",
-)
-LAST = (
-    "What is the last {noun}?",
-    "Last {noun}?",
-    "Which {noun} comes last?",
-    "Name the last {noun}.",
-    "Which {noun} is listed last?",
-)
-LISTED = (
-    "Is {name} listed?",
-    "Is there {name}?",
-    "Does it list {name}?",
-    "Does {name} appear?",
-    "Is {name} on it?",
-    "Can you see {name}?",
-)
-MORE = ("Is {name} more than {other}?", "Is {name} higher than {other}?", "Is {name} above {other}?")
-DEARER = ("Does {name} cost more than {other}?", "Is {name} more expensive than {other}?")
-LINE = (
-    "Read the line that starts with {start}.",
-    "Read out the line starting with {start}.",
-    "What does the line with {start} say?",
-    "Give me the whole line that begins with {start}.",
-    "Which line begins with {start}?",
-)
-ANYTHING = (
-    "What is the total?",
-    "What is the title?",
-    "What is written here?",
-    "Read the text.",
-    "What date is it?",
-    "Who signed it?",
-    "How much is it?",
-    "What does it say?",
-    "What is the name?",
-    "total?",
-    "Read this.",
-    "Which number is the highest?",
-    "What is the price of bread?",
-    "Summarize the document.",
-)
-POLITE = (
-    "Please: ",
-    "Hi, ",
-    "Quick question: ",
-    "Look at the document. ",
-    "From the image: ",
-    "hey ",
-    "Could you tell me: ",
-)
+# Fewest letters of a printed label that a question takes for its name: "from" and "until" are none.
+SYNONYM = 6
 # Labels too general to be surely absent.
 GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee"}
 
@@ -251,8 +125,16 @@ def _cases(**words: str) -> dict[str, str]:
 
 def _ask_field(fact: Field, sheet: Sheet) -> Asked:
     template = sheet.rng.choice((*FIELD, *fact.wordings, *fact.wordings, *fact.wordings))
-    text = template.format(**_cases(label=fact.label))
+    text = template.format(**_cases(label=sheet.rng.choice((fact.label, *_synonyms(fact.label)))))
     return Asked(text, fact.value, fact.ability, fact.sources, _label_of(fact, sheet))
+
+
+def _synonyms(label: str) -> list[str]:
+    """Return the printed forms of a label that are words a question can use."""
+    if label not in LABELS:
+        return []
+    forms = (form.lower() for form in LABELS[label].printed)
+    return sorted({form for form in forms if len(form) >= SYNONYM and form.replace(" ", "").isalpha()})
 
 
 def _label_of(fact: Field, sheet: Sheet) -> tuple[Run, ...]:
@@ -367,7 +249,7 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
     if not absent:
         return None
     label = rng.choice(absent)
-    template = rng.choice((*FIELD, *LABELS[label].wordings))
+    template = rng.choice((*FIELD, *LABELED.get(label, ())))
     return Asked(template.format(**_cases(label=label)), NOT_THERE, "unanswerable")
 
 

@@ -44,8 +44,10 @@ def test_pointers_lead_to_the_token_that_holds_the_next_character():
         for position, pointer in enumerate(sample.pointers):
             character = sample.input_ids[position + 1] - 6 if pointer >= 0 else 128
             if character < 128:
-                symbol, held_there = SYMBOL_OF[chr(character)], held[pointer].tolist()
-                found = symbol in held_there or symbol + symbol_names.BEGINS in held_there
+                # Questions are typed in other cases than what is printed.
+                forms = {SYMBOL_OF[form] for form in (chr(character).lower(), chr(character).upper())}
+                forms |= {form + symbol_names.BEGINS for form in forms}
+                found = not forms.isdisjoint(held[pointer].tolist())
                 right, wrong = right + found, wrong + (not found)
     assert right > 100 and wrong < 0.03 * right
 
