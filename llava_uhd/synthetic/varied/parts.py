@@ -22,7 +22,7 @@ def title(sheet: Sheet, text: str, align: float | None = None, scale: float | No
 
 def field_value(sheet: Sheet, name: str, run: Run) -> None:
     """Record a placed run as the value of a label."""
-    sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELED.get(name, ())))
+    sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELED[name]))
 
 
 def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | None = None) -> bool:

@@ -249,7 +249,7 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
     if not absent:
         return None
     label = rng.choice(absent)
-    template = rng.choice((*FIELD, *LABELED.get(label, ())))
+    template = rng.choice((*FIELD, *LABELED[label]))
     return Asked(template.format(**_cases(label=label)), NOT_THERE, "unanswerable")
 
 
