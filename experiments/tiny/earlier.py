@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from llava_uhd.synthetic.canvas import Question
+from llava_uhd.synthetic.charts import HIGHEST, HIGHEST_VALUE, LOWEST, LOWEST_VALUE
 from llava_uhd.synthetic.documents import Document, make_document
 from llava_uhd.synthetic.fonts import advance
 from llava_uhd.synthetic.page import Page, Text
@@ -20,7 +21,7 @@ from llava_uhd.synthetic.varied.sheet import Run
 
 @dataclass(frozen=True)
 class EarlierQuestion:
-    """A question; `sources` is the text that the answer is a part of, `keys` the one by which it is found."""
+    """A question; `sources` is the text that the answer is a part of, `keys` those by which it is found."""
 
     text: str
     answer: str
@@ -49,21 +50,34 @@ class EarlierDocument:
     @property
     def questions(self) -> tuple[EarlierQuestion, ...]:
         return tuple(
-            EarlierQuestion(each.text, each.answer, (each.source,), self._key(each))
+            EarlierQuestion(each.text, each.answer, (each.source,), self._keys(each))
             for each in self.document.questions
         )
 
-    def _key(self, question: Question) -> tuple[Text, ...]:
-        """The text that a question names on the line of its answer, or else above it."""
+    def _keys(self, question: Question) -> tuple[Text, ...]:
+        """The text that a question names on the line of its answer, in tables also the one above, or else a bar's.
+
+        The highest and the lowest bar are found by their values, which the document's hints ask for.
+        """
         source, asked = question.source, question.text.lower()
-        named = [
-            text
-            for text in self.document.page.texts
-            if text is not source and text.text.rstrip(":").lower() in asked and text.baseline <= source.baseline + 1
-        ]
-        # Of two names on a line the longer one: a short one may be a part of another word.
-        named.sort(key=lambda text: (source.baseline - text.baseline > 0.5 * source.size, -len(text.text)))
-        return tuple(named[:1])
+        if question.text in (*HIGHEST, *LOWEST):
+            of_value = HIGHEST_VALUE if question.text in HIGHEST else LOWEST_VALUE
+            return tuple(hint.source for hint in self.document.hints if hint.text == of_value)
+        # Of two names the longer one: a short one may be a part of another word.
+        named = sorted(
+            (
+                text
+                for text in self.document.page.texts
+                if text is not source and text.text.rstrip(":").lower() in asked
+            ),
+            key=lambda text: (-len(text.text), abs(text.x - source.x)),
+        )
+        lower = [(text.baseline - source.baseline) / source.size for text in named]
+        beside = [text for text, lines in zip(named, lower, strict=True) if abs(lines) <= 0.5][:1]
+        above = [text for text, lines in zip(named, lower, strict=True) if lines < -0.5][:1]
+        if beside:
+            return (*beside, *above) if self.kind == "table" else tuple(beside)
+        return tuple(above or named[:1])
 
     def render(self) -> Image.Image:
         return render(self.document.page)

@@ -144,10 +144,14 @@ def begin_with(network: Network, plan: Plan, files: Sequence[Path]) -> list[str]
         files: their checkpoints, or files of `export`.
 
     Raises:
-        ValueError: a file is of another plan.
+        ValueError: a file is of another plan: a finished phase is not in it, or a weight has another shape.
     """
     states = [torch.load(file, weights_only=True, map_location="cpu") for file in files]
     own, finished = network.state_dict(), []
+    names = [phase.name for phase in plan.phases]
+    for file, state in zip(files, states, strict=True):
+        if others := [name for name in state["finished"] if name not in names]:
+            raise ValueError(f"{file} is of another plan: it finished {others}, the plan has {names}")
     for phase in plan.phases:
         for file, state in zip(files, states, strict=True):
             if phase.name not in state["finished"]:

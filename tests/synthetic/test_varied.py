@@ -105,7 +105,7 @@ def test_extremes_of_a_printed_price_list():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_cell_is_found_by_the_name_of_its_row(seed):
+def test_a_cell_is_found_by_the_names_of_its_row_and_column(seed):
     made = document(seed)
     lists = [fact for fact in made.sheet.facts if isinstance(fact, Entries)] if made.sheet else []
     columns = [(fact.names, cells) for fact in lists for cells in fact.columns.values()]
@@ -114,7 +114,11 @@ def test_a_cell_is_found_by_the_name_of_its_row(seed):
     for question in made.questions:
         assert {id(key) for key in question.keys} <= runs
         if question.ability in ("cell", "price") and id(question.sources[0]) in name_of:
-            assert question.keys == (name_of[id(question.sources[0])],)
+            row, *column = question.keys
+            assert row is name_of[id(question.sources[0])] and len(column) <= 1
+            for heading in column:
+                assert heading.text.lower().rstrip(".#: ") in question.text.lower()
+                assert heading.baseline < question.sources[0].baseline
         if question.ability == "extreme" and question.keys:
             assert name_of[id(question.keys[0])] is question.sources[0]
         if question.ability in ("unanswerable", "no document", "count", "order", "line"):

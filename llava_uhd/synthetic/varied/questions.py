@@ -48,8 +48,8 @@ class Asked:
         ability: `field`, `cell`, `price`, `date`, `name`, `title`, `total`, `line`, `count`, `extreme`, `order`,
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
-        keys: runs by which the answer is found: its label, the name of its row, the largest or smallest value, or the
-            names that are compared; empty if there are none.
+        keys: runs by which the answer is found: its label, the name of its row and then of the column that the
+            question names, the largest or smallest value, or the names that are compared; empty if there are none.
     """
 
     text: str
@@ -92,7 +92,7 @@ def ask_all(sheet: Sheet) -> list[Asked]:
         if isinstance(fact, Field):
             asked.append(_ask_field(fact, sheet))
         elif isinstance(fact, Entries):
-            asked += _ask_entries(fact, rng, printed)
+            asked += _ask_entries(fact, sheet, printed)
     asked += _ask_lines([fact for fact in sheet.facts if isinstance(fact, Line)], rng, printed)
     answerable = len(asked)
     rng.shuffle(asked)
@@ -163,8 +163,20 @@ def _bare(printed: str) -> str:
 Wordings = tuple[str, ...]
 
 
-def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]:
-    asked = []
+def _heading_of(column: str, cell: Run, sheet: Sheet) -> tuple[Run, ...]:
+    """Return the run that names the column above a cell: the nearest; empty if none does."""
+    named = [
+        run
+        for run in sheet.texts
+        if run is not cell and _bare(run.text) == _bare(column) and run.baseline < cell.baseline - 0.5 * cell.size
+    ]
+    named.sort(key=lambda run: 3 * abs(cell.x - run.x) + abs(cell.baseline - run.baseline))
+    return tuple(named[:1])
+
+
+def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
+    asked: list[Asked] = []
+    rng = sheet.rng
     names, noun = [run.text for run in fact.names], fact.noun
     nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     for column, cells in fact.columns.items():
@@ -175,8 +187,10 @@ def _ask_entries(fact: Entries, rng: random.Random, printed: str) -> list[Asked]
                     templates, ability = CELL, "cell"
                 else:
                     templates, ability = (PRICE, "price") if column == "price" else ((*VALUE, *CELL), "cell")
-                text = rng.choice(templates).format(**_cases(name=run.text, column=column))
-                asked.append(Asked(text, cell.text, ability, (cell,), (run,)))
+                template = rng.choice(templates)
+                text = template.format(**_cases(name=run.text, column=column))
+                heading = _heading_of(column, cell, sheet) if "{column" in template.lower() else ()
+                asked.append(Asked(text, cell.text, ability, (cell,), (run, *heading)))
     for column, numbers in fact.values.items():
         if len(numbers) < 2:
             continue

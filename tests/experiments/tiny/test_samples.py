@@ -116,6 +116,25 @@ def test_questions_of_the_first_generator_have_the_text_on_their_line():
     for question in of_cells:
         (source,), keys = question.sources, question.keys
         assert keys[0].text in question.text and keys[0].baseline == source.baseline and keys[0].x < source.x
+        heading = keys[1]
+        assert heading.text.lower() in question.text.lower() and heading.baseline < source.baseline
+
+
+def test_bars_of_the_first_generator_are_found_by_their_names_or_values():
+    for index in range(40):
+        document = make_earlier(5, index)
+        numbers = {}
+        for question in document.questions if document.kind == "chart" else ():
+            if question.text.startswith(("What is the value", "Value of")):
+                assert question.keys[0].text in question.text
+                numbers[question.keys[0].text] = float(question.answer.rstrip("%"))
+        for question in document.questions if document.kind == "chart" else ():
+            if question.text.startswith("Which"):
+                best = max if question.text.endswith(("highest?", "longest?")) else min
+                (key,) = question.keys
+                of_answer = numbers.get(question.answer)
+                assert of_answer in (None, float(key.text.rstrip("%")))
+                assert best([float(key.text.rstrip("%")), *numbers.values()]) == float(key.text.rstrip("%"))
 
 
 def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():

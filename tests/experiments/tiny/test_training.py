@@ -277,3 +277,5 @@ def test_the_halves_of_the_network_can_be_trained_by_two_runs(tmp_path):
         assert half is None or torch.equal(value, half[name].to(value.dtype)), name
     with pytest.raises(ValueError, match=r"another plan: .* is \(64,\), not \(32,\)"):
         begin_with(Network(replace(SMALL, vision_width=32)), plan, halves)
+    with pytest.raises(ValueError, match=r"another plan: it finished \['reader'\], the plan has \['tower'\]"):
+        begin_with(Network(SMALL), Plan(SMALL, (TOWER,)), halves)
