@@ -12,7 +12,7 @@ import torch
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.slicing import SlicePlan
-from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied import SCRIBBLE, VariedDocument, make_varied
 from llava_uhd.synthetic.varied.questions import Asked
 
 from ..tiny_v1.samples import IGNORED
@@ -108,8 +108,10 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         index: index in the series.
     """
     document = draw_document(setting, phase, seed, index)
-    plan = plan_of(document, setting, phase.views)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
+    # The first generator's pages have large print alone: with fewer slices it is seen smaller.
+    views = phase.views if isinstance(document, VariedDocument) else max(round(phase.views * rng.choice(VIEWS)), 1)
+    plan = plan_of(document, setting, views)
     coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols)
     if phase.kind == "vision":
         symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
@@ -132,7 +134,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     sample.view_shapes = torch.tensor(plan.view_shapes)
     if not coded:
         process = LlavaUhdImageProcessor(
-            max_slices=phase.views, view_size=setting.view_size, patch_size=setting.patch_size, pad_to_grid=True
+            max_slices=views, view_size=setting.view_size, patch_size=setting.patch_size, pad_to_grid=True
         )
         sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
     return sample

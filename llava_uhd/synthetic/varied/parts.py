@@ -7,7 +7,7 @@ from ..page import Color
 from .facts import Entries, Field, Line
 from .labels import LABELS
 from .sheet import Run, Shape, Sheet
-from .wordings import LABELED
+from .wordings import DATE, LABELED
 
 
 def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
@@ -66,8 +66,7 @@ def dated(sheet: Sheet, x: float, align: float = 0.0, label: str | None = None) 
     if shown:
         sheet.put(shown.strip(), left)
     run = sheet.put(value, left + (sheet.measure(shown) if shown else 0))
-    wordings = ("What is the date?", "When was it written?", "Which date is on it?", "what date is this")
-    sheet.facts.append(Field("date", value, "date", (run,), wordings))
+    sheet.facts.append(Field("date", value, "date", (run,), DATE))
     sheet.feed()
 
 

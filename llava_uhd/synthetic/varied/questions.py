@@ -1,6 +1,7 @@
 """Questions about the facts of a page in many wordings and typing habits, each with its only correct answer."""
 
 import random
+import re
 from dataclasses import dataclass, replace
 
 from .content import Content
@@ -9,8 +10,10 @@ from .labels import LABELS
 from .sheet import Run, Sheet
 from .wordings import (
     ANYTHING,
+    BEGINNINGS,
     CELL,
     CHEAPEST,
+    COLUMNS,
     COUNT,
     DEARER,
     DEAREST,
@@ -24,6 +27,9 @@ from .wordings import (
     LISTED,
     LOWEST,
     MORE,
+    NOUNS,
+    OBJECTS,
+    OF_COLUMN,
     POLITE,
     PRICE,
     SMALLEST,
@@ -36,6 +42,9 @@ MAX_COUNT = 12
 
 # Fewest letters of a printed label that a question takes for its name: "from" and "until" are none.
 SYNONYM = 6
+# Share of questions that begin otherwise, that call the document by a noun, or a column by another word.
+REWORDED = 0.3
+IT = re.compile(r"\bit\b")
 # Labels too general to be surely absent.
 GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee"}
 
@@ -60,12 +69,13 @@ class Asked:
 
 
 def habit(text: str, rng: random.Random) -> str:
-    """Vary a question as people type it: politely, in lower case, without question mark, or unchanged.
+    """Vary a question as people type it: reworded, politely, in lower case, without question mark, or unchanged.
 
     Args:
         text: text of the question.
         rng: random generator of the document.
     """
+    text = _reword(text, rng)
     if rng.random() < 0.06:
         text = rng.choice(POLITE) + text[0].lower() + text[1:]
     draw = rng.random()
@@ -78,6 +88,18 @@ def habit(text: str, rng: random.Random) -> str:
     if rng.random() < 0.25:
         text = text.rstrip("?.")
     return text + (" " if rng.random() < 0.02 else "")
+
+
+def _reword(text: str, rng: random.Random) -> str:
+    """Begin a question otherwise, and call the document by a noun, in some of the questions where that is possible."""
+    for beginning, others in BEGINNINGS.items():
+        if text.startswith(beginning) and rng.random() < REWORDED:
+            # "On which day is it due?" has the word order of "When is it due?", "Which price" that of "What price".
+            text = rng.choice(others) + text.removeprefix(beginning)
+            break
+    if rng.random() < REWORDED:
+        text = IT.sub(rng.choice(OBJECTS), text, count=1)
+    return text
 
 
 def ask_all(sheet: Sheet) -> list[Asked]:
@@ -177,19 +199,21 @@ def _heading_of(column: str, cell: Run, sheet: Sheet) -> tuple[Run, ...]:
 def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
     asked: list[Asked] = []
     rng = sheet.rng
-    names, noun = [run.text for run in fact.names], fact.noun
+    names, noun = [run.text for run in fact.names], rng.choice((fact.noun, fact.noun, *NOUNS.get(fact.noun, ())))
     nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     for column, cells in fact.columns.items():
         for run, cell in zip(fact.names, cells, strict=True):
             if cell is not None:
                 templates: Wordings
                 if column != fact.key:
-                    templates, ability = CELL, "cell"
+                    templates, ability = (*CELL, *2 * OF_COLUMN.get(column, ())), "cell"
                 else:
                     templates, ability = (PRICE, "price") if column == "price" else ((*VALUE, *CELL), "cell")
                 template = rng.choice(templates)
-                text = template.format(**_cases(name=run.text, column=column))
-                heading = _heading_of(column, cell, sheet) if "{column" in template.lower() else ()
+                word = column if rng.random() >= REWORDED else rng.choice((column, *COLUMNS.get(column, ())))
+                text = template.format(**_cases(name=run.text, column=word))
+                is_of_key = column == fact.key and "{column" not in template.lower()
+                heading = () if is_of_key else _heading_of(column, cell, sheet)
                 asked.append(Asked(text, cell.text, ability, (cell,), (run, *heading)))
     for column, numbers in fact.values.items():
         if len(numbers) < 2:

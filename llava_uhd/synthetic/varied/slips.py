@@ -5,9 +5,7 @@ from .facts import Entries, Field
 from .labels import LABELS
 from .parts import address, dated, field_value, fields, labeled, logo, sums, title
 from .sheet import Sheet
-
-SHOP = ("What is the name of the shop?", "Which shop is it?", "Where was it bought?", "Which store is this from?",
-        "Who is the seller?", "shop?")  # fmt: skip
+from .wordings import SHOP
 
 
 def lay_out_receipt(sheet: Sheet) -> None:
