@@ -18,6 +18,7 @@ from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
 from .inspection.cli import probe_app
+from .loading import DEFAULT_MODEL
 from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from .serving.cli import mount as mount_serving
 from .terminal import be_quiet, note, status, use_utf8
@@ -58,7 +59,7 @@ def ask(
     images_and_question: Annotated[
         list[str], typer.Argument(metavar="IMAGE... QUESTION", show_default=False, help="Images, PDF or TIFF files.")
     ],
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     pages: Pages = None,
     max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
@@ -136,7 +137,7 @@ def ask(
 @app.command(epilog="Example: llava-uhd explain examples/receipt.png --save explained.png")
 def explain(
     image: Annotated[str, typer.Argument(show_default=False, help="Image, or PDF or TIFF file with --page.")],
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     page: Annotated[int | None, typer.Option(min=1, help="Page of a PDF or TIFF file, counted from 1.")] = None,
     max_slices: MaxSlices = None,
     save: Annotated[Path | None, typer.Option(help="Write a figure to this file, for example explained.png.")] = None,

@@ -1,4 +1,4 @@
-"""Loading a model and its processor by name: the built-in `tiny`, a folder, or a hub id."""
+"""Loading a model and its processor by name: a built-in one, a folder, or a hub id."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+DEFAULT_MODEL = "tiny"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def built_in(name: str = "tiny") -> str:
+def built_in(name: str = DEFAULT_MODEL) -> str:
     """Return the folder of a built-in model.
 
     Raises:
@@ -114,7 +115,7 @@ def ask_hub(model: str) -> tuple[str | None, bool]:
     return None, False
 
 
-def load_processor(model: str = "tiny") -> "LlavaUhdProcessor":
+def load_processor(model: str = DEFAULT_MODEL) -> "LlavaUhdProcessor":
     """Load the processor alone, which is enough for token counts and slice plans.
 
     Raises:
@@ -148,12 +149,12 @@ def _processor(folder: str, model: str) -> "LlavaUhdProcessor":
 
 
 def load(
-    model: str = "tiny", device: str | None = None, dtype: str = "auto", quantization: str | None = None
+    model: str = DEFAULT_MODEL, device: str | None = None, dtype: str = "auto", quantization: str | None = None
 ) -> tuple["LlavaUhdForConditionalGeneration", "LlavaUhdProcessor"]:
     """Load a model in evaluation mode, and its processor.
 
     Args:
-        model: `tiny`, a folder written by `save_pretrained` or `llava-uhd convert`, or a hub id.
+        model: a built-in model, a folder written by `save_pretrained` or `llava-uhd convert`, or a hub id.
         device: device such as `cpu` or `cuda:0`, or `auto` to spread the model over all devices (accelerate); None
             for the first accelerator, or else the CPU.
         dtype: one of `DTYPES`; `auto` keeps the weights' own.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from .errors import InputError
+from .loading import DEFAULT_MODEL, load_processor, resolve
 from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
 from .model.slicing import SlicePlan, enlarged_size, plan_views
 
@@ -80,14 +81,12 @@ class ImagePlanner:
         )
 
     @classmethod
-    def load(cls, model: str = "tiny") -> Self:
+    def load(cls, model: str = DEFAULT_MODEL) -> Self:
         """Return the planner of a model: built in, a folder or a hub id.
 
         Raises:
             ValueError: there is no such model, or it is not a LLaVA-UHD.
         """
-        from .loading import load_processor, resolve
-
         folder = resolve(model)
         file = Path(folder) / CONFIG_FILE
         if not file.is_file():

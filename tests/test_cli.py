@@ -185,13 +185,13 @@ def test_pages_beyond_the_context_are_refused_before_the_model_is_loaded(run, mo
     with monkeypatch.context() as patched:
         patched.setattr("llava_uhd.loading.load", load)
         for verb, question in (("ask", ["What?"]), ("chat", [])):
-            code, out, err = run(verb, pdf, *question)
+            code, out, err = run(verb, pdf, *question, "--model", "tiny")
             assert (code, out) == (1, "") and "error: 5 images take 2365 tokens" in err and "2048" in err
             assert "--max-slices 5 leaves room, or choose pages" in err
-        code, _, err = run("ask", *[pdf] * 8, "What?", "--max-slices", "1")
+        code, _, err = run("ask", *[pdf] * 8, "What?", "--model", "tiny", "--max-slices", "1")
         assert code == 1 and "40 images take" in err and "no number of slices leaves room" in err
         assert err.count("small print") == 1 and "page 1 of 5 and 39 more: " in err
-    code, out, err = run("ask", pdf, "What?", "--max-slices", "5", "--max-new-tokens", "1")
+    code, out, err = run("ask", pdf, "What?", "--model", "tiny", "--max-slices", "5", "--max-new-tokens", "1")
     assert code == 0, err
 
 

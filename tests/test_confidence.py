@@ -174,7 +174,7 @@ def test_ask_reports_confidence_and_marks_a_guess(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, size=(300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     for image, is_guess in (("examples/receipt.png", False), (str(tmp_path / "noise.png"), True)):
-        done = CliRunner().invoke(app, ["ask", image, "What is the total?", "--json"])
+        done = CliRunner().invoke(app, ["ask", image, "What is the total?", "--model", "tiny", "--json"])
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         assert found["is_guess"] is is_guess and 0 <= found["confidence"] <= 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..loading import DEFAULT_MODEL
 from ..options import AsJson, Device, Dtype, Model, Threads
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run(
     images: Images = None,
     metric: Metric = None,
     suffix: Suffix = "",
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     batch_size: BatchSize = 8,
     max_slices: MaxSlices = "trained",
     max_side: MaxSide = None,
@@ -164,7 +165,7 @@ def run_suite(
     suite: Annotated[
         str, typer.Option(help="paper: the seven benchmarks of the paper; all: every benchmark.")
     ] = "paper",
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     batch_size: BatchSize = 8,
     max_slices: MaxSlices = "trained",
     limit: Limit = None,
@@ -310,7 +311,7 @@ def calibrate(
 def vlmevalkit(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", show_default=False)],
     out: Out,
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:

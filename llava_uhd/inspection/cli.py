@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..loading import DEFAULT_MODEL
 from ..options import AsJson, Device, MaxSlices, Model
 from ..terminal import status
 
@@ -30,7 +31,7 @@ probe_app = typer.Typer(
 
 @probe_app.command("levels", epilog="Example: llava-uhd probe levels --task characters --count 200")
 def levels(
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     task: Annotated[
         list[str] | None, typer.Option(help="characters, dense or classes; may be repeated. Default: all three.")
     ] = None,
@@ -97,7 +98,7 @@ def _samples(
 def activation(
     image: Annotated[Path, typer.Argument(show_default=False, help="Image.")],
     question: Annotated[str, typer.Argument(show_default=False, help="Question about it.")],
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all of it.")] = None,
     max_slices: MaxSlices = None,
     save: Annotated[Path | None, typer.Option(help="Draw the figure into this file.")] = None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, first_line
+from ..loading import DEFAULT_MODEL
 from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from ..terminal import status
 
@@ -36,7 +37,7 @@ LARGEST_IMAGE = 2**26  # 8192 x 8192
 
 
 def serve(
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     name: Annotated[str | None, typer.Option(help="Model name in the API. Default: name of --model.")] = None,
@@ -147,7 +148,7 @@ def chat(
     images: Annotated[
         list[str] | None, typer.Argument(help="Images, PDF or TIFF files of the first question.")
     ] = None,
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     pages: Pages = None,
     max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
@@ -187,7 +188,7 @@ def chat(
 
 
 def web(
-    model: Model = "tiny",
+    model: Model = DEFAULT_MODEL,
     host: Host = "127.0.0.1",
     port: Port = 7860,
     batch_size: BatchSize = 4,

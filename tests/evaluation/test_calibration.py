@@ -22,13 +22,15 @@ def runs(tmp_path_factory):
         rows.append({"id": index, "image": f"{index}.png", "question": "What is the total?", "answer": "none"})
     (folder / "gray.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for task in (["synthdoc", "--limit", "12"], [str(folder / "gray.jsonl"), "--metric", "accuracy"]):
-        done = CliRunner().invoke(app, ["eval", "run", *task, "--workers", "1", "--out", str(folder / "out")])
+        done = CliRunner().invoke(
+            app, ["eval", "run", *task, "--model", "tiny", "--workers", "1", "--out", str(folder / "out")]
+        )
         assert done.exit_code == 0, done.output
     return folder / "out"
 
 
 def test_calibrate_writes_a_calibration_into_the_model_folder(runs, tmp_path):
-    shutil.copytree(built_in(), tmp_path / "model")
+    shutil.copytree(built_in("tiny"), tmp_path / "model")
     (tmp_path / "model" / "confidence.json").unlink()
     arguments = ["eval", "calibrate", str(runs / "synthdoc"), str(runs / "gray"), "--model", str(tmp_path / "model")]
     done = CliRunner().invoke(app, [*arguments, "--json"])

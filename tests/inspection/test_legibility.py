@@ -41,7 +41,7 @@ def test_explain_says_it_on_stderr(tmp_path):
         (tmp_path / "scan.png", "2481 x 3508 seen at 224 x 294"),
         (write_pdf(tmp_path / "a.pdf", 1), "mm"),
     ]:
-        command = [sys.executable, "-m", "llava_uhd", "explain", str(file), "--json"]
+        command = [sys.executable, "-m", "llava_uhd", "explain", str(file), "--model", "tiny", "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stderr and "seen at" not in done.stdout
         assert subprocess.run([*command, "--quiet"], capture_output=True, text=True).stderr == ""

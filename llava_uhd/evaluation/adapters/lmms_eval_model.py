@@ -13,6 +13,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from ...distributed import Rank
+from ...loading import DEFAULT_MODEL
 from ..generation import GenerationOptions
 from .answering import Question, answer_questions, load_generator
 
@@ -50,7 +51,7 @@ class LlavaUhdForLmmsEval(lmms):
     """`--model llava_uhd --model_args pretrained=tiny,max_slices=7,max_side=1024`.
 
     Args:
-        pretrained: tiny, a folder or a hub id.
+        pretrained: a built-in model, a folder or a hub id.
         device: such as cuda:0; None takes the first accelerator, or else the CPU; with several ranks each its own.
         batch_size: requests of at most one image answered at a time.
         max_slices: maximum number of slices per image; None as trained.
@@ -61,7 +62,7 @@ class LlavaUhdForLmmsEval(lmms):
 
     def __init__(
         self,
-        pretrained: str = "tiny",
+        pretrained: str = DEFAULT_MODEL,
         device: str | None = None,
         dtype: str = "auto",
         batch_size: int | str = 1,

@@ -31,6 +31,7 @@ except (ImportError, RuntimeError) as error:
     raise ImportError(_reason) from error
 
 from ...errors import first_line
+from ...loading import DEFAULT_MODEL
 from ..generation import BatchGenerator, GenerationOptions
 from ..samples import LETTER_ANSWER
 from .answering import answer_questions, load_generator
@@ -117,7 +118,7 @@ def evaluate(generator: BatchGenerator, dataset_name: str, out: Path, name: str,
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="llava-uhd eval vlmevalkit", description="VLMEvalKit's data sets.")
     parser.add_argument("datasets", nargs="+", help=f"such as {', '.join(DATASETS)}")
-    parser.add_argument("--model", default="tiny", help="tiny, a folder or a hub id")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a built-in model, a folder or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder for predictions and scores")
     parser.add_argument("--device", help="cpu, cuda:0, auto")
     parser.add_argument("--dtype", default="auto")
