@@ -21,12 +21,12 @@ from llava_uhd.synthetic.varied import KINDS, NOT_A_DOCUMENT, NOT_THERE, PICTURE
 from llava_uhd.synthetic.varied.content import Content, plain
 from llava_uhd.synthetic.varied.facts import Entries, Field
 from llava_uhd.synthetic.varied.fonts import CHARACTERS, character_offsets, find_families
+from llava_uhd.synthetic.varied.label_wordings import LABELED
 from llava_uhd.synthetic.varied.labels import LABELS
 from llava_uhd.synthetic.varied.questions import ask_all, habit
 from llava_uhd.synthetic.varied.render import draw_sheet
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
 from llava_uhd.synthetic.varied.wear import IDENTITY, Wear, apply, draw_wear, homography
-from llava_uhd.synthetic.varied.wordings import LABELED
 
 WHEEL: tuple = ()  # the wheel's fonts alone: the same on every machine
 DRAWN = [kind for kind in KINDS if kind not in (PICTURE, SCRIBBLE)]

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from ..page import Color
 from .facts import Entries, Field, Line
+from .label_wordings import LABELED
 from .labels import LABELS
 from .sheet import Run, Shape, Sheet
-from .wordings import DATE, LABELED
+from .wordings import DATE
 
 
 def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:

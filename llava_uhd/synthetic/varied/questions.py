@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from .content import Content
 from .facts import Entries, Field, Line
+from .label_wordings import LABELED
 from .labels import LABELS
 from .sheet import Run, Sheet
 from .wordings import (
@@ -20,7 +21,6 @@ from .wordings import (
     FIELD,
     FIRST,
     HIGHEST,
-    LABELED,
     LARGEST,
     LAST,
     LINE,
