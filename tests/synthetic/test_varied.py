@@ -27,6 +27,7 @@ from llava_uhd.synthetic.varied.questions import ask_all, habit
 from llava_uhd.synthetic.varied.render import draw_sheet
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
 from llava_uhd.synthetic.varied.wear import IDENTITY, Wear, apply, draw_wear, homography
+from llava_uhd.synthetic.varied.wordings import BEGINNINGS, DATE, SHOP
 
 WHEEL: tuple = ()  # the wheel's fonts alone: the same on every machine
 DRAWN = [kind for kind in KINDS if kind not in (PICTURE, SCRIBBLE)]
@@ -295,8 +296,18 @@ def test_a_page_too_small_for_its_print_is_refused_and_a_small_one_gets_a_kind_t
 
 def test_wordings_are_of_labels_and_not_those_of_webdocs():
     assert set(LABELED) == set(LABELS)
-    trained = {wording.lower() for wordings in LABELED.values() for wording in wordings}
+    trained = {wording.lower() for wordings in (*LABELED.values(), SHOP, DATE) for wording in wordings}
     assert trained.isdisjoint(sample.prompt.lower() for sample in read_webdocs(Path()))
+
+
+def test_a_question_begins_otherwise_and_keeps_what_it_asks():
+    rng, asked = random.Random(0), set()
+    for _ in range(400):
+        asked.add(habit("When is it due?", rng).lower().strip(" ?."))
+    assert any("is this document due" in text for text in asked) and any(text.endswith("is it due") for text in asked)
+    for beginning in BEGINNINGS["When "]:
+        assert any(beginning.lower() in text for text in asked)
+    assert all(" due" in text for text in asked)
 
 
 def test_labels_are_asked_for_by_their_other_names():
