@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 
 from ..tiny_v1.losses import answer_loss
-from .locations import LOCATION_ID, half_and_column
+from .locations import FOUND_ID, LOCATION_ID, row_and_column
 from .losses import codes_of, pixels_of
 from .network import Network
 from .samples import IGNORED, collate, make_sample
 from .setting import Phase
 
 LATER = 5
-# Where a place that is named lies beside the right one, from the nearest: one half row and one column away at most, in
-# its rows, in its columns, or neither; or a character is named instead, as in answers that decline.
+# Where a place that is named lies beside the right one, from the nearest: a quarter of a window away at most along
+# either side, in its rows, in its columns, or neither; or a character is named instead.
 NEARNESS = ("right", "beside", "same row", "same column", "elsewhere", "none")
 
 
@@ -91,7 +91,7 @@ def count_places(page: Page, grid: int) -> dict[int, Counter[str]]:
         place = position
         while page.labels[place - 1] >= LOCATION_ID:
             place -= 1
-        if page.labels[place - 1] == IGNORED:
+        if page.labels[place - 1] == FOUND_ID:
             counts[min(position - place + 1, 2)][_nearness(page.predicted[position], label, grid)] += 1
     return counts
 
@@ -101,7 +101,7 @@ def _nearness(predicted: int, label: int, grid: int) -> str:
         return "none"
     rows, columns = (
         abs(found - true)
-        for found, true in zip(half_and_column(predicted, grid), half_and_column(label, grid), strict=True)
+        for found, true in zip(row_and_column(predicted, grid), row_and_column(label, grid), strict=True)
     )
     if rows == columns == 0:
         return "right"

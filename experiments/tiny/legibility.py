@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from llava_uhd.synthetic.varied import SCRIBBLE
 
 from .crops import cut_crops
+from .locations import HALVES
 from .network import Network
 from .samples import draw_document
 from .setting import Phase
-from .symbols import CONTINUED, FIRST, HALVES, without_continued
+from .symbols import CONTINUED, FIRST, without_continued
 
 # Whether the characters are random, and from which to which size the page's print is, in pixels.
 Group = tuple[bool, int, int]

@@ -1,35 +1,44 @@
-"""Tokens that name the half window in which the next characters of an answer are printed.
+"""Tokens that name the quarter of a window in which the next characters of an answer are printed.
 
-An answer that is printed names, before the characters of each half window, its row and column in its view. To go
-from one character to the next is then to look at a place that was just written down, instead of to find the last
-characters again among all that resemble them. They are special tokens, which decoding leaves out.
+An answer that is printed names, before the characters of each quarter, its row and column in its view. To go from one
+character to the next is then to look at a place that was just written down, instead of to find the last characters
+again among all that resemble them. They are special tokens, which decoding leaves out.
+
+A further one, `FOUND_ID`, comes before the first place. Where the model is unsure of the place, its probability is
+spread over many tokens, each of them less probable than the one that begins "not in the document"; whether the page
+says anything is thus one decision of its own.
 """
 
 from ..tiny_v1.tokenizer import byte_id
-from .symbols import HALVES
 
 # After the last byte.
-LOCATION_ID = byte_id("\0") + 256
+FOUND_ID = byte_id("\0") + 256
+LOCATION_ID = FOUND_ID + 1
+# Parts of a window along a column and along a row.
+HALVES = 2
+SIDES = 2
 
 
 def location_tokens(grid: int) -> list[str]:
-    """The tokens of a view of so many rows and columns of windows, half row by half row."""
-    return [f"<|{half / HALVES:g},{column}|>" for half in range(HALVES * grid) for column in range(grid)]
+    """The tokens of a view of so many rows and columns of windows: that of a place's being found, then row by row."""
+    rows, columns = range(HALVES * grid), range(SIDES * grid)
+    return ["<|found|>", *(f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns)]
 
 
-def location_id(position: int, half: int, stride: int, grid: int) -> int:
-    """Token of a half of the window at a position of an image's sequence.
+def location_id(position: int, quarter: int, stride: int, grid: int) -> int:
+    """Token of a quarter of the window at a position of an image's sequence.
 
     Args:
         position: position from the image's first token on.
-        half: 0 for the upper, 1 for the lower half.
+        quarter: number of the quarter, row by row.
         stride: tokens of a row of windows in the sequence, over all slices.
         grid: rows and columns of windows of a view.
     """
     row, column = divmod(position, stride)
-    return LOCATION_ID + (row % grid * HALVES + half) * grid + column % grid
+    half, side = divmod(quarter, SIDES)
+    return LOCATION_ID + (row % grid * HALVES + half) * SIDES * grid + column % grid * SIDES + side
 
 
-def half_and_column(token: int, grid: int) -> tuple[int, int]:
-    """Half row and column, in its view, of a location token."""
-    return divmod(token - LOCATION_ID, grid)
+def row_and_column(token: int, grid: int) -> tuple[int, int]:
+    """Row and column of a location token among the quarters of its view."""
+    return divmod(token - LOCATION_ID, SIDES * grid)

@@ -20,9 +20,9 @@ from llava_uhd.model.vision_tower import encode_views
 
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
-from .locations import LOCATION_ID
+from .locations import HALVES, LOCATION_ID, SIDES
 from .setting import Setting, build_config
-from .symbols import EMPTY, HALVES, NUM_PLAIN, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
+from .symbols import EMPTY, NUM_PLAIN, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
 POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
@@ -151,8 +151,9 @@ class Network(EvaluationMode):
         blank = torch.full((len(self.readout.locations), self.setting.slots), EMPTY)
         located = self.code_map(encode_symbols(blank, self.readout.vectors, self.readout.locations))
         halves = HALF_SCALE * torch.randn(HALVES, 1, located.shape[1])
-        rows = located.unflatten(0, (self.setting.query_grid, 1, -1))  # rows, halves, columns
-        located = (rows + halves).flatten(0, 2)
+        sides = HALF_SCALE * torch.randn(SIDES, located.shape[1])
+        windows = located.unflatten(0, (self.setting.query_grid, 1, -1, 1))  # rows, halves, columns, sides
+        located = (windows + halves[..., None, :] + sides).flatten(0, 3)
         embeddings[LOCATION_ID : LOCATION_ID + len(located)] = located
         head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
 

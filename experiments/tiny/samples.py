@@ -20,7 +20,7 @@ from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
-from .locations import location_id
+from .locations import FOUND_ID, location_id
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -239,17 +239,19 @@ def converse(
         looked_at: list[int] = []
         before: tuple[int, int] | None = None
         for key in turn.keys:
-            position, half = positions[id(key)][-1].tolist()
-            answer.append(location_id(position, half, stride, setting.query_grid))
+            position, quarter = positions[id(key)][-1].tolist()
+            answer.append(location_id(position, quarter, stride, setting.query_grid))
             looked_at.append(position)
-        for character, position, half in _characters(turn, positions):
-            if position >= 0 and (position, half) != before:
-                answer.append(location_id(position, half, stride, setting.query_grid))
+        for character, position, quarter in _characters(turn, positions):
+            if position >= 0 and (position, quarter) != before:
+                answer.append(location_id(position, quarter, stride, setting.query_grid))
                 looked_at.append(position)
-                before = position, half
+                before = position, quarter
             # From the position before each token one looks at what the token names, or at the window it is in.
             answer += encode(character)
             looked_at += [position] * len(encode(character))
+        if answer and answer[0] > FOUND_ID:
+            answer, looked_at = [FOUND_ID, *answer], [-1, *looked_at]
         ids += [*asked, *answer, EOS_ID]
         labels += [IGNORED] * len(asked) + [*answer, EOS_ID]
         looked_at = [-1] * (len(asked) - 2 - len(named)) + named + [-1] + looked_at
@@ -285,15 +287,15 @@ def named_positions(turn: Turn, positions: dict[int, np.ndarray]) -> list[int]:
 
 
 def _characters(turn: Turn, positions: dict[int, np.ndarray]) -> Iterator[tuple[str, int, int]]:
-    """Yield each character of an answer with its position and half of `run_positions`, -1 where it is not printed."""
+    """Yield each character of an answer with position and quarter of `run_positions`, -1 where it is not printed."""
     printed = [(-1, 0)] * len(turn.answer)
     place = -turn.start
     for run in turn.sources:
         found = iter(positions[id(run)].tolist())
         for character in run.text:
-            position, half = next(found) if character != " " else (-1, 0)
+            position, quarter = next(found) if character != " " else (-1, 0)
             if 0 <= place < len(printed):
-                printed[place] = position, half
+                printed[place] = position, quarter
             place += 1
         place += 1
     return ((character, *place) for character, place in zip(turn.answer, printed, strict=True))

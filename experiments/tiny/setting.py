@@ -9,6 +9,7 @@ import yaml
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 
 from ..tiny_v1.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCABULARY_SIZE, byte_id
+from .locations import location_tokens
 
 PLAN = Path(__file__).parent / "plan.yaml"
 CHOICES = {
@@ -167,7 +168,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": setting.rope_theta},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
-        "vocab_size": VOCABULARY_SIZE + 2 * setting.query_grid**2,
+        "vocab_size": VOCABULARY_SIZE + len(location_tokens(setting.query_grid)),
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,

@@ -26,6 +26,7 @@ from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.fonts import CHARACTERS
 
 from .earlier import AnyDocument
+from .locations import HALVES, SIDES
 from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2
@@ -42,7 +43,6 @@ FLAG_SIZE, CONTINUED_SIZE = 2.0, 0.5
 HALF_HEIGHT = 0.45
 # Letters below this size in a view, in pixels, are too small to read.
 LEGIBLE = 5.0
-HALVES = 2
 # Standard deviation, in windows, of a character's place where the language model learns from codes: at the edge of a
 # slot no reader can be sure. The vision half gives a mean of the codes that it holds possible, with such a character
 # partly in both slots, so the language model gets the mean of `DRAFTS` codes. With 0.1 a mean holds 60 % of the
@@ -280,13 +280,14 @@ def row_stride(plan: SlicePlan, setting: Setting) -> int:
 def run_positions(document: AnyDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
     """Return for each run of a page where each visible character stands, (N, 2).
 
-    That is the position of its token in the sequence of the image, and 1 if it stands in the lower half of its window.
+    That is the position of its token in the sequence of the image, and the number of its quarter of the window.
     """
     grid, glyphs = setting.query_grid, document.glyphs
     columns, rows = plan.grid or (1, 1)
     areas = _areas(document, (rows * grid, columns * grid), None, plan.padded_size)
-    half, column = np.floor(areas.half).astype(int), np.floor(areas.column).astype(int)
-    half, column = np.clip(half, 0, HALVES * rows * grid - 1), np.clip(column, 0, columns * grid - 1)
+    half = np.clip(np.floor(areas.half).astype(int), 0, HALVES * rows * grid - 1)
+    side = np.clip(np.floor(SIDES * areas.column).astype(int), 0, SIDES * columns * grid - 1)
     stride = row_stride(plan, setting)
     ends = np.bincount(glyphs.runs, minlength=len(document.sheet.texts) if document.sheet else 0).cumsum()
-    return np.split(np.column_stack([half // HALVES * stride + column, half % HALVES]), ends[:-1])
+    position = half // HALVES * stride + side // SIDES
+    return np.split(np.column_stack([position, half % HALVES * SIDES + side % SIDES]), ends[:-1])

@@ -11,7 +11,7 @@ pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.earlier import make_earlier
 from experiments.tiny.loader import cut_batches, stream_batches
-from experiments.tiny.locations import LOCATION_ID, location_id, location_tokens
+from experiments.tiny.locations import FOUND_ID, LOCATION_ID, location_id, location_tokens
 from experiments.tiny.losses import codes_of
 from experiments.tiny.network import Network
 from experiments.tiny.samples import (
@@ -67,7 +67,7 @@ def test_a_character_between_two_slots_is_partly_in_both():
     torch.testing.assert_close(codes, mean)
 
 
-def test_answers_name_the_half_window_before_its_characters():
+def test_answers_name_the_quarter_of_a_window_before_its_characters():
     setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
     named = 0
     for index in range(3):
@@ -78,8 +78,8 @@ def test_answers_name_the_half_window_before_its_characters():
         for position, pointer in enumerate(sample.pointers):
             token = sample.input_ids[position + 1] if position + 1 < sample.length else EOS_ID
             if token >= LOCATION_ID:
-                row, column = divmod(token - LOCATION_ID, setting.query_grid)
-                location = row // 2 * setting.query_grid + column
+                row, column = divmod(token - LOCATION_ID, 2 * setting.query_grid)
+                location = row // 2 * setting.query_grid + column // 2
                 named += 1
             if pointer >= 0 and sample.labels[position + 1] != IGNORED:
                 assert window_of[pointer] == location
@@ -98,9 +98,9 @@ def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
     positions_of = {run: all_positions[document.sheet.texts.index(run)].tolist() for run in (key, source)}
     first_two = [positions_of[key][-1], positions_of[source][0]]
     stride, start = row_stride(plan, setting), ids.index(ASSISTANT_ID)
-    named = [location_id(position, half, stride, setting.query_grid) for position, half in first_two]
-    assert ids[start + 1 : start + 3] == named and named[0] != named[1]
-    assert pointers[start : start + 2] == [IMAGE_START + position for position, _ in first_two]
+    named = [location_id(position, quarter, stride, setting.query_grid) for position, quarter in first_two]
+    assert ids[start + 1 : start + 4] == [FOUND_ID, *named] and named[0] != named[1]
+    assert pointers[start : start + 3] == [-1, *(IMAGE_START + position for position, _ in first_two)]
     # The letters of the name, from its second on, are looked for in the question.
     begin = start - len(asked.text) + asked.text.lower().index(key.text.lower())
     visible = iter(positions_of[key])
@@ -140,9 +140,9 @@ def test_bars_of_the_first_generator_are_found_by_their_names_or_values():
 def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
     tokenizer = build_tokenizer(location_tokens(4))
     position = 6 * 9 + 5  # row 6, column 5 of a raster of two slices side by side, whose rows end with a separator
-    token = location_id(position, 1, 9, 4)
-    assert tokenizer.convert_ids_to_tokens(token) == "<|2.5,1|>"
-    assert tokenizer.decode([*encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
+    token = location_id(position, 3, 9, 4)
+    assert tokenizer.convert_ids_to_tokens([FOUND_ID, token]) == ["<|found|>", "<|2.5,1.5|>"]
+    assert tokenizer.decode([FOUND_ID, *encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
 
 
 def test_continued_text_is_printed_after_what_is_given():
@@ -159,7 +159,8 @@ def test_continued_text_is_printed_after_what_is_given():
             before = [printed[: turn.start]] if turn.start else [run.text for run in document.sheet.texts]
             assert any(text.endswith(turn.text) for text in before)
         sample = make_sample(setting, phase, 1, index)
-        answered += sum(label >= 6 and label != byte_id(" ") for label in sample.labels)  # bytes and locations
+        # Bytes and places.
+        answered += sum(label >= 6 and label not in (byte_id(" "), FOUND_ID) for label in sample.labels)
         following = zip(sample.pointers, sample.labels[1:], strict=False)
         pointed += sum(pointer >= 0 and label != IGNORED for pointer, label in following)
     assert pointed == answered > 200
@@ -211,7 +212,7 @@ def test_the_loss_is_on_the_answers_alone():
     assert asked.count(EOS_ID) >= 1 and len(sample.labels) == len(sample.input_ids) == len(sample.pointers)
     document = make_varied("reader:0", 3, shown=SMALL.view_size**2)
     answers = [encode(question.answer) for question in document.questions]
-    first = [label for label in asked[: asked.index(EOS_ID)] if label < LOCATION_ID]
+    first = [label for label in asked[: asked.index(EOS_ID)] if label < FOUND_ID]
     assert first in answers or len(first) > 20
 
 

@@ -17,7 +17,7 @@ from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.copying import Page, count_copied, count_places, predict_pages
 from experiments.tiny.legibility import count_named, measure_legibility
-from experiments.tiny.locations import LOCATION_ID
+from experiments.tiny.locations import FOUND_ID, LOCATION_ID
 from experiments.tiny.losses import SCORES, reading_score
 from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
@@ -127,17 +127,17 @@ def test_copying_is_measured_by_character(tmp_path, capsys):
 
 
 def test_places_are_counted_by_how_near_they_are():
-    def place(half, column):
-        return LOCATION_ID + 4 * half + column
+    def place(half, side):
+        return LOCATION_ID + 8 * half + side
 
     grid, letter = 4, byte_id("a")
     of_key, of_answer = place(2, 1), place(5, 3)
-    labels = [IGNORED, of_key, of_answer, letter, of_key, letter, IGNORED, of_answer, letter]
-    found = [IGNORED, place(2, 2), of_answer, letter, letter, letter, IGNORED, letter, letter]
+    labels = [IGNORED, FOUND_ID, of_key, of_answer, letter, of_key, letter, IGNORED, FOUND_ID, of_answer, letter]
+    found = [IGNORED, FOUND_ID, place(2, 2), of_answer, letter, letter, letter, IGNORED, FOUND_ID, letter, letter]
     counts = count_places(Page(labels, found, [], torch.zeros(0, 0), 0, 2), grid)
     assert counts == {1: {"beside": 1, "none": 1}, 2: {"right": 1}}  # the third place is within the answer
     for half, column, nearness in ((3, 0, "beside"), (1, 3, "same row"), (5, 0, "same column"), (7, 3, "elsewhere")):
-        page = Page([IGNORED, of_key], [IGNORED, place(half, column)], [], torch.zeros(0, 0), 0, 1)
+        page = Page([IGNORED, FOUND_ID, of_key], [IGNORED, FOUND_ID, place(half, column)], [], torch.zeros(0, 0), 0, 1)
         assert count_places(page, grid) == {1: {nearness: 1}}
 
 
