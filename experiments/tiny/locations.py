@@ -20,7 +20,11 @@ SIDES = 2
 
 
 def location_tokens(grid: int) -> list[str]:
-    """The tokens of a view of so many rows and columns of windows: that of a place's being found, then row by row."""
+    """The token that says that there is a place, then those of a view's quarters, row by row.
+
+    Args:
+        grid: rows and columns of windows of a view.
+    """
     rows, columns = range(HALVES * grid), range(SIDES * grid)
     return ["<|found|>", *(f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns)]
 
@@ -40,5 +44,5 @@ def location_id(position: int, quarter: int, stride: int, grid: int) -> int:
 
 
 def row_and_column(token: int, grid: int) -> tuple[int, int]:
-    """Row and column of a location token among the quarters of its view."""
+    """Row and column of a location token among the quarters of its view, whose side is so many windows."""
     return divmod(token - LOCATION_ID, SIDES * grid)

@@ -85,7 +85,7 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyD
     if rng.random() < phase.earlier:
         return make_earlier(f"{phase.name}:{seed}", index)
     kind = SCRIBBLE if rng.random() < phase.scribble else None
-    views = max(round(phase.views * rng.choice(VIEWS)), 1)
+    views = _draw_views(phase, rng)
     shown = views * setting.view_size**2
     of_wheel = {"all": 0.0, "half": 0.5, "wheel": 1.0}[phase.families]
     return make_varied(
@@ -96,6 +96,11 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyD
         print_sizes=phase.print,
         fonts=() if rng.random() < of_wheel else None,
     )
+
+
+def _draw_views(phase: Phase, rng: random.Random) -> int:
+    """Return a part of the most slices of a phase."""
+    return max(round(phase.views * rng.choice(VIEWS)), 1)
 
 
 def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample:
@@ -110,7 +115,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
     # The first generator's pages have large print alone: with fewer slices it is seen smaller.
-    views = phase.views if isinstance(document, VariedDocument) else max(round(phase.views * rng.choice(VIEWS)), 1)
+    views = phase.views if isinstance(document, VariedDocument) else _draw_views(phase, rng)
     plan = plan_of(document, setting, views)
     coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols)
     if phase.kind == "vision":

@@ -98,7 +98,9 @@ def _reword(text: str, rng: random.Random) -> str:
             text = rng.choice(others) + text.removeprefix(beginning)
             break
     if rng.random() < REWORDED:
-        text = IT.sub(rng.choice(OBJECTS), text, count=1)
+        # Not in what is quoted from the page.
+        asked, quote, quoted = text.partition('"')
+        text = IT.sub(rng.choice(OBJECTS), asked, count=1) + quote + quoted
     return text
 
 
