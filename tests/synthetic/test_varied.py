@@ -111,8 +111,8 @@ def found_in(question, cells):
 
 def test_what_is_quoted_from_the_page_is_asked_as_it_is():
     rng = random.Random(0)
-    asked = {habit('Is it the line that begins with "Grow it"?', rng).lower() for _ in range(200)}
-    assert all('"grow it"' in text for text in asked) and any("is the document the line" in text for text in asked)
+    asked = {habit('Read the line that begins with "Grow it".', rng).lower() for _ in range(200)}
+    assert len(asked) > 1 and all('"grow it"' in text for text in asked)
 
 
 def test_cells_of_tables_with_a_heading_have_it_as_second_key():
