@@ -6,7 +6,7 @@ the phase draws them.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,8 +53,9 @@ def predict_pages(network: Network, phase: Phase, pages: int, seed: int) -> Iter
         pages: number of pages.
         seed: seed of the pages.
     """
+    exact = replace(phase, moved=0.0)
     for index in range(pages):
-        sample = make_sample(network.setting, phase, seed, index)
+        sample = make_sample(network.setting, exact, seed, index)
         is_drawn = sample.patches is not None
         codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
         input_ids, labels, pointers, positions = collate([sample])

@@ -20,7 +20,7 @@ from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
-from .locations import FOUND_ID, location_id
+from .locations import FOUND_ID, location_id, move_locations
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -114,8 +114,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     """
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
-    # The first generator's pages have large print alone: with fewer slices it is seen smaller.
-    views = phase.views if isinstance(document, VariedDocument) else _draw_views(phase, rng)
+    # The first generator's pages have large print alone: with fewer slices, as half of them have, it is seen smaller.
+    smaller = not isinstance(document, VariedDocument) and rng.random() < 0.5
+    views = _draw_views(phase, rng) if smaller else phase.views
     plan = plan_of(document, setting, views)
     coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols)
     if phase.kind == "vision":
@@ -126,6 +127,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
         turns = continued or question_turns(document, rng, phase.questions)
         ids, labels, pointers = converse(document, plan, setting, turns)
+        ids = move_locations(ids, labels, phase.moved, setting.query_grid, rng)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if coded:
             jitter = np.random.default_rng(rng.getrandbits(32))

@@ -87,6 +87,7 @@ class Phase:
         symbols: part of the pages of `frozen` and `joint` that are given as codes, so that the language model keeps
             its skill.
         questions: most questions a page.
+        moved: part of the places in answers that are a quarter of a window beside the right one; see `locations.py`.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
             learns little more than that they are blank; without them the others keep their positions.
     """
@@ -110,6 +111,7 @@ class Phase:
     continued: float = 0.0
     symbols: float = 0.0
     questions: int = 10
+    moved: float = 0.0
     blanks: float = 1.0
 
     def __post_init__(self) -> None:

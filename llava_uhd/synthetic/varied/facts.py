@@ -19,6 +19,7 @@ class Field:
         sources: runs that contain the value.
         wordings: further questions about exactly this value.
         amount: the value as a number, for comparisons.
+        keys: runs by which the value is found where it has no label of its own.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Field:
     sources: tuple[Run, ...]
     wordings: tuple[str, ...] = ()
     amount: float | None = None
+    keys: tuple[Run, ...] = ()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Sheets of paper: invoices, orders, statements, letters, forms, certificates, plain pages."""
 
 import string
+from collections.abc import Iterable
 from datetime import date, timedelta
 
 from ..page import MIDDLE
@@ -8,6 +9,7 @@ from .facts import Field, Line
 from .fonts import CHARACTERS, find_families
 from .labels import LABELS
 from .parts import address, dated, fields, labeled, logo, paragraph, stamp, sums, table, title
+from .prose import SENTENCES, state
 from .sheet import Run, Sheet
 from .slips import stacked
 
@@ -32,6 +34,20 @@ def _letterhead(sheet: Sheet) -> None:
     if rng.random() < 0.6:
         address(sheet, x)
     sheet.feed(0.8)
+
+
+def _missing(sheet: Sheet, names: Iterable[str]) -> list[str]:
+    """Return those of some labels of which the page has no value yet."""
+    there = sheet.unlabeled | {fact.label for fact in sheet.facts if isinstance(fact, Field)}
+    return [name for name in names if name not in there]
+
+
+def _stating(sheet: Sheet, most: int, lines: int) -> None:
+    """Place a paragraph that states up to so many values that the page does not have yet."""
+    rng, content = sheet.rng, sheet.content
+    names = _missing(sheet, SENTENCES)
+    filling = [content.sentence(rng.randint(4, 12)) for _ in range(rng.randint(0, 3))]
+    state(sheet, rng.sample(names, k=min(rng.randint(1, most), len(names))), filling, lines)
 
 
 def _commercial(sheet: Sheet, names: tuple[str, ...], heading: tuple[str, ...]) -> None:
@@ -152,8 +168,11 @@ def lay_out_letter(sheet: Sheet) -> None:
     for _ in range(rng.randint(1, 5)):
         if sheet.lines_left < 8:
             break
-        text = " ".join(content.sentence(rng.randint(5, 14)) for _ in range(rng.randint(1, 5)))
-        paragraph(sheet, text, sheet.left, sheet.right, sheet.lines_left - 5)
+        if rng.random() < 0.6:
+            _stating(sheet, 4, sheet.lines_left - 5)
+        else:
+            text = " ".join(content.sentence(rng.randint(5, 14)) for _ in range(rng.randint(1, 5)))
+            paragraph(sheet, text, sheet.left, sheet.right, sheet.lines_left - 5)
         sheet.feed(0.6)
     if sheet.lines_left >= 4:
         sheet.put(rng.choice(CLOSINGS), sheet.left)
@@ -264,9 +283,12 @@ def lay_out_note(sheet: Sheet) -> None:
     """Lay out a short notice with a few fields."""
     rng, content = sheet.rng, sheet.content
     title(sheet, content.sentence(rng.randint(1, 3)).rstrip("."))
-    paragraph(sheet, content.sentence(rng.randint(6, 20)), sheet.left, sheet.right, 5)
+    if rng.random() < 0.5:
+        _stating(sheet, 3, 5)
+    else:
+        paragraph(sheet, content.sentence(rng.randint(6, 20)), sheet.left, sheet.right, 5)
     sheet.feed(0.4)
-    fields(sheet, rng.sample(list(LABELS), k=rng.randint(1, 4)), sheet.left, sheet.right)
+    fields(sheet, rng.sample(_missing(sheet, LABELS), k=rng.randint(1, 4)), sheet.left, sheet.right)
     if sheet.lines_left >= 2 and rng.random() < 0.5:
         signer = content.person()
         run = sheet.put(signer, sheet.left)

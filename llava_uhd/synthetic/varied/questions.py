@@ -150,7 +150,7 @@ def _cases(**words: str) -> dict[str, str]:
 def _ask_field(fact: Field, sheet: Sheet) -> Asked:
     template = sheet.rng.choice((*FIELD, *fact.wordings, *fact.wordings, *fact.wordings))
     text = template.format(**_cases(label=sheet.rng.choice((fact.label, *_synonyms(fact.label)))))
-    return Asked(text, fact.value, fact.ability, fact.sources, _label_of(fact, sheet))
+    return Asked(text, fact.value, fact.ability, fact.sources, fact.keys or _label_of(fact, sheet))
 
 
 def _synonyms(label: str) -> list[str]:
