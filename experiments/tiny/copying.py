@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..tiny_v1.losses import answer_loss
-from .locations import FOUND_ID, LOCATION_ID, row_and_column
+from .locations import FOUND_ID, LOCATION_ID, is_quarter, row_and_column
 from .losses import codes_of, pixels_of
 from .network import Network
 from .samples import IGNORED, collate, make_sample
@@ -59,16 +59,18 @@ def predict_pages(network: Network, phase: Phase, pages: int, seed: int) -> Iter
         is_drawn = sample.patches is not None
         codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
         input_ids, labels, pointers, positions = collate([sample])
-        hidden, attention, _ = network.hidden_states(
+        outputs = network.hidden_states(
             input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions
         )
-        _, right_answers, answers = answer_loss(hidden, labels, network.model.lm_head)
-        predicted = network.model.lm_head(hidden[0, :-1]).argmax(dim=-1).tolist()
+        _, right_answers, answers = answer_loss(outputs.hidden, labels, network.model.lm_head)
+        predicted = network.model.lm_head(outputs.hidden[0, :-1]).argmax(dim=-1).tolist()
         # Letters of questions are looked for, too.
         in_answers = labels[0, 1:][pointers[0, :-1] >= 0] != IGNORED
         points = (pointers[0, :-1] >= 0).nonzero().flatten()[in_answers].tolist()
         # The token at a position is the one that the position before predicts.
-        yield Page(labels[0].tolist(), [IGNORED, *predicted], points, attention[:, in_answers], right_answers, answers)
+        yield Page(
+            labels[0].tolist(), [IGNORED, *predicted], points, outputs.found[:, in_answers], right_answers, answers
+        )
 
 
 def count_copied(page: Page) -> dict[int, list[list[float]]]:
@@ -87,18 +89,19 @@ def count_places(page: Page, grid: int) -> dict[int, Counter[str]]:
     """Count how near the places are with which answers begin: the first, and later ones given those before."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for position, label in enumerate(page.labels):
-        if label < LOCATION_ID:
+        if not is_quarter(label, grid):
             continue
-        place = position
-        while page.labels[place - 1] >= LOCATION_ID:
-            place -= 1
-        if page.labels[place - 1] == FOUND_ID:
-            counts[min(position - place + 1, 2)][_nearness(page.predicted[position], label, grid)] += 1
+        start, number = position, 0
+        while page.labels[start] >= LOCATION_ID:
+            number += is_quarter(page.labels[start], grid)
+            start -= 1
+        if page.labels[start] == FOUND_ID:
+            counts[min(number, 2)][_nearness(page.predicted[position], label, grid)] += 1
     return counts
 
 
 def _nearness(predicted: int, label: int, grid: int) -> str:
-    if predicted < LOCATION_ID:
+    if not is_quarter(predicted, grid):
         return "none"
     rows, columns = (
         abs(found - true)

@@ -31,7 +31,7 @@ def save_folder(out: Path, setting: Setting) -> Path:
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=160, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
-    tokenizer = build_tokenizer(location_tokens(setting.query_grid))
+    tokenizer = build_tokenizer(location_tokens(setting.query_grid, setting.max_slices))
     tokenizer.model_max_length = setting.context
     processor = LlavaUhdProcessor.from_config(build_config(setting), tokenizer, chat_template=CHAT_TEMPLATE)
     model.save_pretrained(folder)

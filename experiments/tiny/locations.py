@@ -1,6 +1,7 @@
 """Tokens that name the quarter of a window in which the next characters of an answer are printed.
 
-An answer that is printed names, before the characters of each quarter, its row and column in its view. To go from one
+An answer that is printed names, before the characters of each quarter, its row and column in its view, and before that
+the slice, where it is another one than before. To go from one
 character to the next is then to look at a place that was just written down, instead of to find the last characters
 again among all that resemble them. They are special tokens, which decoding leaves out.
 
@@ -26,14 +27,33 @@ SIDES = 2
 ALONG_ROW = 0.75
 
 
-def location_tokens(grid: int) -> list[str]:
-    """The token that says that there is a place, then those of a view's quarters, row by row.
+def location_tokens(grid: int, max_slices: int) -> list[str]:
+    """The token that says that there is a place, then those of a view's quarters and of slices, row by row.
 
     Args:
         grid: rows and columns of windows of a view.
+        max_slices: most slices of an image, and so of their rows and columns.
     """
     rows, columns = range(HALVES * grid), range(SIDES * grid)
-    return ["<|found|>", *(f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns)]
+    quarters = [f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns]
+    slices = [f"<|slice {row},{column}|>" for row in range(max_slices) for column in range(max_slices)]
+    return ["<|found|>", *quarters, *slices]
+
+
+def first_slice_id(grid: int) -> int:
+    """Token of the first slice, which follows those of the quarters."""
+    return LOCATION_ID + HALVES * SIDES * grid**2
+
+
+def is_quarter(token: int, grid: int) -> bool:
+    """Whether a token names a quarter of a window."""
+    return LOCATION_ID <= token < first_slice_id(grid)
+
+
+def slice_id(position: int, stride: int, grid: int, max_slices: int) -> int:
+    """Token of the slice that has the window at a position of a cut image's sequence; see `location_id`."""
+    row, column = divmod(position, stride)
+    return first_slice_id(grid) + row // grid * max_slices + column // grid
 
 
 def location_id(position: int, quarter: int, stride: int, grid: int) -> int:
@@ -67,7 +87,7 @@ def move_locations(ids: list[int], labels: list[int], part: float, grid: int, rn
     """
     moved = list(ids)
     for place, label in enumerate(labels):
-        if label >= LOCATION_ID and rng.random() < part:
+        if is_quarter(label, grid) and rng.random() < part:
             row, column = row_and_column(label, grid)
             step = rng.choice((-1, 1))
             if rng.random() < ALONG_ROW:

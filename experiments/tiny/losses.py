@@ -17,8 +17,9 @@ from .symbols import DRAFTS, EMPTY, encode_symbols, token_grid
 
 # Weight of the distance to the code beside the cross entropy of the symbols.
 DISTANCE = 0.5
-# Weight of looking at the position before.
+# Weights of looking at the position before, and of naming the slices of image tokens.
 BEFORE = 0.3
+SLICES = 0.2
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,19 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     kept = [torch.ones(len(s.symbols), dtype=torch.bool) if s.kept is None else s.kept for s in samples]
     codes = codes[torch.cat(kept).to(device)]
     input_ids, labels, pointers, positions = (tensor.to(device) for tensor in collate(samples))
-    hidden, attention, before = network.hidden_states(input_ids, codes, pointers, positions)
-    loss, right, answers = answer_loss(hidden.float(), labels, network.model.lm_head)
-    pointing = pointing_loss(attention) if attention.numel() else loss.new_zeros(())
-    previous = pointing_loss(before)
-    total = loss + phase.pointing * pointing + BEFORE * previous + phase.reading * reading
+    outputs = network.hidden_states(input_ids, codes, pointers, positions)
+    loss, right, answers = answer_loss(outputs.hidden.float(), labels, network.model.lm_head)
+    pointing = pointing_loss(outputs.found) if outputs.found.numel() else loss.new_zeros(())
+    previous = pointing_loss(outputs.before)
+    slices = torch.cat([sample.slices for sample in samples])[torch.cat(kept)].to(device)
+    of_slices = F.cross_entropy(outputs.slices.float().flatten(0, 1), slices.flatten())
+    total = loss + phase.pointing * pointing + BEFORE * previous + SLICES * of_slices + phase.reading * reading
     padded = input_ids.numel() - sum(sample.length for sample in samples)
     measures |= {
         "answer_loss": (loss.item(), 1),
         "pointing": (pointing.item(), 1),
         "before": (previous.item(), 1),
+        "slices": ((outputs.slices.argmax(dim=-1) == slices).all(dim=-1).sum().item(), len(slices)),
         "exact": (right, answers),
         "padding": (padded, input_ids.numel()),
     }

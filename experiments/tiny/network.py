@@ -7,7 +7,7 @@ Shapes: B batch, L length, T image tokens of the batch, E width, S slots, P patc
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ POSITION_SCALE = 0.4
 EMBEDDING_SCALE = 0.5
 HALF_SCALE = 0.25
 HEAD_SCALE = 0.1
+# After so many layers the language model should know of which slice an image token is.
+SLICE_LAYER = 2
 # Logit by which a new projector looks at the middle of a window in the encoder's own map: most of its attention.
 MIDDLE = 8.0
 
@@ -71,6 +73,23 @@ class Readout(nn.Module):
         return self.scale * (parts @ self.vectors.T) / parts.shape[-1] ** 0.5 + self.bias
 
 
+class Outputs(NamedTuple):
+    """What the language model gives.
+
+    Attributes:
+        hidden: (B, L, E), its output.
+        found: (heads, points), attention of the taught heads to the positions pointed at.
+        before: (heads, positions), attention of the heads that look back to the position before, where it is in the
+            sequence.
+        slices: (T, 2, most slices + 1), scores of the row and column of the slice of each image token.
+    """
+
+    hidden: torch.Tensor
+    found: torch.Tensor
+    before: torch.Tensor
+    slices: torch.Tensor
+
+
 class Network(EvaluationMode):
     """Model, `code_map` and readouts.
 
@@ -78,6 +97,8 @@ class Network(EvaluationMode):
         fixed: names of parameters that no phase trains.
         patch_heads: heads of the tower's own phases: scores of the cells of a patch, and tokens of windows, which the
             projector begins with; see `begin_projector`.
+        slice_head: scores of row and column of an image token's slice. Places are named within their view, so that the
+            same place of several slices is told apart only by what the language model knows of the order of tokens.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
             the fourth does with more letters, one of the last but one finds what was asked for, and through those of
@@ -93,6 +114,7 @@ class Network(EvaluationMode):
         self.model = LlavaUhdForConditionalGeneration(build_config(setting))
         self.code_map = nn.Linear(setting.width, setting.width, bias=False)
         self.readout = Readout(setting)
+        self.slice_head = nn.Linear(setting.width, 2 * (setting.max_slices + 1))
         # A window is a square of patches.
         self.window_side = setting.view_size // setting.patch_size // setting.query_grid
         window = self.window_side**2 * setting.vision_width
@@ -215,7 +237,7 @@ class Network(EvaluationMode):
 
     def hidden_states(
         self, input_ids: torch.Tensor, codes: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Outputs:
         """The language model's output on sequences with codes in place of the image tokens.
 
         Args:
@@ -223,10 +245,6 @@ class Network(EvaluationMode):
             codes: (T, E).
             pointers: (B, L), the index that the taught heads should look at, -1 where there is none.
             positions: (B, L), ascending, with gaps where tokens were left out.
-
-        Returns:
-            (B, L, E); the attention of the taught heads to the positions pointed at, (heads, points); and that of a
-            heads that look back to the position before, where it is in the sequence, (heads, positions).
         """
         embeds = self.language_model.embed_tokens(input_ids)
         mapped = self.code_map(codes).to(embeds.dtype)
@@ -244,7 +262,9 @@ class Network(EvaluationMode):
         found = [self._attention_at(states[layer], pointers, positions, layer, head) for layer, head in self.heads]
         previous = _before(positions)
         before = [self._attention_at(states[layer], previous, positions, layer, 0) for layer in self.looking_back]
-        return outputs.last_hidden_state, torch.stack(found), torch.stack(before)
+        images = states[min(SLICE_LAYER, self.setting.text_layers)][input_ids == IMAGE_ID]
+        slices = self.slice_head(images).unflatten(-1, (2, -1))
+        return Outputs(outputs.last_hidden_state, torch.stack(found), torch.stack(before), slices)
 
     def _attention_at(
         self, hidden: torch.Tensor, pointers: torch.Tensor, positions: torch.Tensor, layer: int, head: int

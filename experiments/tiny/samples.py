@@ -20,7 +20,7 @@ from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
-from .locations import FOUND_ID, location_id, move_locations
+from .locations import FOUND_ID, location_id, move_locations, slice_id
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -57,6 +57,8 @@ class Sample:
         patches: pixels of all views, (P, 3·p·p), float16; None where the page is not drawn.
         view_shapes: (V, 2), rows and columns of patches of each view.
         windows: (T,), the window of its view that each image token is of, row by row.
+        slices: (T, 2), row and column of the slice that each image token is of; the most slices, which no row or
+            column reaches, for an overview.
         grid: (columns, rows) of slices, zeros where it was not cut.
         kept: (T,), which image tokens are in the sequence; None for all.
     """
@@ -73,6 +75,7 @@ class Sample:
     drafts: torch.Tensor | None = None
     cells: torch.Tensor | None = None
     windows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    slices: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
 
     @property
     def length(self) -> int:
@@ -136,8 +139,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
     sample.grid = plan.grid or (0, 0)
-    order = plan_layout(plan, token_grid(setting), "stitched").order
-    sample.windows = torch.tensor(order) % setting.query_grid**2
+    order = torch.tensor(plan_layout(plan, token_grid(setting), "stitched").order)
+    sample.windows = order % setting.query_grid**2
+    sample.slices = _slices(order // setting.query_grid**2, plan, setting.max_slices)
     sample.view_shapes = torch.tensor(plan.view_shapes)
     if not coded:
         process = LlavaUhdImageProcessor(
@@ -145,6 +149,13 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         )
         sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
     return sample
+
+
+def _slices(views: torch.Tensor, plan: SlicePlan, max_slices: int) -> torch.Tensor:
+    """Row and column of the slices of views, (T, 2), of their numbers, (T,): slices row by row, then the overview."""
+    columns, rows = plan.grid or (1, 0)
+    found = torch.stack([views // columns, views % columns], dim=-1)
+    return found.masked_fill((views >= rows * columns)[:, None], max_slices)
 
 
 def make_samples(setting: Setting, phase: Phase, seed: int, index: int) -> list[Sample]:
@@ -237,33 +248,50 @@ def converse(
     ids, labels, pointers = [BOS_ID], [IGNORED], [-1]
     runs = document.sheet.texts if document.sheet else []
     positions = dict(zip(map(id, runs), run_positions(document, plan, setting), strict=True)) if runs else {}
-    stride = row_stride(plan, setting)
     for number, turn in enumerate(turns):
         image = [TOKEN_TYPE_IDS[token_type] for token_type in template] if number == 0 else []
         asked = [USER_ID, *image, *encode(turn.text), ASSISTANT_ID]
         named = named_positions(turn, positions)
-        answer: list[int] = []
-        looked_at: list[int] = []
-        before: tuple[int, int] | None = None
-        for key in turn.keys:
-            position, quarter = positions[id(key)][-1].tolist()
-            answer.append(location_id(position, quarter, stride, setting.query_grid))
-            looked_at.append(position)
-        for character, position, quarter in _characters(turn, positions):
-            if position >= 0 and (position, quarter) != before:
-                answer.append(location_id(position, quarter, stride, setting.query_grid))
-                looked_at.append(position)
-                before = position, quarter
-            # From the position before each token one looks at what the token names, or at the window it is in.
-            answer += encode(character)
-            looked_at += [position] * len(encode(character))
-        if answer and answer[0] > FOUND_ID:
-            answer, looked_at = [FOUND_ID, *answer], [-1, *looked_at]
+        answer, looked_at = _answer(turn, positions, plan, setting)
         ids += [*asked, *answer, EOS_ID]
         labels += [IGNORED] * len(asked) + [*answer, EOS_ID]
         looked_at = [-1] * (len(asked) - 2 - len(named)) + named + [-1] + looked_at
         pointers += [IMAGE_START + position if position >= 0 else -1 for position in looked_at] + [-1, -1]
     return ids, labels, pointers
+
+
+def _answer(
+    turn: Turn, positions: dict[int, np.ndarray], plan: SlicePlan, setting: Setting
+) -> tuple[list[int], list[int]]:
+    """Tokens of an answer with the places of its keys and characters, and the position that each of them names."""
+    stride, grid = row_stride(plan, setting), setting.query_grid
+    answer: list[int] = []
+    looked_at: list[int] = []
+    last_slice = -1
+    last_quarter: tuple[int, int] | None = None
+
+    def name_place(position: int, quarter: int) -> None:
+        nonlocal last_slice
+        tokens = [location_id(position, quarter, stride, grid)]
+        if plan.grid is not None:
+            in_slice = slice_id(position, stride, grid, setting.max_slices)
+            tokens = [in_slice, *tokens] if in_slice != last_slice else tokens
+            last_slice = in_slice
+        answer.extend(tokens)
+        looked_at.extend([position] * len(tokens))
+
+    for key in turn.keys:
+        name_place(*positions[id(key)][-1].tolist())
+    for character, position, quarter in _characters(turn, positions):
+        if position >= 0 and (position, quarter) != last_quarter:
+            name_place(position, quarter)
+            last_quarter = position, quarter
+        # From the position before each token one looks at what the token names, or at the window it is in.
+        answer += encode(character)
+        looked_at += [position] * len(encode(character))
+    if answer and answer[0] > FOUND_ID:
+        return [FOUND_ID, *answer], [-1, *looked_at]
+    return answer, looked_at
 
 
 def named_positions(turn: Turn, positions: dict[int, np.ndarray]) -> list[int]:

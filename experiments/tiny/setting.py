@@ -170,7 +170,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": setting.rope_theta},
         "initializer_range": 0.05,
         "tie_word_embeddings": False,
-        "vocab_size": VOCABULARY_SIZE + len(location_tokens(setting.query_grid)),
+        "vocab_size": VOCABULARY_SIZE + len(location_tokens(setting.query_grid, setting.max_slices)),
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,

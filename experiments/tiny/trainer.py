@@ -26,7 +26,7 @@ from .setting import Phase, Plan
 CHECKPOINT = "checkpoint.pt"
 # Beginnings of the names of what is trained, by half of the network, and the halves that a kind of phase trains.
 VISION = ("model.model.vision_tower.", "model.model.multi_modal_projector.", "readout.", "patch_heads.")
-LANGUAGE = ("model.model.language_model.", "model.lm_head.", "code_map.")
+LANGUAGE = ("model.model.language_model.", "model.lm_head.", "code_map.", "slice_head.")
 HALVES = {
     "tower": VISION,
     "vision": VISION,
@@ -65,7 +65,7 @@ def phase_groups(network: Network, phase: Phase) -> list[dict[str, Any]]:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in network.fixed)
     vision = [network.projector, network.readout]
-    language = [network.language_model, network.model.lm_head, network.code_map]
+    language = [network.language_model, network.model.lm_head, network.code_map, network.slice_head]
     patches = network.tower.embeddings.patch_embedding
     groups = []
     if phase.kind == "tower":

@@ -9,14 +9,23 @@ from hypothesis import strategies as st
 
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
-from experiments.tiny.locations import FOUND_ID, HALVES, LOCATION_ID, SIDES, move_locations, row_and_column
+from experiments.tiny.locations import (
+    FOUND_ID,
+    HALVES,
+    LOCATION_ID,
+    SIDES,
+    first_slice_id,
+    is_quarter,
+    move_locations,
+    row_and_column,
+)
 from experiments.tiny.samples import IGNORED, make_sample
 
 from .small import READER, SMALL
 
 GRID = 4
-PLACES = st.integers(LOCATION_ID, LOCATION_ID + HALVES * SIDES * GRID**2 - 1)
-TOKENS = st.one_of(PLACES, st.integers(0, FOUND_ID))
+PLACES = st.integers(LOCATION_ID, first_slice_id(GRID) - 1)
+TOKENS = st.one_of(PLACES, st.integers(0, FOUND_ID), st.integers(first_slice_id(GRID), first_slice_id(GRID) + 8))
 
 
 @given(answer=st.lists(TOKENS, max_size=30), asked=st.integers(0, 5), part=st.floats(0, 1), seed=st.integers(0, 99))
@@ -26,7 +35,7 @@ def test_a_place_moves_by_a_quarter_of_a_window_and_nothing_else_changes(answer,
     assert len(moved) == len(ids)
     for token, before in zip(moved, ids, strict=True):
         if token != before:
-            assert before >= LOCATION_ID
+            assert is_quarter(before, GRID)
             (row, column), (old_row, old_column) = row_and_column(token, GRID), row_and_column(before, GRID)
             steps = sorted(((row - old_row) % (HALVES * GRID), (column - old_column) % (SIDES * GRID)))
             # One step along a row or a column; beyond the edge it is the view beside.
@@ -44,6 +53,6 @@ def test_the_labels_of_a_page_keep_the_right_places():
     kept = make_sample(SMALL, READER, 0, 1)
     moved = make_sample(SMALL, replace(READER, moved=0.5), 0, 1)
     changed = [a != b for a, b in zip(kept.input_ids, moved.input_ids, strict=True)]
-    count = sum(label >= LOCATION_ID for label in kept.labels)
+    count = sum(is_quarter(label, SMALL.query_grid) for label in kept.labels)
     assert moved.labels == kept.labels and moved.pointers == kept.pointers
     assert 0.2 * count < sum(changed) < 0.8 * count

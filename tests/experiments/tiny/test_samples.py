@@ -11,7 +11,15 @@ pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 from experiments.tiny import symbols as symbol_names
 from experiments.tiny.earlier import make_earlier
 from experiments.tiny.loader import cut_batches, stream_batches
-from experiments.tiny.locations import FOUND_ID, LOCATION_ID, location_id, location_tokens
+from experiments.tiny.locations import (
+    FOUND_ID,
+    LOCATION_ID,
+    first_slice_id,
+    is_quarter,
+    location_id,
+    location_tokens,
+    slice_id,
+)
 from experiments.tiny.losses import codes_of
 from experiments.tiny.network import Network
 from experiments.tiny.samples import (
@@ -19,6 +27,7 @@ from experiments.tiny.samples import (
     IMAGE_START,
     Sample,
     Turn,
+    _slices,
     continued_turns,
     converse,
     draw_document,
@@ -28,6 +37,8 @@ from experiments.tiny.samples import (
 from experiments.tiny.setting import Phase, Setting
 from experiments.tiny.symbols import SYMBOL_OF, plan_of, row_stride, run_positions
 from experiments.tiny_v1.tokenizer import ASSISTANT_ID, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
+from llava_uhd.model.layout import TokenGrid, plan_layout
+from llava_uhd.model.slicing import plan_slices
 from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
 
 from .small import READER, SMALL
@@ -69,21 +80,44 @@ def test_a_character_between_two_slots_is_partly_in_both():
 
 def test_answers_name_the_quarter_of_a_window_before_its_characters():
     setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
-    named = 0
+    named = sliced = 0
     for index in range(3):
         sample = make_sample(setting, phase, 1, index)
         images = [at for at, token in enumerate(sample.input_ids) if token == IMAGE_ID]
         window_of = dict(zip(images, sample.windows.tolist(), strict=True))
-        location = None
+        slice_of = dict(zip(images, sample.slices.tolist(), strict=True))
+        location, in_slice = None, [setting.max_slices] * 2
         for position, pointer in enumerate(sample.pointers):
             token = sample.input_ids[position + 1] if position + 1 < sample.length else EOS_ID
-            if token >= LOCATION_ID:
+            if is_quarter(token, setting.query_grid):
                 row, column = divmod(token - LOCATION_ID, 2 * setting.query_grid)
                 location = row // 2 * setting.query_grid + column // 2
                 named += 1
+            elif token >= LOCATION_ID:
+                in_slice = list(divmod(token - first_slice_id(setting.query_grid), setting.max_slices))
+                assert is_quarter(sample.input_ids[position + 2], setting.query_grid)
+                sliced += 1
+            elif token == EOS_ID:
+                in_slice = [setting.max_slices] * 2
             if pointer >= 0 and sample.labels[position + 1] != IGNORED:
-                assert window_of[pointer] == location
-    assert named > 30
+                assert slice_of[pointer] == (in_slice if sample.grid[0] else [setting.max_slices] * 2)
+                assert window_of[pointer] == location or token >= first_slice_id(setting.query_grid)
+    assert named > 30 and named / 2 > sliced > 3
+
+
+def test_a_token_is_of_the_slice_at_its_place_in_the_raster():
+    columns, rows, grid = 3, 2, 4
+    plan = plan_slices(48 * columns, 48 * rows, max_slices=6, view_size=48, patch_size=12, pad_to_grid=True)
+    order = torch.tensor(plan_layout(plan, TokenGrid(query_grid=grid), "stitched").order)
+    assert plan.grid == (columns, rows)
+    found = _slices(order // grid**2, plan, 6)
+    raster = [[row // grid, column // grid] for row in range(rows * grid) for column in range(columns * grid)]
+    assert found[: len(raster)].tolist() == raster
+    assert len(found) == len(raster) + grid**2 and set(found[len(raster) :].flatten().tolist()) == {6}
+    # The same, counted from positions, at which each row of the raster ends with a separator.
+    for number, (row, column) in enumerate(raster):
+        position = number + number // (columns * grid)
+        assert slice_id(position, columns * grid + 1, grid, 6) == first_slice_id(grid) + 6 * row + column
 
 
 def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
@@ -98,9 +132,16 @@ def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
     positions_of = {run: all_positions[document.sheet.texts.index(run)].tolist() for run in (key, source)}
     first_two = [positions_of[key][-1], positions_of[source][0]]
     stride, start = row_stride(plan, setting), ids.index(ASSISTANT_ID)
-    named = [location_id(position, quarter, stride, setting.query_grid) for position, quarter in first_two]
-    assert ids[start + 1 : start + 4] == [FOUND_ID, *named] and named[0] != named[1]
-    assert pointers[start : start + 3] == [-1, *(IMAGE_START + position for position, _ in first_two)]
+    named, looked_at = [], []
+    in_slice = None
+    for position, quarter in first_two:
+        quarter_id = location_id(position, quarter, stride, setting.query_grid)
+        its_slice = slice_id(position, stride, setting.query_grid, setting.max_slices)
+        named += [quarter_id] if its_slice == in_slice else [its_slice, quarter_id]
+        looked_at += [IMAGE_START + position] * (len(named) - len(looked_at))
+        in_slice = its_slice
+    assert plan.grid is not None and ids[start + 1 : start + 2 + len(named)] == [FOUND_ID, *named]
+    assert named[1] != named[-1] and pointers[start : start + 1 + len(named)] == [-1, *looked_at]
     # The letters of the name, from its second on, are looked for in the question.
     begin = start - len(asked.text) + asked.text.lower().index(key.text.lower())
     visible = iter(positions_of[key])
@@ -141,11 +182,15 @@ def test_bars_of_the_first_generator_are_found_by_their_names_or_values():
 
 
 def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
-    tokenizer = build_tokenizer(location_tokens(4))
+    tokenizer = build_tokenizer(location_tokens(4, 3))
     position = 6 * 9 + 5  # row 6, column 5 of a raster of two slices side by side, whose rows end with a separator
-    token = location_id(position, 3, 9, 4)
-    assert tokenizer.convert_ids_to_tokens([FOUND_ID, token]) == ["<|found|>", "<|2.5,1.5|>"]
-    assert tokenizer.decode([FOUND_ID, *encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
+    token, its_slice = location_id(position, 3, 9, 4), slice_id(position, 9, 4, 3)
+    assert tokenizer.convert_ids_to_tokens([FOUND_ID, its_slice, token]) == [
+        "<|found|>",
+        "<|slice 1,1|>",
+        "<|2.5,1.5|>",
+    ]
+    assert tokenizer.decode([FOUND_ID, its_slice, *encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
 
 
 def test_continued_text_is_printed_after_what_is_given():
@@ -191,7 +236,7 @@ def test_positions_keep_their_gaps():
     ids = torch.tensor([[1, 4, 3, 3, 9, 5, 80, 90]])
     codes = torch.randn(2, SMALL.width)
     gap = torch.tensor([[0, 1, 2, 7, 8, 9, 10, 11]])
-    hidden, attention, before = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
+    hidden, attention, before, _ = network.hidden_states(ids, codes, torch.tensor([[-1] * 6 + [3, -1]]), gap)
     # RoPE is relative: all positions moved together change nothing, one gap does.
     moved, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), gap + 5)
     closed, *_ = network.hidden_states(ids, codes, torch.full((1, 8), -1), torch.arange(8)[None])
