@@ -46,7 +46,7 @@ def first_slice_id(grid: int) -> int:
 
 
 def is_quarter(token: int, grid: int) -> bool:
-    """Whether a token names a quarter of a window."""
+    """Return whether a token names a quarter of a window."""
     return LOCATION_ID <= token < first_slice_id(grid)
 
 

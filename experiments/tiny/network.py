@@ -74,7 +74,7 @@ class Readout(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """What the language model gives.
+    """Output of the language model.
 
     Attributes:
         hidden: (B, L, E), its output.
@@ -97,8 +97,8 @@ class Network(EvaluationMode):
         fixed: names of parameters that no phase trains.
         patch_heads: heads of the tower's own phases: scores of the cells of a patch, and tokens of windows, which the
             projector begins with; see `begin_projector`.
-        slice_head: scores of row and column of an image token's slice. Places are named within their view, so that the
-            same place of several slices is told apart only by what the language model knows of the order of tokens.
+        slice_head: scores of row and column of an image token's slice. The code says where in its view a window lies;
+            of which view it is, only the order of the tokens says.
         heads: (layer, head) of the attention heads that are taught to look at the token of the next character: one of
             the second layer finds where printed text continues (the first layer tells it what stands before), one of
             the fourth does with more letters, one of the last but one finds what was asked for, and through those of
