@@ -13,12 +13,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import kill_operations  # noqa: E402
+import kill_runs  # noqa: E402
 
 CONTENT = "line\n" * 1000
 
 
 def kills(start, tmp_path):
-    run = kill_operations.Run(start, lambda place: kill_operations.files_of(place, "out/*.txt"))
+    run = kill_runs.Run(start, lambda place: kill_runs.files_of(place, "out/*.txt"))
     return kill_operations.kill_everywhere(run, 1, 1, tmp_path / "runs")
 
 
@@ -59,7 +60,7 @@ def test_states_are_sampled_and_those_left_are_started_later(tmp_path):
         (place / "out").mkdir(exist_ok=True)
         (place / "out" / "a.txt").write_text(CONTENT)
 
-    run = kill_operations.Run(start, lambda place: kill_operations.files_of(place, "out/*.txt"))
+    run = kill_runs.Run(start, lambda place: kill_runs.files_of(place, "out/*.txt"))
 
     def kills(number, **options):
         return kill_operations.kill_everywhere(
