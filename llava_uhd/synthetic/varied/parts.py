@@ -8,16 +8,14 @@ from .facts import Entries, Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS
 from .sheet import Run, Shape, Sheet
-from .wordings import DATE
+from .wordings import DATE, TITLE
 
 
 def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
     """Place a heading and record it as the title."""
     run = sheet.heading(text, align, scale)
     if run is not None:
-        wordings = ("What is the title?", "What is the heading?", "What is it called?", "Title of the document?",
-                    "What does the heading say?")  # fmt: skip
-        sheet.facts.append(Field("title", run.text, "title", (run,), wordings))
+        sheet.facts.append(Field("title", run.text, "title", (run,), TITLE))
     return run
 
 

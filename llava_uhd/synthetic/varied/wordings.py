@@ -216,6 +216,23 @@ DATE = (
     "Date of issue?",
     "On what day was it issued?",
 )
+TITLE = (
+    "What is the title?",
+    "What is the heading?",
+    "What is it called?",
+    "Title of the document?",
+    "What does the heading say?",
+    "What is its name?",
+    "How is it titled?",
+    "Which title does it have?",
+    "What does it say at the very top?",
+    "What is written above everything else?",
+    "Read the heading.",
+    "Under what title does it stand?",
+    "What is the name of it?",
+    "What sort of document is it?",
+    "What words is it headed by?",
+)
 SHOP = (
     "What is the name of the shop?",
     "Which shop is it?",
