@@ -1,9 +1,9 @@
 """Tokens that name the quarter of a window in which the next characters of an answer are printed.
 
 An answer that is printed names, before the characters of each quarter, its row and column in its view, and before that
-the slice, where it is another one than before. To go from one
-character to the next is then to look at a place that was just written down, instead of to find the last characters
-again among all that resemble them. They are special tokens, which decoding leaves out.
+the slice, where it is another one than before. To go from one character to the next is then to look at a place that
+was just written down, instead of to find the last characters again among all that resemble them. They are special
+tokens, which decoding leaves out.
 
 A further one, `FOUND_ID`, comes before the first place. Where the model is unsure of the place, its probability is
 spread over many tokens, each of them less probable than the one that begins "not in the document"; whether the page
@@ -67,7 +67,12 @@ def location_id(position: int, quarter: int, stride: int, grid: int) -> int:
     """
     row, column = divmod(position, stride)
     half, side = divmod(quarter, SIDES)
-    return LOCATION_ID + (row % grid * HALVES + half) * SIDES * grid + column % grid * SIDES + side
+    return _quarter_id(row % grid * HALVES + half, column % grid * SIDES + side, grid)
+
+
+def _quarter_id(row: int, column: int, grid: int) -> int:
+    """Token of a row and column of quarters; the inverse of `row_and_column`."""
+    return LOCATION_ID + row * SIDES * grid + column
 
 
 def row_and_column(token: int, grid: int) -> tuple[int, int]:
@@ -94,5 +99,5 @@ def move_locations(ids: list[int], labels: list[int], part: float, grid: int, rn
                 column = (column + step) % (SIDES * grid)  # beyond the edge, in the view beside
             else:
                 row = (row + step) % (HALVES * grid)
-            moved[place] = LOCATION_ID + row * SIDES * grid + column
+            moved[place] = _quarter_id(row, column, grid)
     return moved
