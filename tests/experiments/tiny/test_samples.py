@@ -28,6 +28,7 @@ from experiments.tiny.samples import (
     Sample,
     Turn,
     _slices,
+    collate,
     continued_turns,
     converse,
     draw_document,
@@ -283,3 +284,20 @@ def test_a_stream_resumes_with_the_next_batch():
 
 def test_random_characters_carry_no_question():
     assert not make_varied(0, 0, kind=SCRIBBLE, fonts=()).questions
+
+
+@torch.no_grad()
+def test_scores_of_slices_come_page_by_page():
+    network = Network(SMALL)
+    for layer in network.language_model.layers:
+        layer.self_attn.o_proj.weight.normal_(std=0.1)
+    samples = [make_sample(SMALL, READER, 0, index) for index in (1, 2)]
+    assert samples[0].length != samples[1].length  # so that one of them is padded
+
+    def scores(batch):
+        ids, _, pointers, positions = collate(batch)
+        return network.hidden_states(ids, codes_of(network, batch), pointers, positions).slices
+
+    together, apart = scores(samples), torch.cat([scores([sample]) for sample in samples])
+    assert together.shape == (sum(len(sample.slices) for sample in samples), 2, SMALL.max_slices + 1)
+    assert torch.allclose(together, apart, atol=1e-4)
