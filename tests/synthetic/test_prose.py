@@ -15,9 +15,10 @@ from llava_uhd.synthetic.varied.content import Content
 from llava_uhd.synthetic.varied.facts import Field, Line
 from llava_uhd.synthetic.varied.fonts import find_families
 from llava_uhd.synthetic.varied.labels import LABELS
-from llava_uhd.synthetic.varied.prose import SENTENCES, state
+from llava_uhd.synthetic.varied.prose import SENTENCES, state, stated
 from llava_uhd.synthetic.varied.questions import ask_all
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
+from llava_uhd.synthetic.varied.statements import OF_OBJECTS, OF_OCCASIONS, draw_statements, told_apart
 
 
 def make_sheet(seed, width):
@@ -44,7 +45,7 @@ def read(sheet):
 def test_a_value_is_stated_in_a_whole_sentence_and_found_by_its_words(seed, width, count):
     sheet = make_sheet(seed, width)
     names = sheet.rng.sample(list(SENTENCES), k=count)
-    state(sheet, names, ["So it continues.", "Nothing is said here."], 100)
+    state(sheet, [stated(sheet, name) for name in names], ["So it continues.", "Nothing is said here."], 100)
     text = " ".join(read(sheet))
     facts = {fact.label: fact for fact in sheet.facts if isinstance(fact, Field)}
     assert set(facts) == sheet.unlabeled <= set(names) and "Nothing is said here." in text
@@ -61,7 +62,7 @@ def test_a_value_is_stated_in_a_whole_sentence_and_found_by_its_words(seed, widt
 def test_a_value_that_is_not_all_on_the_page_is_not_asked_for():
     for seed in range(20):
         sheet = make_sheet(seed, 220)
-        state(sheet, ["email", "delivery date", "phone"], (), 2)
+        state(sheet, [stated(sheet, name) for name in ("email", "delivery date", "phone")], (), 2)
         assert len(read(sheet)) <= 2
         text = " ".join(read(sheet))
         for fact in (fact for fact in sheet.facts if isinstance(fact, Field)):
@@ -72,13 +73,31 @@ def test_a_value_that_is_not_all_on_the_page_is_not_asked_for():
 
 def test_sentences_are_of_labels_have_a_cue_and_a_value_and_are_not_those_of_webdocs():
     assert set(SENTENCES) <= set(LABELS)
+    sentences = [sentence for sentences in SENTENCES.values() for sentence in sentences]
+    sentences += [form.sentence.format(thing="meeting", value="{value}") for form in (*OF_OCCASIONS, *OF_OBJECTS)]
     pages = Path(__file__).parents[2] / "benchmarks" / "webdocs" / "html_pages.py"
     letters = pages.read_text().replace("draft.value", "")
     assert "at the door" in letters
-    for sentence in (sentence for sentences in SENTENCES.values() for sentence in sentences):
+    for sentence in sentences:
         assert sentence.count("{value}") == 1 and sentence.count("*") == 2 and sentence.endswith(".")
         before = sentence.replace("*", "").split("{value}")[0]
         assert not before or before not in letters
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 8))
+@settings(max_examples=30, deadline=None)
+def test_what_is_said_of_things_is_asked_with_their_names(seed, count):
+    sheet = make_sheet(seed, 700)
+    statements = draw_statements(sheet.rng, sheet.content, count)
+    assert 1 <= len(statements) <= count and len({statement.label for statement in statements}) == len(statements)
+    state(sheet, statements, (), 100)
+    facts = [fact for fact in sheet.facts if isinstance(fact, Field)]
+    assert {(fact.label, fact.value) for fact in facts} == {(each.label, each.value) for each in statements}
+    for fact in facts:
+        (key,) = fact.keys
+        # The thing, or what of it stands on the line of its end.
+        assert fact.label.endswith(key.text) and all(key.text in wording for wording in fact.wordings)
+        assert told_apart(next(each for each in statements if each.label == fact.label)) <= set(LABELS)
 
 
 def test_letters_state_values():

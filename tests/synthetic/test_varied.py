@@ -18,7 +18,7 @@ pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
 from llava_uhd.evaluation.webdocs import read_webdocs
 from llava_uhd.synthetic.varied import KINDS, NOT_A_DOCUMENT, NOT_THERE, PICTURE, SCRIBBLE, make_varied
-from llava_uhd.synthetic.varied.content import Content, plain
+from llava_uhd.synthetic.varied.content import TIME_FORMATS, Content, plain
 from llava_uhd.synthetic.varied.facts import Entries, Field
 from llava_uhd.synthetic.varied.fonts import CHARACTERS, character_offsets, find_families
 from llava_uhd.synthetic.varied.label_wordings import LABELED
@@ -26,8 +26,20 @@ from llava_uhd.synthetic.varied.labels import LABELS
 from llava_uhd.synthetic.varied.questions import ask_all, habit
 from llava_uhd.synthetic.varied.render import draw_sheet
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
+from llava_uhd.synthetic.varied.statements import OF_OBJECTS, OF_OCCASIONS
 from llava_uhd.synthetic.varied.wear import IDENTITY, Wear, apply, draw_wear, homography
-from llava_uhd.synthetic.varied.wordings import BEGINNINGS, DATE, SHOP, TITLE
+from llava_uhd.synthetic.varied.wordings import (
+    BEGINNINGS,
+    CHART,
+    DATE,
+    OF_COLUMN,
+    OWN_PRICE,
+    PRODUCT,
+    SCREEN,
+    SHOP,
+    SIGNED,
+    TITLE,
+)
 
 WHEEL: tuple = ()  # the wheel's fonts alone: the same on every machine
 DRAWN = [kind for kind in KINDS if kind not in (PICTURE, SCRIBBLE)]
@@ -314,7 +326,11 @@ def test_a_page_too_small_for_its_print_is_refused_and_a_small_one_gets_a_kind_t
 
 def test_wordings_are_of_labels_and_not_those_of_webdocs():
     assert set(LABELED) == set(LABELS)
-    trained = {wording.lower() for wordings in (*LABELED.values(), SHOP, DATE) for wording in wordings}
+    special = (SHOP, DATE, SIGNED, CHART, SCREEN, PRODUCT, OWN_PRICE)
+    trained = {wording.lower() for wordings in (*LABELED.values(), *special) for wording in wordings}
+    trained |= {
+        text.format(thing="meeting").lower() for form in (*OF_OCCASIONS, *OF_OBJECTS) for text in form.wordings
+    }
     asked = {sample.prompt.lower() for sample in read_webdocs(Path())}
     assert trained.isdisjoint(asked)
     # This one is too general to be left out.
@@ -329,6 +345,60 @@ def test_a_question_begins_otherwise_and_keeps_what_it_asks():
     for beginning in BEGINNINGS["When "]:
         assert any(beginning.lower() in text for text in asked)
     assert all(" due" in text for text in asked)
+
+
+def test_a_document_is_called_what_people_call_it():
+    rng = random.Random(0)
+    called = {habit("When is it due?", rng, ("bill",)).lower() for _ in range(400)}
+    assert any("this bill due" in text for text in called) and any("the document due" in text for text in called)
+    asked = [question.text.lower() for index in range(40) for question in document(index, "receipt").questions]
+    assert any("receipt" in text for text in asked) and not any("this letter" in text for text in asked)
+
+
+@given(minutes=st.integers(0, 24 * 60 - 1), form=st.sampled_from(TIME_FORMATS))
+@settings(max_examples=60)
+def test_a_time_can_be_read_back_in_every_form(minutes, form):
+    content = Content(random.Random(0))
+    content.time_format = form
+    text = content.format_time(minutes)
+    hour, minute = (int("".join(filter(str.isdigit, part))) for part in text.replace(".", ":").split(":"))
+    if text.lower().endswith("m"):
+        assert 1 <= hour <= 12
+        hour = hour % 12 + 12 * text.lower().endswith("pm")
+    assert 60 * hour + minute == minutes
+
+
+def test_phones_have_messages_and_tags_have_prices():
+    asked = {
+        (kind, question.ability, len(question.keys) > 0)
+        for kind in ("phone", "label")
+        for index in range(40)
+        for question in document(index, kind).questions
+    }
+    assert {("phone", "cell", True), ("label", "price", False), ("label", "title", False)} <= asked
+    messages = [
+        (fact, question)
+        for index in range(40)
+        for fact in document(index, "phone").sheet.facts
+        if isinstance(fact, Entries) and fact.noun == "sender"
+        for question in document(index, "phone").questions
+        if question.ability == "cell"
+    ]
+    assert len(messages) > 40
+    for fact, question in messages:
+        row = [run.text for run in fact.names].index(question.keys[0].text)
+        assert question.answer in {cells[row].text for cells in fact.columns.values() if cells[row] is not None}
+
+
+def test_rows_that_are_not_there_are_asked_for_like_those_that_are():
+    asked = [
+        question.text.lower()
+        for index in range(60)
+        for question in document(index, "invoice").questions
+        if question.answer == NOT_THERE
+    ]
+    quantity = [template.split("{name}")[0].lower() for template in OF_COLUMN["quantity"]]
+    assert any(text.startswith(tuple(quantity)) for text in asked)
 
 
 def test_labels_are_asked_for_by_their_other_names():

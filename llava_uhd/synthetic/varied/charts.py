@@ -8,6 +8,7 @@ from .content import MONTHS
 from .facts import Entries
 from .parts import title
 from .sheet import Run, Shape, Sheet
+from .wordings import CHART
 
 PALETTES: tuple[tuple[Color, ...], ...] = (
     ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194)),
@@ -19,17 +20,18 @@ TITLES = ("Sales", "Visitors", "Orders", "Exports", "Members", "Output", "Rainfa
           "Energy use", "Monthly costs", "Survey results", "Tickets sold", "Traffic", "Hours worked")  # fmt: skip
 
 
-def _categories(sheet: Sheet, count: int) -> list[str]:
+def _categories(sheet: Sheet, count: int, noun: str) -> tuple[str, list[str]]:
+    """Return names of one sort, and the noun of one: that of the sort, or the given one."""
     rng, content = sheet.rng, sheet.content
     sort = rng.randrange(5)
     if sort == 0:
         start = rng.randint(0, 12 - min(count, 12))
-        return [month[:3] for month in MONTHS[start : start + count]]
+        return rng.choice(("month", noun)), [month[:3] for month in MONTHS[start : start + count]]
     if sort == 1:
         year = rng.randint(1990, 2020)
-        return [str(year + place) for place in range(count)]
-    draw = (content.city, content.country, content.made_up)[sort - 2]
-    return content.distinct(draw, count)
+        return rng.choice(("year", noun)), [str(year + place) for place in range(count)]
+    named, draw = (("city", content.city), ("country", content.country), ("name", content.made_up))[sort - 2]
+    return rng.choice((named, noun)), content.distinct(draw, count)
 
 
 def _values(sheet: Sheet, count: int) -> list[int]:
@@ -86,14 +88,20 @@ def _legend(sheet: Sheet, names: Sequence[str], colors: Sequence[Color]) -> list
 
 def _head(sheet: Sheet) -> None:
     if sheet.rng.random() < 0.85:
-        title(sheet, sheet.rng.choice(TITLES), sheet.rng.choice((0.0, 0.5, 0.5)), sheet.rng.choice((1.1, 1.3)))
+        rng = sheet.rng
+        text = rng.choice(TITLES) if rng.random() < 0.5 else sheet.content.words(rng.randint(1, 3)).capitalize()
+        title(sheet, text, rng.choice((0.0, 0.5, 0.5)), rng.choice((1.0, 1.1, 1.3)), CHART)
         sheet.feed(0.4)
 
 
 def _frame(sheet: Sheet, axis: float) -> tuple[float, float, float, float]:
     """Return the bounds of the plot, with room for the axis' numbers at the left and names below."""
     bottom = sheet.bottom - 1.6 * sheet.style.pitch
-    return sheet.left + axis, sheet.top + 0.9 * sheet.style.pitch, sheet.right, bottom
+    bounds = sheet.left + axis, sheet.top + 0.9 * sheet.style.pitch, sheet.right, bottom
+    if sheet.rng.random() < 0.35:
+        ground = sheet.style.soft if sheet.rng.random() < 0.5 else None
+        sheet.box(bounds, fill=ground, outline=sheet.style.soft if ground else sheet.style.ink)
+    return bounds
 
 
 def lay_out_bars(sheet: Sheet) -> None:
@@ -102,7 +110,7 @@ def lay_out_bars(sheet: Sheet) -> None:
     _head(sheet)
     printed = rng.random() < 0.65
     left, top, right, bottom = bounds = _frame(sheet, 0.5 * em if printed and rng.random() < 0.5 else 4.0 * em)
-    names = _categories(sheet, rng.randint(3, 9))
+    noun, names = _categories(sheet, rng.randint(3, 9), "bar")
     step = (right - left) / len(names)
     while len(names) > 3 and max(map(sheet.measure, names)) + 0.4 * em > step:
         names.pop()
@@ -118,7 +126,7 @@ def lay_out_bars(sheet: Sheet) -> None:
     colors = rng.choice(PALETTES)
     many, width = rng.random() < 0.3, rng.uniform(0.2, 0.45)
     unit = rng.choice(("", "", "%")) if max(values) <= 100 else ""
-    entries = Entries("bar", [], {"value": []} if printed else {}, {"value": [float(v) for v in values]}, key="value")
+    entries = Entries(noun, [], {"value": []} if printed else {}, {"value": [float(v) for v in values]}, key="value")
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         x, height = left + (place + 0.5) * step, value * scale
         color = colors[place % len(colors)] if many else colors[0]
@@ -134,7 +142,7 @@ def lay_out_lying_bars(sheet: Sheet) -> None:
     """Lay out horizontal bars, one per line."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
-    names = _categories(sheet, max(min(rng.randint(3, 12), sheet.lines_left - 2), 2))
+    noun, names = _categories(sheet, max(min(rng.randint(3, 12), sheet.lines_left - 2), 2), "bar")
     values = _values(sheet, len(names))
     start = sheet.left + max(map(sheet.measure, names)) + 0.6 * em
     printed = rng.random() < 0.75
@@ -148,7 +156,7 @@ def lay_out_lying_bars(sheet: Sheet) -> None:
     if not printed or rng.random() < 0.3:
         scale = _value_axis(sheet, max(values), (start, top, start + room, low), lying=True)
     color, thick = rng.choice(rng.choice(PALETTES)), rng.uniform(0.3, 0.45) * pitch
-    entries = Entries("bar", [], {"value": []} if printed else {}, {"value": [float(v) for v in values]}, key="value")
+    entries = Entries(noun, [], {"value": []} if printed else {}, {"value": [float(v) for v in values]}, key="value")
     for name, value in zip(names, values, strict=True):
         middle = sheet.top + 0.5 * pitch
         y, end = middle - 0.5 * sheet.style.pitch, start + value * scale
@@ -168,7 +176,7 @@ def _series(sheet: Sheet, stacked: bool) -> None:
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     colors = rng.choice(PALETTES[:3])
-    groups = _categories(sheet, rng.randint(2, 5))
+    noun, groups = _categories(sheet, rng.randint(2, 5), "group")
     legend = _legend(sheet, sheet.content.distinct(sheet.content.made_up, rng.randint(2, 3)), colors)
     left, top, right, bottom = bounds = _frame(sheet, 4.0 * em)
     if len(legend) < 2 or bottom - top < 4 * em:
@@ -179,7 +187,7 @@ def _series(sheet: Sheet, stacked: bool) -> None:
     values = {run.text: _values(sheet, len(groups)) for run in legend}
     sums = [sum(numbers) for numbers in zip(*values.values(), strict=True)]
     scale = _value_axis(sheet, max(sums) if stacked else max(map(max, values.values())), bounds, lying=False)
-    entries = Entries("group", [], {run.text.lower(): [] for run in legend})
+    entries = Entries(noun, [], {run.text.lower(): [] for run in legend})
     entries.values = {name.lower(): [float(number) for number in numbers] for name, numbers in values.items()}
     for place, group in enumerate(groups):
         x, floor = left + (place + 0.5) * step, bottom

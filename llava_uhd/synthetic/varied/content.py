@@ -19,6 +19,8 @@ MONTHS = ("January", "February", "March", "April", "May", "June", "July", "Augus
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 DATE_FORMATS = ("{y}-{m:02}-{d:02}", "{d:02}.{m:02}.{y}", "{m:02}/{d:02}/{y}", "{d:02}/{m:02}/{y}", "{d} {M3} {y}",
                 "{M} {d}, {y}", "{d} {M} {y}", "{M3} {d}, {y}", "{d}.{m}.{s:02}")  # fmt: skip
+TIME_FORMATS = ("{h:02}:{m:02}", "{h:02}:{m:02}", "{h}:{m:02}", "{h12}:{m:02} {AM}", "{h12}:{m:02} {AM}",
+                "{h12}:{m:02}{am}", "{h12}.{m:02} {am}", "{h:02}.{m:02}", "{h12:02}:{m:02} {AM}")  # fmt: skip
 CURRENCIES = ("${}", "${}", "{}", "{}", "€{}", "{} €", "£{}", "{} EUR", "USD {}", "{} USD", "CHF {}")
 SIZES = ("", "", "", " 1L", " 500g", " 2kg", " x2", " 250ml", " XL", " S", " 6pk", " 12 oz", " 1.5m", " A4", " 100pc")
 QUALITIES = ("Organic", "Fresh", "Large", "Small", "Classic", "Premium", "Dark", "White", "Green", "Red", "Steel",
@@ -66,7 +68,7 @@ class Content:
 
     Attributes:
         rng: random generator of the document.
-        date_format, currency: style of all dates and amounts of the document.
+        date_format, time_format, currency: style of all dates, times and amounts of the document.
         thousands: separator of thousands, "," or none.
     """
 
@@ -78,11 +80,15 @@ class Content:
         self._english = _fakers()["en_US"]
         self._english.seed_instance(rng.getrandbits(48))
         self.date_format = rng.choice(DATE_FORMATS)
+        self.time_format = rng.choice(TIME_FORMATS)
         self.currency = rng.choice(CURRENCIES)
         self.thousands = rng.choice((",", ",", ""))
 
     def person(self) -> str:
         return plain(f"{self._fake.first_name()} {self._fake.last_name()}")
+
+    def first_name(self) -> str:
+        return plain(self._fake.first_name())
 
     def company(self) -> str:
         if self.rng.random() < 0.3:
@@ -115,7 +121,21 @@ class Content:
     def code(self) -> str:
         """Return a random code such as an order number."""
         pattern = self.rng.choice(
-            ("??-####", "#####", "######", "?####", "???-###", "####-##", "?##-####", "##-?-###")
+            (
+                "??-####",
+                "#####",
+                "######",
+                "?####",
+                "???-###",
+                "####-##",
+                "?##-####",
+                "##-?-###",
+                "???-######",
+                "???######",
+                "?-######",
+                "??######",
+                "??-#####",
+            )  # fmt: skip
         )
         letters = "ABCDEFGHJKLMNPRSTUVWXYZ"
         draw = {"?": lambda: self.rng.choice(letters), "#": lambda: str(self.rng.randint(0, 9))}
@@ -181,7 +201,17 @@ class Content:
         return self.date_format.format(**parts)
 
     def time(self) -> str:
-        return f"{self.rng.randint(0, 23):02}:{self.rng.randint(0, 59):02}"
+        return self.format_time(self.rng.randrange(24 * 60))
+
+    def format_time(self, minutes: int) -> str:
+        """Format a time in the document's style.
+
+        Args:
+            minutes: minutes after midnight; a day has 1,440.
+        """
+        hour, minute = minutes // 60 % 24, minutes % 60
+        half = "PM" if hour >= 12 else "AM"
+        return self.time_format.format(h=hour, h12=(hour + 11) % 12 + 1, m=minute, AM=half, am=half.lower())
 
     def cents(self) -> int:
         """Return a random amount in hundredths, small ones most often."""

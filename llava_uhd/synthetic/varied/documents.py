@@ -63,6 +63,7 @@ class Kind:
         aspects: range of height over width.
         weight: sampling weight.
         screen: True for documents shown on screens.
+        nouns: everyday nouns for a document of the kind, beside "document" and "page".
     """
 
     lay_out: Callable[[Sheet], None]
@@ -70,36 +71,38 @@ class Kind:
     aspects: tuple[float, float]
     weight: float = 1.0
     screen: bool = False
+    nouns: tuple[str, ...] = ()
 
 
 _PAGE, _CHART = (1.2, 1.45), (0.5, 0.9)
+_CHARTS = ("chart", "figure", "diagram")
 KINDS: dict[str, Kind] = {
-    "receipt": Kind(lay_out_receipt, (16, 34), (1.5, 3.4), 3),
-    "invoice": Kind(lay_out_invoice, (34, 60), _PAGE, 2.5),
-    "order": Kind(lay_out_order, (34, 60), _PAGE),
-    "statement": Kind(lay_out_statement, (34, 60), _PAGE),
-    "letter": Kind(lay_out_letter, (28, 56), _PAGE, 1.5),
-    "form": Kind(lay_out_form, (20, 60), (0.7, 1.5), 2.5),
-    "certificate": Kind(lay_out_certificate, (24, 44), (0.6, 0.8), 0.6),
-    "page": Kind(lay_out_plain_page, (20, 64), (0.6, 1.5), 1.5),
-    "note": Kind(lay_out_note, (12, 30), (0.5, 1.2)),
-    "table": Kind(lay_out_table, (16, 60), (0.4, 1.3), 2.5),
-    "spreadsheet": Kind(lay_out_spreadsheet, (26, 60), (0.4, 0.9), 1.2, True),
-    "menu": Kind(lay_out_menu, (18, 36), (1.0, 1.8)),
-    "timetable": Kind(lay_out_timetable, (16, 44), (0.6, 1.5)),
-    "label": Kind(lay_out_label, (14, 28), (0.6, 1.2)),
-    "ticket": Kind(lay_out_ticket, (20, 36), (0.3, 0.7)),
-    "card": Kind(lay_out_card, (16, 28), (0.5, 0.7)),
-    "phone": Kind(lay_out_phone, (16, 26), (1.6, 2.2), 1.2, True),
-    "dialog": Kind(lay_out_dialog, (18, 34), (0.4, 0.9), 0.6, True),
-    "slide": Kind(lay_out_slide, (22, 40), (0.56, 0.75), 1.2, True),
-    "bars": Kind(lay_out_bars, (22, 44), _CHART, 1.2, True),
-    "lying bars": Kind(lay_out_lying_bars, (20, 40), _CHART, 1, True),
-    "grouped bars": Kind(lay_out_grouped_bars, (26, 44), _CHART, 0.8, True),
-    "stacked bars": Kind(lay_out_stacked_bars, (26, 44), _CHART, 0.8, True),
-    "line chart": Kind(lay_out_line_chart, (24, 44), _CHART, 0.8, True),
-    "pie": Kind(lay_out_pie, (20, 36), (0.4, 0.8), 0.8, True),
-    "scatter": Kind(lay_out_scatter, (22, 40), (0.6, 0.9), 0.5, True),
+    "receipt": Kind(lay_out_receipt, (16, 34), (1.5, 3.4), 3, nouns=("receipt", "slip", "bill")),
+    "invoice": Kind(lay_out_invoice, (34, 60), _PAGE, 2.5, nouns=("invoice", "bill")),
+    "order": Kind(lay_out_order, (34, 60), _PAGE, nouns=("order", "form")),
+    "statement": Kind(lay_out_statement, (34, 60), _PAGE, nouns=("statement", "list")),
+    "letter": Kind(lay_out_letter, (28, 56), _PAGE, 1.5, nouns=("letter", "text")),
+    "form": Kind(lay_out_form, (20, 60), (0.7, 1.5), 2.5, nouns=("form", "record")),
+    "certificate": Kind(lay_out_certificate, (24, 44), (0.6, 0.8), 0.8, nouns=("certificate", "diploma")),
+    "page": Kind(lay_out_plain_page, (20, 64), (0.6, 1.5), 1.5, nouns=("text", "article")),
+    "note": Kind(lay_out_note, (12, 30), (0.5, 1.2), nouns=("note", "notice", "slip")),
+    "table": Kind(lay_out_table, (16, 60), (0.4, 1.3), 2.5, nouns=("table", "list")),
+    "spreadsheet": Kind(lay_out_spreadsheet, (26, 60), (0.4, 0.9), 1.2, True, ("spreadsheet", "table")),
+    "menu": Kind(lay_out_menu, (18, 36), (1.0, 1.8), nouns=("menu", "list")),
+    "timetable": Kind(lay_out_timetable, (16, 44), (0.6, 1.5), nouns=("timetable", "plan")),
+    "label": Kind(lay_out_label, (14, 28), (0.6, 1.2), nouns=("label", "tag")),
+    "ticket": Kind(lay_out_ticket, (20, 36), (0.3, 0.7), nouns=("ticket",)),
+    "card": Kind(lay_out_card, (16, 28), (0.5, 0.7), nouns=("card",)),
+    "phone": Kind(lay_out_phone, (16, 26), (1.6, 2.2), 1.5, True, ("screen", "screenshot")),
+    "dialog": Kind(lay_out_dialog, (18, 34), (0.4, 0.9), 0.6, True, ("window", "dialog")),
+    "slide": Kind(lay_out_slide, (22, 40), (0.56, 0.75), 1.2, True, ("slide",)),
+    "bars": Kind(lay_out_bars, (22, 44), _CHART, 1.2, True, _CHARTS),
+    "lying bars": Kind(lay_out_lying_bars, (20, 40), _CHART, 1, True, _CHARTS),
+    "grouped bars": Kind(lay_out_grouped_bars, (26, 44), _CHART, 0.8, True, _CHARTS),
+    "stacked bars": Kind(lay_out_stacked_bars, (26, 44), _CHART, 0.8, True, _CHARTS),
+    "line chart": Kind(lay_out_line_chart, (24, 44), _CHART, 0.8, True, _CHARTS),
+    "pie": Kind(lay_out_pie, (20, 36), (0.4, 0.8), 0.8, True, _CHARTS),
+    "scatter": Kind(lay_out_scatter, (22, 40), (0.6, 0.9), 0.5, True, _CHARTS),
     SCRIBBLE: Kind(lay_out_scribble, (16, 60), (0.6, 1.5), 0.0),
     PICTURE: Kind(lambda sheet: None, (0, 0), (1, 1), 1.6),
 }
@@ -211,7 +214,7 @@ def make_varied(
             return VariedDocument(tried, size, tuple(ask_of_picture(rng)), None, None, picture_seed)
         sheet = _lay_out(rng, tried, shown, print_sizes, fonts)
         if (sheet.facts or tried == SCRIBBLE) and _holds_its_text(sheet):
-            questions = tuple(ask_all(sheet)) if sheet.facts else ()
+            questions = tuple(ask_all(sheet, KINDS[tried].nouns)) if sheet.facts else ()
             if questions or tried == SCRIBBLE:
                 wear = draw_wear(rng, sheet.size, sheet.em, KINDS[tried].screen)
                 return VariedDocument(tried, wear.size, questions, sheet, wear, f"{seed}:{index}")

@@ -49,6 +49,12 @@ LABELED: dict[str, tuple[str, ...]] = {
         "What number does the insurance have?",
         "Under which number is it insured?",
     ),
+    "article number": (
+        "Which number does the article have?",
+        "Under what number can I order it again?",
+        "Which number identifies the product?",
+        "How is the product numbered?",
+    ),
     "serial number": (
         "Which number does the device have?",
         "What number was stamped on the device?",

@@ -48,6 +48,7 @@ LABELS: dict[str, Label] = {
     "tracking number": Label(("Tracking no.", "Tracking number", "Tracking"), _code),
     "passport number": Label(("Passport no.", "Passport number", "Passport"), _code),
     "policy number": Label(("Policy no.", "Policy number", "Policy"), _code),
+    "article number": Label(("Article no.", "Art. no.", "Art.", "Item no.", "Article", "SKU"), _code),
     "serial number": Label(("Serial no.", "Serial number", "S/N"), _code),
     "booking code": Label(("Booking code", "Booking ref.", "Confirmation"), _code),
     "tax number": Label(("VAT no.", "Tax ID", "VAT ID"), _code),

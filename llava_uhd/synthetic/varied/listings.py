@@ -64,6 +64,7 @@ def _row_names(sheet: Sheet, count: int) -> tuple[str, str, list[str]]:
             ("Item", "item", content.product),
             ("Product", "product", content.product),
             ("Name", "person", content.person),
+            ("Name", "person", content.first_name),
             ("City", "city", content.city),
             ("Country", "country", content.country),
             ("Company", "company", content.company),
@@ -195,7 +196,7 @@ def lay_out_timetable(sheet: Sheet) -> None:
     minutes = rng.randint(5 * 60, 9 * 60)
 
     def clock(after: int) -> str:
-        return f"{(minutes + after) // 60 % 24:02}:{(minutes + after) % 60:02}"
+        return content.format_time(minutes + after)
 
     if sort == 0:
         stops = content.distinct(content.city, rng.randint(3, 20))
@@ -217,7 +218,8 @@ def lay_out_timetable(sheet: Sheet) -> None:
         table(sheet, ["Destination", "Time", "Train", "Platform"], rows, noun="destination")
     else:
         for day in WEEKDAYS[: rng.randint(4, 7)]:
-            rows.append([day, f"{rng.randint(6, 10)}:00 - {rng.randint(13, 21)}:{rng.choice(('00', '30'))}"])
+            opens, closes = 60 * rng.randint(6, 10), 30 * rng.randint(26, 43)
+            rows.append([day, f"{content.format_time(opens)} - {content.format_time(closes)}"])
         table(sheet, ["Day", "Hours"], rows, noun="day", key="Hours")
     sheet.crop()
 

@@ -7,13 +7,17 @@ from datetime import date, timedelta
 from ..page import MIDDLE
 from .facts import Field, Line
 from .fonts import CHARACTERS, find_families
+from .label_wordings import LABELED
 from .labels import LABELS
 from .parts import address, dated, fields, labeled, logo, paragraph, stamp, sums, table, title
-from .prose import SENTENCES, state
+from .prose import SENTENCES, state, stated
 from .sheet import Run, Sheet
 from .slips import stacked
+from .statements import draw_statements, told_apart
+from .wordings import SIGNED, WRITTEN
 
 SALUTATIONS = ("Dear {name},", "Hello {name},", "To whom it may concern,", "Dear Sir or Madam,", "Hi {name},")
+BILLED = ("", "", "Bill to:", "Billed to:", "Billed to", "To:", "Customer:", "Invoice to", "Sold to:", "For")
 CLOSINGS = ("Sincerely,", "Kind regards,", "Best wishes,", "Yours faithfully,", "With best regards,")
 
 
@@ -47,7 +51,16 @@ def _stating(sheet: Sheet, most: int, lines: int) -> None:
     rng, content = sheet.rng, sheet.content
     names = _missing(sheet, SENTENCES)
     filling = [content.sentence(rng.randint(4, 12)) for _ in range(rng.randint(0, 3))]
-    state(sheet, rng.sample(names, k=min(rng.randint(1, most), len(names))), filling, lines)
+    count = rng.randint(1, most)
+    further = [] if rng.random() < 0.4 else draw_statements(rng, content, rng.randint(1, count))
+    labels = {fact.label for fact in sheet.facts if isinstance(fact, Field)}
+    further = [statement for statement in further if statement.label not in labels]
+    for statement in further:
+        sheet.unlabeled |= told_apart(statement)
+    # A label of the sort that is said of a thing would be answered by it.
+    names = _missing(sheet, names)
+    names = rng.sample(names, k=min(count - len(further), len(names)))
+    state(sheet, [*further, *(stated(sheet, name) for name in names)], filling, lines)
 
 
 def _commercial(sheet: Sheet, names: tuple[str, ...], heading: tuple[str, ...]) -> None:
@@ -56,9 +69,16 @@ def _commercial(sheet: Sheet, names: tuple[str, ...], heading: tuple[str, ...]) 
     _letterhead(sheet)
     recipient = content.person()
     top = sheet.top
-    run = sheet.put(recipient, sheet.left)
-    wordings = ("Who is it addressed to?", "Who is the recipient?", "Who gets it?", "To whom was it sent?")
-    sheet.facts.append(Field("recipient", recipient, "name", (run,), wordings))
+    label = rng.choice(BILLED)
+    beside = sheet.measure(f"{label} {recipient}") < 0.5 * sheet.width and rng.random() < 0.5
+    face = sheet.style.body.bold if rng.random() < 0.4 else None
+    keys = (sheet.put(label, sheet.left, face=face),) if label else ()
+    if label and not beside:
+        sheet.feed()
+    run = sheet.put(recipient, sheet.left + (sheet.measure(f"{label} ", face) if label and beside else 0))
+    wordings = ("Who is it addressed to?", "Who is the recipient?", "Who gets it?", "To whom was it sent?",
+                *LABELED["customer"])  # fmt: skip
+    sheet.facts.append(Field("recipient", recipient, "name", (run,), wordings, keys=keys))
     sheet.feed()
     address(sheet, sheet.left)
     below, sheet.top = sheet.top, top
@@ -179,8 +199,7 @@ def lay_out_letter(sheet: Sheet) -> None:
         sheet.feed(rng.choice((1.0, 2.0)))
         signer = content.person()
         run = sheet.put(signer, sheet.left, face=sheet.style.body.italic if rng.random() < 0.4 else None)
-        signed = ("Who signed it?", "Who signed the letter?", "Who wrote it?", "Who is it from?")
-        sheet.facts.append(Field("name of the signer", signer, "name", (run,), signed))
+        sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED))
         sheet.feed()
     if rng.random() < 0.15:
         stamp(sheet)
@@ -229,24 +248,44 @@ def lay_out_certificate(sheet: Sheet) -> None:
     sheet.feed(1.5)
     person = content.person()
     if (run := sheet.heading(person, 0.5, 1.6)) is not None:
-        wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?")
+        wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?",
+                    "Who took part?", "Who completed the course?", "To whom was it awarded?", "Who earned it?",
+                    "Whose name is on it?")  # fmt: skip
         sheet.facts.append(Field("name", run.text, "name", (run,), wordings))
     sheet.feed(0.6)
-    for line in sheet.wrap(f"has completed {content.sentence(rng.randint(4, 9))}", 0.85 * sheet.width):
-        sheet.facts.append(Line(sheet.put(line, middle, 0.5)))
-        sheet.feed()
+    if rng.random() < 0.5:
+        for line in sheet.wrap(f"has completed {content.sentence(rng.randint(4, 9))}", 0.85 * sheet.width):
+            sheet.facts.append(Line(sheet.put(line, middle, 0.5)))
+            sheet.feed()
+    else:
+        _course(sheet, middle)
     sheet.feed(1.2)
     dated(sheet, middle, 0.5)
     signer = content.person()
     run = sheet.put(signer, middle, 0.5, sheet.style.body.italic)
-    sheet.facts.append(
-        Field("name of the signer", signer, "name", (run,), ("Who signed it?", "Who signed the certificate?"))
-    )
+    sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED[:-WRITTEN]))
     sheet.feed(1.5)
     sheet.crop()
     width, height = sheet.size
     for edge in (0.4 * sheet.em, 0.7 * sheet.em):
         sheet.box((edge, edge, width - edge, height - edge), outline=sheet.style.accent, width=max(sheet.em // 10, 1))
+
+
+def _course(sheet: Sheet, middle: float) -> None:
+    """Place a line that names a course, centered."""
+    rng, content = sheet.rng, sheet.content
+    before = rng.choice(("has completed the course", "has passed the course", "for taking part in the course",
+                         "has attended", "for the training in", "passed the exam in"))  # fmt: skip
+    subject = content.words(rng.randint(1, 3)).capitalize() if rng.random() < 0.6 else content.product()
+    left = middle - 0.5 * sheet.measure(f"{before} {subject}")
+    if left < sheet.left:
+        return
+    cue = sheet.put(before, left)
+    run = sheet.put(subject, left + sheet.measure(f"{before} "))
+    wordings = ("What was the subject?", "In what was it awarded?", "What course does it name?", "What was completed?",
+                "Which subject was taught?", "What has the person learned?")  # fmt: skip
+    sheet.facts.append(Field("course", subject, "field", (run,), wordings, keys=(cue,)))
+    sheet.feed()
 
 
 def lay_out_plain_page(sheet: Sheet) -> None:
@@ -292,7 +331,7 @@ def lay_out_note(sheet: Sheet) -> None:
     if sheet.lines_left >= 2 and rng.random() < 0.5:
         signer = content.person()
         run = sheet.put(signer, sheet.left)
-        sheet.facts.append(Field("name of the signer", signer, "name", (run,), ("Who signed it?", "Who wrote it?")))
+        sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED))
         sheet.unlabeled |= {"contact", "customer", "manager", "cashier", "patient", "passenger"}
         sheet.feed()
     sheet.crop()

@@ -11,11 +11,17 @@ from .sheet import Run, Shape, Sheet
 from .wordings import DATE, TITLE
 
 
-def title(sheet: Sheet, text: str, align: float | None = None, scale: float | None = None) -> Run | None:
-    """Place a heading and record it as the title."""
+def title(
+    sheet: Sheet,
+    text: str,
+    align: float | None = None,
+    scale: float | None = None,
+    wordings: tuple[str, ...] = (),
+) -> Run | None:
+    """Place a heading and record it as the title, with further wordings of questions about it."""
     run = sheet.heading(text, align, scale)
     if run is not None:
-        sheet.facts.append(Field("title", run.text, "title", (run,), TITLE))
+        sheet.facts.append(Field("title", run.text, "title", (run,), (*TITLE, *wordings)))
     return run
 
 

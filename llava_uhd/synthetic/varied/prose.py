@@ -8,6 +8,7 @@ from .facts import Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS
 from .sheet import Run, Sheet
+from .statements import Statement
 
 # Sentences by label. The words between asterisks are those by which the value is found.
 SENTENCES: dict[str, tuple[str, ...]] = {
@@ -63,36 +64,45 @@ class _Piece(NamedTuple):
 _Word = list[_Piece]
 
 
-def state(sheet: Sheet, names: Sequence[str], filling: Sequence[str], lines: int) -> None:
-    """Place a paragraph that states values, each in a sentence among others, and record them with its other lines.
+def stated(sheet: Sheet, name: str) -> Statement:
+    """Return a sentence with a new value of a label.
 
-    A value with a word wider than the page is left out.
+    Args:
+        sheet: page whose content it is of.
+        name: label in `SENTENCES`.
+    """
+    value = LABELS[name].draw(sheet.content)
+    return Statement(sheet.rng.choice(SENTENCES[name]), value, name, LABELS[name].ability, LABELED[name])
+
+
+def state(sheet: Sheet, statements: Sequence[Statement], filling: Sequence[str], lines: int) -> None:
+    """Place a paragraph of statements among other sentences, and record their values and the other lines.
+
+    A statement whose value has a word wider than the page is left out.
 
     Args:
         sheet: page to write on, over its whole width.
-        names: labels in `SENTENCES`.
+        statements: values with their sentences.
         filling: sentences that state nothing.
         lines: most lines.
     """
-    values = {name: LABELS[name].draw(sheet.content) for name in names}
     # A word that is wider than the page would be cut off; "." may follow it.
-    values = {
-        name: value
-        for name, value in values.items()
-        if sheet.measure(max(value.split(), key=sheet.measure) + ".") < sheet.width
-    }
-    sentences = [
-        _words(sheet.rng.choice(SENTENCES[name]), value, number) for number, (name, value) in enumerate(values.items())
+    statements = [
+        statement
+        for statement in statements
+        if sheet.measure(max(statement.value.split(), key=sheet.measure) + ".") < sheet.width
     ]
+    sentences = [_words(statement.sentence, statement.value, number) for number, statement in enumerate(statements)]
     sentences += [_words(sentence, "", -1) for sentence in filling]
     sheet.rng.shuffle(sentences)
     placed = _place(sheet, [word for sentence in sentences for word in sentence], lines)
-    for number, (name, value) in enumerate(values.items()):
-        sheet.unlabeled.add(name)  # also where a part of the sentence did not fit
+    for number, statement in enumerate(statements):
+        sheet.unlabeled.add(statement.label)  # also where a part of the sentence did not fit
         sources = placed.get((number, VALUE), ())
-        if " ".join(run.text for run in sources) == value:
+        if " ".join(run.text for run in sources) == statement.value:
             keys = tuple(placed.get((number, CUE), ())[-1:])
-            sheet.facts.append(Field(name, value, LABELS[name].ability, tuple(sources), LABELED[name], keys=keys))
+            sheet.facts.append(Field(statement.label, statement.value, statement.ability, tuple(sources),
+                                     statement.wordings, keys=keys))  # fmt: skip
 
 
 def _words(sentence: str, value: str, number: int) -> list[_Word]:

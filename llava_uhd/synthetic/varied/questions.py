@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .content import Content
@@ -68,14 +69,15 @@ class Asked:
     keys: tuple[Run, ...] = ()
 
 
-def habit(text: str, rng: random.Random) -> str:
+def habit(text: str, rng: random.Random, nouns: Sequence[str] = ()) -> str:
     """Vary a question as people type it: reworded, politely, in lower case, without question mark, or unchanged.
 
     Args:
         text: text of the question.
         rng: random generator of the document.
+        nouns: everyday nouns for the document, beside "document" and "page".
     """
-    text = _reword(text, rng)
+    text = _reword(text, rng, nouns)
     if rng.random() < 0.06:
         text = rng.choice(POLITE) + text[0].lower() + text[1:]
     draw = rng.random()
@@ -90,7 +92,7 @@ def habit(text: str, rng: random.Random) -> str:
     return text + (" " if rng.random() < 0.02 else "")
 
 
-def _reword(text: str, rng: random.Random) -> str:
+def _reword(text: str, rng: random.Random, nouns: Sequence[str]) -> str:
     """Begin a question otherwise, and call the document by a noun, in some of the questions where that is possible."""
     for beginning, others in BEGINNINGS.items():
         if text.startswith(beginning) and rng.random() < REWORDED:
@@ -100,15 +102,17 @@ def _reword(text: str, rng: random.Random) -> str:
     if rng.random() < REWORDED:
         # Not in what is quoted from the page.
         asked, quote, quoted = text.partition('"')
-        text = IT.sub(rng.choice(OBJECTS), asked, count=1) + quote + quoted
+        called = f"{rng.choice(('this', 'the'))} {rng.choice(nouns)}" if nouns and rng.random() < 0.5 else None
+        text = IT.sub(called or rng.choice(OBJECTS), asked, count=1) + quote + quoted
     return text
 
 
-def ask_all(sheet: Sheet) -> list[Asked]:
+def ask_all(sheet: Sheet, nouns: Sequence[str] = ()) -> list[Asked]:
     """Return questions about every fact of a page and, for one in eight, about information that is missing.
 
     Args:
         sheet: the finished page.
+        nouns: everyday nouns for such a page, see `habit`.
     """
     rng, asked = sheet.rng, []
     printed = " ".join(run.text for run in sheet.texts).lower()
@@ -125,7 +129,7 @@ def ask_all(sheet: Sheet) -> list[Asked]:
         if (question := _ask_absent(sheet, printed)) is not None:
             asked.append(question)
     rng.shuffle(asked)
-    return [replace(each, text=habit(each.text, rng)) for each in asked]
+    return [replace(each, text=habit(each.text, rng, nouns)) for each in asked]
 
 
 def ask_of_picture(rng: random.Random, count: int = 3) -> list[Asked]:
@@ -198,20 +202,23 @@ def _heading_of(column: str, cell: Run, sheet: Sheet) -> tuple[Run, ...]:
     return tuple(named[:1])
 
 
+def _of_cells(column: str, key: str | None) -> Wordings:
+    """Return the wordings of questions about the cells of a column; `key` is the one that a question may leave out."""
+    if column != key:
+        return *CELL, *2 * OF_COLUMN.get(column, ())
+    return PRICE if column == "price" else (*VALUE, *CELL)
+
+
 def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
     asked: list[Asked] = []
     rng = sheet.rng
     names, noun = [run.text for run in fact.names], rng.choice((fact.noun, fact.noun, *NOUNS.get(fact.noun, ())))
-    nouns = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    nouns = f"{noun[:-1]}ies" if noun[-1] == "y" and noun[-2] not in "aeiou" else f"{noun}s"
     for column, cells in fact.columns.items():
         for run, cell in zip(fact.names, cells, strict=True):
             if cell is not None:
-                templates: Wordings
-                if column != fact.key:
-                    templates, ability = (*CELL, *2 * OF_COLUMN.get(column, ())), "cell"
-                else:
-                    templates, ability = (PRICE, "price") if column == "price" else ((*VALUE, *CELL), "cell")
-                template = rng.choice(templates)
+                template = rng.choice(_of_cells(column, fact.key))
+                ability = "price" if column == fact.key == "price" else "cell"
                 word = column if rng.random() >= REWORDED else rng.choice((column, *COLUMNS.get(column, ())))
                 text = template.format(**_cases(name=run.text, column=word))
                 is_of_key = column == fact.key and "{column" not in template.lower()
@@ -282,14 +289,14 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
         name, column = _absent_name(rng, printed), rng.choice(list(fact.columns))
         if name is None:
             return None
-        templates = (PRICE if column == "price" else VALUE) if column == fact.key else CELL
-        return Asked(rng.choice(templates).format(**_cases(name=name, column=column)), NOT_THERE, "unanswerable")
+        template = rng.choice(_of_cells(column, fact.key))
+        return Asked(template.format(**_cases(name=name, column=column)), NOT_THERE, "unanswerable")
     labels = {fact.label for fact in sheet.facts if isinstance(fact, Field)} | sheet.unlabeled
     absent = [name for name in LABELS if name not in labels | GENERAL and _is_absent(name, printed)]
     if not absent:
         return None
     label = rng.choice(absent)
-    template = rng.choice((*FIELD, *LABELED[label]))
+    template = rng.choice((*FIELD, *LABELED[label], *LABELED[label]))
     return Asked(template.format(**_cases(label=label)), NOT_THERE, "unanswerable")
 
 

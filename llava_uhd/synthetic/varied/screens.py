@@ -4,6 +4,7 @@ from .facts import Entries, Field, Line
 from .labels import LABELS
 from .parts import field_value, logo, table, title
 from .sheet import Sheet
+from .wordings import SCREEN
 
 APPS = (
     "Settings",
@@ -30,9 +31,10 @@ def lay_out_phone(sheet: Sheet) -> None:
     )
     sheet.put(f"{rng.randint(3, 100)}%", sheet.right, 1.0, size=small)
     sheet.feed(1.3)
-    title(sheet, rng.choice(APPS), rng.choice((0.0, 0.5)))
+    name = rng.choice(APPS) if rng.random() < 0.6 else content.words(rng.randint(1, 2)).capitalize()
+    title(sheet, name, rng.choice((0.0, 0.5)), wordings=SCREEN)
     sheet.feed(0.5)
-    sort = rng.randrange(3)
+    sort = rng.randrange(5)
     if sort == 0:
         for name in rng.sample(list(LABELS), k=rng.randint(4, 12)):
             label, value = LABELS[name].printed[0], LABELS[name].draw(content)
@@ -57,6 +59,8 @@ def lay_out_phone(sheet: Sheet) -> None:
             entries.values["price"].append(float(cents))
             sheet.feed(1.6)
         sheet.facts.append(entries)
+    elif sort > 2:
+        _inbox(sheet)
     else:
         for place in range(rng.randint(3, 9)):
             lines = sheet.wrap(content.sentence(rng.randint(2, 10)), 0.66 * sheet.width)
@@ -71,6 +75,44 @@ def lay_out_phone(sheet: Sheet) -> None:
                 sheet.facts.append(Line(sheet.put(line, left)))
                 sheet.feed()
             sheet.feed(0.7)
+
+
+def _inbox(sheet: Sheet) -> None:
+    """Place messages or calls: who, when, and below them how each begins."""
+    rng, content, em = sheet.rng, sheet.content, sheet.em
+    entries = Entries("sender", [], {"time": [], "message": []})
+    boxed, pictured, below = rng.random() < 0.4, rng.random() < 0.5, rng.random() < 0.8
+    face = sheet.style.body.bold if rng.random() < 0.7 else None
+    small = max(round(rng.choice((0.75, 0.85, 1.0)) * em), 7)
+    left = sheet.left + (2.2 * em if pictured else 0.5 * em)
+    dates = rng.random() < 0.15
+    if dates:
+        entries.columns["date"] = entries.columns.pop("time")
+    for name in content.distinct(rng.choice((content.first_name, content.first_name, content.person)), 12):
+        text, message = content.date() if dates else content.time(), content.sentence(rng.randint(2, 7)).rstrip(".")
+        if sheet.lines_left < 3:
+            break
+        if sheet.measure(name, face) + sheet.measure(text, size=small) + em > sheet.right - left:
+            continue
+        height = (2.3 if below else 1.3) * sheet.style.pitch
+        if boxed:
+            bounds = (
+                sheet.left - 0.3 * em,
+                sheet.top - 0.2 * em,
+                sheet.right + 0.3 * em,
+                sheet.top + height - 0.3 * em,
+            )
+            sheet.box(bounds, "round", fill=sheet.style.soft)
+        if pictured:
+            logo(sheet, sheet.left, sheet.top + 0.2 * em, 1.4 * em)
+        entries.names.append(sheet.put(name, left, face=face))
+        entries.columns["date" if dates else "time"].append(sheet.put(text, sheet.right - 0.3 * em, 1.0, size=small))
+        fits = below and sheet.measure(message, size=small) < sheet.right - left - em
+        run = sheet.put(message, left, size=small, y=sheet.top + sheet.style.pitch) if fits else None
+        entries.columns["message"].append(run)
+        sheet.top += height
+        sheet.feed(rng.choice((0.15, 0.3)))
+    sheet.facts.append(entries)
 
 
 def lay_out_slide(sheet: Sheet) -> None:

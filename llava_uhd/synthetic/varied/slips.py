@@ -5,7 +5,7 @@ from .facts import Entries, Field
 from .labels import LABELS
 from .parts import address, dated, field_value, fields, labeled, logo, sums, title
 from .sheet import Sheet
-from .wordings import SHOP
+from .wordings import OWN_PRICE, PRODUCT, SHOP
 
 
 def lay_out_receipt(sheet: Sheet) -> None:
@@ -69,11 +69,14 @@ def lay_out_receipt(sheet: Sheet) -> None:
 def lay_out_label(sheet: Sheet) -> None:
     """Lay out the label of a parcel or product in a frame."""
     rng, content = sheet.rng, sheet.content
-    if rng.random() < 0.6:
-        title(sheet, rng.choice(("FRAGILE", "PARCEL", "EXPRESS", "SAMPLE", content.product(), content.company())))
+    tag = rng.random() < 0.45
+    if not tag and rng.random() < 0.6:
+        title(sheet, rng.choice(("FRAGILE", "PARCEL", "EXPRESS", "SAMPLE", content.company())))
         sheet.rule()
         sheet.feed(0.3)
-    if rng.random() < 0.6:
+    if tag:
+        _price_tag(sheet)
+    elif rng.random() < 0.6:
         sheet.put("To:", sheet.left)
         recipient = content.person()
         run = sheet.put(recipient, sheet.left + 2.5 * sheet.em)
@@ -81,7 +84,8 @@ def lay_out_label(sheet: Sheet) -> None:
         sheet.facts.append(Field("recipient", recipient, "name", (run,), wordings))
         sheet.feed()
         address(sheet, sheet.left + 2.5 * sheet.em)
-    names = ("weight", "tracking number", "serial number", "expiry date", "quantity", "color", "order number")
+    names = ("weight", "tracking number", "serial number", "expiry date", "quantity", "color", "order number",
+             "article number")  # fmt: skip
     fields(sheet, rng.sample(names, k=rng.randint(2, 5)), sheet.left, sheet.right)
     sheet.feed(0.3)
     if sheet.lines_left > 3:
@@ -90,6 +94,20 @@ def lay_out_label(sheet: Sheet) -> None:
     width, height = sheet.size
     edge = 0.3 * sheet.em
     sheet.box((edge, edge, width - edge, height - edge), outline=sheet.style.ink, width=max(sheet.em // 8, 1))
+
+
+def _price_tag(sheet: Sheet) -> None:
+    """Place the name of a product and its price."""
+    rng, content = sheet.rng, sheet.content
+    align = rng.choice((0.0, 0.0, 0.5))
+    if (run := sheet.heading(content.product(), align)) is not None:
+        sheet.facts.append(Field("product", run.text, "title", (run,), PRODUCT))
+    content.currency = rng.choice(CURRENCIES)
+    sheet.unlabeled |= {"total", "subtotal"}
+    sheet.feed(0.2)
+    if (run := sheet.heading(content.amount(content.cents()), align, rng.choice((1.0, 1.5, 2.0, 2.5)))) is not None:
+        sheet.facts.append(Field("price", run.text, "price", (run,), OWN_PRICE))
+    sheet.feed(0.4)
 
 
 def barcode(sheet: Sheet, left: float, right: float, height: float) -> None:

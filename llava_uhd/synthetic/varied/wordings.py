@@ -84,6 +84,13 @@ VALUE = (
     "What value does {name} have?",
     "Read the value at {name}.",
     "What number belongs to {name}?",
+    "What was the value in {name}?",
+    "What is shown for {name}?",
+    "Which number stands at {name}?",
+    "How much was it in {name}?",
+    "What value was measured for {name}?",
+    "Which figure is given for {name}?",
+    "What does {name} come to?",
 )
 LARGEST = (
     "Which {noun} has the highest {column}?",
@@ -133,6 +140,10 @@ HIGHEST = (
     "Where is the value highest?",
     "Which {noun} is on top?",
     "Which {noun} leads?",
+    "Which {noun} has the highest value?",
+    "What {noun} had the most?",
+    "Which {noun} reaches the highest value?",
+    "Where was the peak?",
 )
 LOWEST = (
     "Which {noun} is the lowest?",
@@ -142,6 +153,9 @@ LOWEST = (
     "Where is the value lowest?",
     "Which {noun} comes in last place?",
     "Which {noun} is at the bottom by value?",
+    "Which {noun} has the lowest value?",
+    "What {noun} had the least?",
+    "Which {noun} reaches only the lowest value?",
 )
 COUNT = (
     "How many {nouns} are there?",
@@ -215,6 +229,15 @@ DATE = (
     "When did it happen?",
     "Date of issue?",
     "On what day was it issued?",
+    "Which date does it bear?",
+    "What date is printed here?",
+    "Which day does it name?",
+    "What is the day?",
+    "date?",
+    "On which day was it signed?",
+    "When was it made?",
+    "Which day is it from?",
+    "What date do you see?",
 )
 TITLE = (
     "What is the title?",
@@ -232,6 +255,58 @@ TITLE = (
     "What is the name of it?",
     "What sort of document is it?",
     "What words is it headed by?",
+)
+# Questions about a name below a text; the last ones only where its bearer wrote the text.
+WRITTEN = 4
+SIGNED = (
+    "Who signed it?",
+    "By whom was it signed?",
+    "Whose name stands at the end?",
+    "Who put their name to it?",
+    "Which name is at the bottom?",
+    "Whose signature does it bear?",
+    "With what name does it end?",
+    "Who wrote it?",
+    "Who is it from?",
+    "Whose words are these?",
+    "Who is the writer?",
+)
+CHART = (
+    "What does the chart show?",
+    "What is plotted here?",
+    "What is the subject of the chart?",
+    "Which quantity is drawn?",
+    "What do the numbers stand for?",
+    "What is measured?",
+    "Of what is this a chart?",
+)
+SCREEN = (
+    "What is this screen called?",
+    "Which app is it?",
+    "What does it say at the top of the screen?",
+    "Which part of the app is shown?",
+    "What view is it?",
+    "In which app was this taken?",
+)
+PRODUCT = (
+    "What product is it?",
+    "Which article is it?",
+    "What is it the label of?",
+    "What can I buy here?",
+    "Which goods are these?",
+    "What is the name of the product?",
+    "What is the article called?",
+    "product?",
+)
+OWN_PRICE = (
+    "What does it cost?",
+    "How much is it?",
+    "What is the price?",
+    "How much do I have to pay for it?",
+    "For how much is it sold?",
+    "price?",
+    "What do they want for it?",
+    "How much money is it?",
 )
 SHOP = (
     "What is the name of the shop?",
@@ -267,10 +342,15 @@ NOUNS = {
     "bar": ("category", "column"),
     "entry": ("line", "position"),
     "stop": ("station",),
+    "city": ("place", "town"),
+    "sender": ("person", "contact", "name"),
+    "name": ("bar", "category"),
 }
 # Other words for a column, and questions that ask for it without its name.
 COLUMNS = {
-    "amount": ("line total", "total", "sum", "whole price"),
+    "amount": ("line total", "total", "sum", "whole price", "row total", "full amount"),
+    "time": ("hour", "clock time"),
+    "message": ("text", "words"),
     "price": ("unit price", "single price", "price per piece", "cost"),
     "quantity": ("number of pieces", "number", "count"),
     "date": ("day",),
@@ -285,8 +365,25 @@ OF_COLUMN = {
         "How many pieces of {name} are there?",
         "How many of the {name} were sold?",
         "How often was {name} bought?",
+        "How many {name} were bought?",
+        "How many {name} did the customer get?",
+        "What number of {name} was delivered?",
     ),
     "date": ("When was {name}?", "On what day was {name}?"),
+    "time": (
+        "When did {name} call?",
+        "At what time did {name} send something?",
+        "What time is shown beside {name}?",
+        "When was {name} there last?",
+        "When is {name}?",
+        "At what time is {name}?",
+    ),
+    "message": (
+        "What did {name} write?",
+        "What does {name} say?",
+        "What is the text from {name}?",
+        "Read what {name} wrote.",
+    ),
     "balance": ("What was left after {name}?", "How much remained after {name}?"),
 }
 # What questions call "it", and other beginnings of questions.
