@@ -22,6 +22,15 @@ DATE_FORMATS = ("{y}-{m:02}-{d:02}", "{d:02}.{m:02}.{y}", "{m:02}/{d:02}/{y}", "
 TIME_FORMATS = ("{h:02}:{m:02}", "{h:02}:{m:02}", "{h}:{m:02}", "{h12}:{m:02} {AM}", "{h12}:{m:02} {AM}",
                 "{h12}:{m:02}{am}", "{h12}.{m:02} {am}", "{h:02}.{m:02}", "{h12:02}:{m:02} {AM}")  # fmt: skip
 CURRENCIES = ("${}", "${}", "{}", "{}", "€{}", "{} €", "£{}", "{} EUR", "USD {}", "{} USD", "CHF {}")
+GROUPS = (
+    "#### #### ####",
+    "## #### ####",
+    "### ### ###",
+    "#### ####",
+    "## ### ###",
+    "#### #### #### ####",
+    "## ## ##",
+)
 SIZES = ("", "", "", " 1L", " 500g", " 2kg", " x2", " 250ml", " XL", " S", " 6pk", " 12 oz", " 1.5m", " A4", " 100pc")
 QUALITIES = ("Organic", "Fresh", "Large", "Small", "Classic", "Premium", "Dark", "White", "Green", "Red", "Steel",
              "Wooden", "Smart", "Mini", "Dry", "Sweet", "Basic", "Heavy", "Soft", "Travel")  # fmt: skip
@@ -140,6 +149,15 @@ class Content:
         letters = "ABCDEFGHJKLMNPRSTUVWXYZ"
         draw = {"?": lambda: self.rng.choice(letters), "#": lambda: str(self.rng.randint(0, 9))}
         return "".join(draw[c]() if c in draw else c for c in pattern)
+
+    def grouped_number(self) -> str:
+        """Return digits in groups, as accounts and cards have them."""
+        pattern = self.rng.choice(GROUPS)
+        return "".join(str(self.rng.randint(0, 9)) if c == "#" else c for c in pattern)
+
+    def country_code(self) -> str:
+        """Return two letters and two digits, as account numbers of banks begin."""
+        return f"{self.rng.choice(('DE', 'FR', 'ES', 'IT', 'NL', 'GB', 'AT', 'BE'))}{self.rng.randint(10, 99)} "
 
     def made_up(self) -> str:
         """Return a made-up word."""

@@ -1,128 +1,39 @@
 """Wordings of questions about the value of a label, beside the general ones for fields."""
 
+from .code_wordings import OF_CODES
+
 LABELED: dict[str, tuple[str, ...]] = {
-    "invoice number": (
-        "Which number does the invoice have?",
-        "Which invoice is this?",
-        "What number is on the invoice?",
-        "What number was it issued with?",
-        "How is it numbered?",
-        "Which number identifies it?",
-        "What is its number?",
+    **OF_CODES,
+    "account holder": (
+        "Whose account is it?",
+        "To whom does the account belong?",
+        "In whose name is the account?",
+        "Who has the account?",
     ),
-    "order number": (
-        "Which order is it?",
-        "What number does the order have?",
-        "Under what number was it ordered?",
-        "Which number identifies the order?",
+    "driver": (
+        "Who drove?",
+        "Who is at the wheel?",
+        "Who is the driver?",
+        "By whom was it driven?",
     ),
-    "customer number": (
-        "Which number does the customer have?",
-        "Under what number is the customer kept?",
-        "How is the client numbered?",
+    "doctor": (
+        "Who treated the patient?",
+        "Which doctor is it?",
+        "Who is the physician?",
     ),
-    "reference": (
-        "Which reference should I quote?",
-        "What should I quote when I write?",
-        "Which sign does it have for reference?",
+    "teacher": (
+        "Who teaches it?",
+        "Who gave the lesson?",
+        "Who is the instructor?",
     ),
-    "account number": (
-        "Which account is it?",
-        "To what account does it belong?",
-        "Which account is used?",
+    "owner": (
+        "Who owns it?",
+        "To whom does it belong?",
+        "Whose property is it?",
     ),
-    "ticket number": (
-        "What number is on the ticket?",
-        "Which number identifies the ticket?",
-    ),
-    "tracking number": (
-        "How can I track the parcel?",
-        "Which number tracks the shipment?",
-        "With what number can it be followed?",
-    ),
-    "passport number": (
-        "Which number does the passport have?",
-        "What number is in the passport?",
-    ),
-    "policy number": (
-        "Which policy is it?",
-        "What number does the insurance have?",
-        "Under which number is it insured?",
-    ),
-    "article number": (
-        "Which number does the article have?",
-        "Under what number can I order it again?",
-        "Which number identifies the product?",
-        "How is the product numbered?",
-    ),
-    "serial number": (
-        "Which number does the device have?",
-        "What number was stamped on the device?",
-        "Which number identifies the device?",
-    ),
-    "booking code": (
-        "Which code does the booking have?",
-        "What code confirms it?",
-        "Under what code was it booked?",
-        "What do I show to confirm the booking?",
-    ),
-    "tax number": (
-        "Which tax number do they have?",
-        "Under which number do they pay taxes?",
-    ),
-    "due date": (
-        "When is it due?",
-        "By when must it be paid?",
-        "When do I have to pay?",
-        "What is the deadline?",
-        "What is the last day for the payment?",
-        "When does the money have to be there?",
-        "Before which day should I pay?",
-        "Pay by when?",
-        "When is the payment expected?",
-        "How long can I wait with the payment?",
-        "Up to which date can it be paid?",
-    ),
-    "delivery date": (
-        "When is it delivered?",
-        "When does it arrive?",
-        "On what date was it delivered?",
-        "When do I get it?",
-        "When was it brought?",
-        "When did it come?",
-        "On which day do the goods arrive?",
-    ),
-    "birth date": (
-        "When was the person born?",
-        "When is the birthday?",
-        "On what date was the person born?",
-        "Since when has the person lived?",
-        "On which day was this person born?",
-    ),
-    "expiry date": (
-        "Until when is it valid?",
-        "When does it expire?",
-        "How long is it valid?",
-        "When does it run out?",
-        "What is the last day that I can use it?",
-        "Up to what day can it be used?",
-        "After which date is it no longer good?",
-        "When is it no longer valid?",
-    ),
-    "start date": (
-        "When does it start?",
-        "When does it begin?",
-        "What is the first day?",
-        "From when on?",
-        "From which day on is it?",
-        "Since when?",
-    ),
-    "end date": (
-        "When does it end?",
-        "When is it over?",
-        "What is the last day?",
-        "Up to which day is it?",
-        "Till when does it go?",
+    "emergency contact": (
+        "Who should be called in an emergency?",
+        "Whom do I call if something happens?",
     ),
     "customer": (
         "Who is the customer?",
@@ -309,6 +220,70 @@ LABELED: dict[str, tuple[str, ...]] = {
         "For whom does the person work?",
         "What is the firm called?",
         "Which business is named?",
+    ),
+    "bank": (
+        "Which bank is it?",
+        "At what bank is the account?",
+        "What is the bank called?",
+    ),
+    "website": (
+        "Where is it on the web?",
+        "What is the address of the site?",
+        "Which site does it name?",
+    ),
+    "language": (
+        "Which language is spoken?",
+        "What language does the person speak?",
+    ),
+    "size": (
+        "Which size is it?",
+        "How large is it?",
+        "What size was taken?",
+    ),
+    "age": (
+        "How old is the person?",
+        "How many years old?",
+        "How old?",
+    ),
+    "duration": (
+        "How long does it take?",
+        "How long is it?",
+        "For how long does it go on?",
+        "How many minutes does it take?",
+    ),
+    "temperature": (
+        "How warm is it?",
+        "How many degrees are there?",
+        "At what temperature?",
+    ),
+    "pages": (
+        "How many pages does it have?",
+        "How many pages are there?",
+    ),
+    "material": (
+        "What is it made of?",
+        "Out of which material is it?",
+    ),
+    "balance": (
+        "How much is left?",
+        "How much money is on it?",
+        "What remains at the end?",
+        "How much is there now?",
+        "What does the account hold?",
+    ),
+    "rent": (
+        "How much is the rent?",
+        "What is paid for the flat?",
+    ),
+    "salary": (
+        "How much is earned?",
+        "What does the person earn?",
+        "How much is the pay?",
+    ),
+    "change": (
+        "How much was given back?",
+        "What change was given?",
+        "How much came back?",
     ),
     "deposit": (
         "How much is the deposit?",

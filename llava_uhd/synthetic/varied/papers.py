@@ -9,7 +9,7 @@ from .facts import Field, Line
 from .fonts import CHARACTERS, find_families
 from .label_wordings import LABELED
 from .labels import LABELS
-from .parts import address, dated, fields, labeled, logo, paragraph, stamp, sums, table, title
+from .parts import address, dated, field_value, fields, labeled, logo, paragraph, stamp, sums, table, title
 from .prose import SENTENCES, state, stated
 from .sheet import Run, Sheet
 from .slips import stacked
@@ -137,7 +137,9 @@ def lay_out_statement(sheet: Sheet) -> None:
     _letterhead(sheet)
     title(sheet, rng.choice(("Account statement", "Bank Statement", "Monthly statement", "Transactions")), 0.0)
     further = rng.sample(("start date", "end date", "customer", "reference"), k=2)
-    fields(sheet, ("account number", *further), sheet.left, sheet.right)
+    number = rng.choice(("account number", "account number", "IBAN"))
+    kept = rng.sample((number, *further), k=3)
+    fields(sheet, (*kept, *rng.sample(("account holder", "bank"), k=rng.randint(0, 2))), sheet.left, sheet.right)
     sheet.feed(0.5)
     balance, rows, amounts = rng.randint(10_000, 900_000), [], []
     day = date(1998 + rng.randint(0, 30), rng.randint(1, 12), 1)
@@ -154,7 +156,14 @@ def lay_out_statement(sheet: Sheet) -> None:
     header = ["Description", "Date", "Amount", "Balance"]
     if balance < 0:
         header, rows = header[:3], [row[:3] for row in rows]
-    table(sheet, header, rows, noun="entry", numeric=("Amount", "Balance"), values={"amount": amounts})
+    placed = table(sheet, header, rows, noun="entry", numeric=("Amount", "Balance"), values={"amount": amounts})
+    if placed is not None and len(placed.names) == len(rows) and sheet.lines_left >= 2 and rng.random() < 0.5:
+        sheet.feed(0.4)
+        label, value = rng.choice(LABELS["balance"].printed), content.amount(abs(balance))
+        if sheet.measure(f"{label}  {value}") < sheet.width:
+            sheet.put(label, sheet.left, face=sheet.style.body.bold)
+            field_value(sheet, "balance", sheet.put(f"-{value}" if balance < 0 else value, sheet.right, 1.0))
+            sheet.feed()
 
 
 def lay_out_letter(sheet: Sheet) -> None:
@@ -332,7 +341,8 @@ def lay_out_note(sheet: Sheet) -> None:
         signer = content.person()
         run = sheet.put(signer, sheet.left)
         sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED))
-        sheet.unlabeled |= {"contact", "customer", "manager", "cashier", "patient", "passenger"}
+        sheet.unlabeled |= {"contact", "customer", "manager", "cashier", "patient", "passenger", "owner",
+                            "account holder", "driver", "doctor", "teacher", "emergency contact"}  # fmt: skip
         sheet.feed()
     sheet.crop()
 

@@ -47,7 +47,8 @@ SYNONYM = 6
 REWORDED = 0.3
 IT = re.compile(r"\bit\b")
 # Labels too general to be surely absent.
-GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee"}
+GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee",
+           "pages", "language", "opening time", "departure time", "arrival time"}  # fmt: skip
 
 
 @dataclass(frozen=True)

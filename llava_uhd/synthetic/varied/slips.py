@@ -85,7 +85,7 @@ def lay_out_label(sheet: Sheet) -> None:
         sheet.feed()
         address(sheet, sheet.left + 2.5 * sheet.em)
     names = ("weight", "tracking number", "serial number", "expiry date", "quantity", "color", "order number",
-             "article number")  # fmt: skip
+             "article number", "batch", "size", "material")  # fmt: skip
     fields(sheet, rng.sample(names, k=rng.randint(2, 5)), sheet.left, sheet.right)
     sheet.feed(0.3)
     if sheet.lines_left > 3:
@@ -125,7 +125,8 @@ def lay_out_ticket(sheet: Sheet) -> None:
     rng = sheet.rng
     title(sheet, rng.choice(("BOARDING PASS", "TRAIN TICKET", "Admit One", "Concert Ticket", "Museum", "Bus Ticket")))
     sheet.feed(0.3)
-    names = ["passenger", "seat", "gate", "platform", "booking code", "start date", "ticket number", "fee", "status"]
+    names = ["passenger", "seat", "gate", "platform", "booking code", "start date", "ticket number", "fee", "status",
+             "departure time", "arrival time", "duration"]  # fmt: skip
     stacked(sheet, rng.sample(names, k=rng.randint(4, 8)), columns=rng.choice((2, 3)))
     if rng.random() < 0.5 and sheet.lines_left > 3:
         barcode(sheet, sheet.left, sheet.left + 0.6 * sheet.width, 2.0 * sheet.em)
@@ -169,6 +170,6 @@ def lay_out_card(sheet: Sheet) -> None:
         field_value(sheet, "company", sheet.put(firm, sheet.left))
         sheet.feed()
     sheet.feed(0.5)
-    fields(sheet, rng.sample(("phone", "email", "fax", "city", "customer number", "expiry date"), k=rng.randint(2, 4)),
-           sheet.left, sheet.right)  # fmt: skip
+    names = ("phone", "email", "fax", "city", "customer number", "expiry date", "website", "member number")
+    fields(sheet, rng.sample(names, k=rng.randint(2, 4)), sheet.left, sheet.right)
     sheet.crop()
