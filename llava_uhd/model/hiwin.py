@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from .attention import HEAD_SIZE, WindowAttention, resize_positions
 from .configuration_llava_uhd import LlavaUhdProjectorConfig
-from .hiwin_fused import FoldedWeightCache, fused_hiwin_attention, reason_not_to_fuse
+from .folded_weights import FoldedWeightCache, reason_not_to_fuse
+from .hiwin_fused import fused_hiwin_attention
 from .level_projection import LevelProjection
 from .projector import LAYER_NORM_EPS, Projector, fixed_positions, reset_query_projector
 from .pyramid import build_pyramid

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..model.hiwin_fused import without_autocast
+from ..model.autocast import without_autocast
 from ..model.modeling_llava_uhd import LlavaUhdCausalLMOutputWithPast, LlavaUhdForConditionalGeneration
 from .labels import IGNORE, find_targets
 

@@ -11,8 +11,10 @@ from llava_uhd.benchmark.reference import tokens
 from llava_uhd.model import hiwin_fused
 from llava_uhd.model import pyramid as pyramid_module
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
+from llava_uhd.model.folded_weights import reason_not_to_fuse
 from llava_uhd.model.hiwin import HiWinProjector, hiwin_attention
-from llava_uhd.model.hiwin_fused import cached_geometries, fused_hiwin_attention, reason_not_to_fuse
+from llava_uhd.model.hiwin_fused import fused_hiwin_attention
+from llava_uhd.model.level_geometry import cached_geometries
 from tests.golden import relative_error
 
 PYRAMIDS = {

@@ -15,8 +15,8 @@ from llava_uhd import LlavaUhdForConditionalGeneration, register_upsampler
 from llava_uhd.model import upsampler_registry
 from llava_uhd.model.assembly import initialize
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
+from llava_uhd.model.folded_weights import reason_not_to_fuse
 from llava_uhd.model.hiwin import HiWinProjector
-from llava_uhd.model.hiwin_fused import reason_not_to_fuse
 from llava_uhd.model.pyramid import build_pyramid
 from llava_uhd.training.parts import parts_of, train_only
 from tests.conftest import small_config
