@@ -70,12 +70,12 @@ docs: $(VENV)/.dev
 figures: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 figures: $(VENV)/.dev
 	mkdir -p docs/images
-	llava-uhd explain examples/receipt.png --save docs/explain.png
-	llava-uhd explain examples/receipt.png --figure slices --save docs/images/slices.png
-	llava-uhd explain examples/receipt.png --figure pyramid --save docs/images/pyramid.png
-	llava-uhd explain examples/receipt.png --figure kernels --point 0.5 0.15 --save docs/images/kernels.png
-	llava-uhd explain examples/receipt.png --figure windows --save docs/images/windows.png
-	llava-uhd explain examples/receipt.png --figure answer --question "What is the total?" --method rollout --save docs/images/answer.png
+	llava-uhd explain examples/receipt.png --model tiny --save docs/explain.png
+	llava-uhd explain examples/receipt.png --model tiny --figure slices --save docs/images/slices.png
+	llava-uhd explain examples/receipt.png --model tiny --figure pyramid --save docs/images/pyramid.png
+	llava-uhd explain examples/receipt.png --model tiny --figure kernels --point 0.5 0.15 --save docs/images/kernels.png
+	llava-uhd explain examples/receipt.png --model tiny --figure windows --save docs/images/windows.png
+	llava-uhd explain examples/receipt.png --model tiny --figure answer --question "What is the total?" --method rollout --save docs/images/answer.png
 	LLAVA_UHD_SCREENSHOT=docs/web.png python -m pytest -q -m slow tests/web -k screenshot
 
 format: $(VENV)/.dev

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
-BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}
-DEFAULT_MODEL = "tiny"
+BUILT_IN = {name: Path(__file__).parent / "assets" / name for name in ("small", "tiny")}
+DEFAULT_MODEL = "small"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

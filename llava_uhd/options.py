@@ -47,7 +47,9 @@ def former_option(former: str, value: T | None, name: str, default: T) -> T:
     return value
 
 
-Model = Annotated[str, typer.Option(help="tiny (built in), a folder, or a hub id.", autocompletion=_complete_models)]
+Model = Annotated[
+    str, typer.Option(help="small or tiny (built in), a folder, or a hub id.", autocompletion=_complete_models)
+]
 MaxSlices = Annotated[
     int | None, typer.Option(min=1, help="Most slices per image; 1 for the overview alone. Default: as trained.")
 ]

@@ -332,4 +332,4 @@ def test_explain_needs_neither_torch_nor_transformers(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     explained, imported = result.stdout.splitlines()
-    assert result.returncode == 0 and imported == "[]" and json.loads(explained)["num_image_tokens"] == 448
+    assert result.returncode == 0 and imported == "[]" and json.loads(explained)["num_image_tokens"] == 13 * 256

@@ -1,4 +1,4 @@
-"""Training of the next built-in model: one that reads documents of other programs.
+"""Training of the built-in model `small`, which reads documents of other programs.
 
 Three skills in three phases, each the start of the next, since all at once do not begin to learn in the time that two
 cores have: the tower names the characters in each patch (`vision`), the language model answers on pages whose

@@ -1,4 +1,4 @@
-"""Trains the next built-in model from random weights to its folder.
+"""Trains the built-in model `small` from random weights to its folder.
 
     python -m experiments.tiny --out runs/tiny                # until done; resumes what is in the folder
     python -m experiments.tiny --out runs/tiny --minutes 8    # a piece; the same command resumes

@@ -144,7 +144,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {
-            "tiny": lambda: built_in(),
+            "tiny": lambda: built_in("tiny"),
             "vicuna": lambda: str(vicuna_like(folder / "vicuna")),
             "qwen2": lambda: str(qwen2_like(folder / "qwen2")),
             "qwen3": lambda: str(qwen3_like(folder / "qwen3")),
