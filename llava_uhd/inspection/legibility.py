@@ -1,8 +1,9 @@
 """Estimate whether small print stays legible at the resolution at which the model sees an image.
 
 The measure is the height of common print after resizing: 11 points at 300 dots per inch are 46 pixels of a scan; a PDF
-page has its own resolution. The note appears below `LEGIBLE_PRINT` pixels: there the built-in model answers hardly any
-question, and most questions from 12 pixels on (`benchmarks/legibility.py`).
+page has its own resolution. The note appears below `LEGIBLE_PRINT` pixels: there the built-in models answer hardly any
+question. `tiny` answers most from 12 pixels on (`benchmarks/legibility.py`), `small` more the larger the print is (its
+model card).
 """
 
 import math
