@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MAX_WHEEL_MIB = 40
+MAX_WHEEL_MIB = 26
 
 
 def main(program: str) -> None:
