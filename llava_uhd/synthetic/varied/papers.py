@@ -258,8 +258,8 @@ def lay_out_certificate(sheet: Sheet) -> None:
     person = content.person()
     if (run := sheet.heading(person, 0.5, 1.6)) is not None:
         wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?",
-                    "Who took part?", "Who completed the course?", "To whom was it awarded?", "Who earned it?",
-                    "Whose name is on it?")  # fmt: skip
+                    "Who took part?", "Who completed the course?", "To whom was it awarded?",
+                    "Who earned it?")  # fmt: skip
         sheet.facts.append(Field("name", run.text, "name", (run,), wordings))
     sheet.feed(0.6)
     if rng.random() < 0.5:
