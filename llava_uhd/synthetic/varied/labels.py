@@ -53,6 +53,18 @@ def _time(content: Content) -> str:
     return content.time()
 
 
+def invented(content: Content) -> tuple[str, Label]:
+    """Return a label of any words with a value of any sort, so that labels are found by their letters.
+
+    Args:
+        content: source of the words and of the value.
+    """
+    rng = content.rng
+    name = next(name for name in iter(lambda: content.words(rng.choice((1, 2, 2))), "") if name not in _TAKEN)
+    sort = rng.choice((lambda c: c.word(), lambda c: c.count(1, 9999), *(label.draw for label in LABELS.values())))
+    return name, Label((name.capitalize(), name.capitalize(), name, name.title(), name.upper()), sort)
+
+
 LABELS: dict[str, Label] = {
     "invoice number": Label(("Invoice no.", "Invoice number", "Invoice #", "Invoice No"), _code),
     "order number": Label(("Order no.", "Order number", "Order #", "Order"), _code),
@@ -142,3 +154,4 @@ LABELS: dict[str, Label] = {
         lambda c: c.rng.choice(("Cash", "Visa", "Mastercard", "Card", "Transfer", "Check")),
     ),
 }
+_TAKEN = {*LABELS, *(printed.lower() for label in LABELS.values() for printed in label.printed)}

@@ -1,12 +1,14 @@
 """Lists and tables: menus, timetables, tables of all sorts, spreadsheet views."""
 
 import string
+from collections.abc import Sequence
 
 from ..vocabulary import COLORS, DEPARTMENTS, STATES
 from .content import MONTHS, WEEKDAYS
 from .facts import Entries
-from .parts import paragraph, table, title
+from .parts import paragraph, title
 from .sheet import Shape, Sheet
+from .tables import table
 
 
 def _number_column(sheet: Sheet, count: int) -> tuple[list[str], list[float]]:
@@ -82,8 +84,13 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
     periods = rng.choice(PERIODS) if rng.random() < 0.35 else None
     number = rng.choice((1, 2, 3, 4, 6))
     groups: list[tuple[str, int]] = []
-    num_rows = periods[:number] if periods else rng.sample(NUMBER_HEADS, k=number)
-    for title_text in num_rows:
+    if periods:
+        further: Sequence[str] = periods[:number]
+    elif rng.random() < 0.35:
+        further = content.distinct(lambda: content.word().capitalize(), number)
+    else:
+        further = rng.sample(NUMBER_HEADS, k=number)
+    for title_text in further:
         if periods or rng.random() < 0.65:
             texts, numbers = _number_column(sheet, len(names))
             if rng.random() < 0.1:
@@ -111,7 +118,8 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
     if periods and len(heads) == 5 and rng.random() < 0.6:
         groups = [("First half", 2), ("Second half", 2)]
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return table(sheet, heads, rows, noun=noun, numeric=numeric, values=values, style=style, groups=groups)
+    return table(sheet, heads, rows, noun=noun, numeric=numeric, values=values, style=style, groups=groups,
+                 names_first=style is not None)  # fmt: skip
 
 
 def lay_out_table(sheet: Sheet) -> None:
@@ -215,7 +223,12 @@ def lay_out_timetable(sheet: Sheet) -> None:
                     str(rng.randint(1, 24)),
                 ]
             )
-        table(sheet, ["Destination", "Time", "Train", "Platform"], rows, noun="destination")
+        time = rng.choice(("Time", "Departure", "Departs", "Leaves"))
+        vehicle, stand = rng.choice((("Train", "Platform"), ("Line", "Track"), ("Flight", "Gate"), ("Bus", "Stand")))
+        header = [rng.choice(("Destination", "To", "Direction", "City")), time, vehicle, stand]
+        if rng.random() < 0.4:
+            header, rows = [*header[:2], stand], [[*row[:2], row[3]] for row in rows]
+        table(sheet, header, rows, noun="destination")
     else:
         for day in WEEKDAYS[: rng.randint(4, 7)]:
             opens, closes = 60 * rng.randint(6, 10), 30 * rng.randint(26, 43)

@@ -9,11 +9,12 @@ from .facts import Field, Line
 from .fonts import CHARACTERS, find_families
 from .label_wordings import LABELED
 from .labels import LABELS
-from .parts import address, dated, field_value, fields, labeled, logo, paragraph, stamp, sums, table, title
+from .parts import address, dated, field_value, fields, labeled, logo, paragraph, stamp, sums, title
 from .prose import SENTENCES, state, stated
 from .sheet import Run, Sheet
 from .slips import stacked
 from .statements import draw_statements, told_apart
+from .tables import table
 from .wordings import SIGNED, WRITTEN
 
 SALUTATIONS = ("Dear {name},", "Hello {name},", "To whom it may concern,", "Dear Sir or Madam,", "Hi {name},")
@@ -258,8 +259,9 @@ def lay_out_certificate(sheet: Sheet) -> None:
     person = content.person()
     if (run := sheet.heading(person, 0.5, 1.6)) is not None:
         wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?",
-                    "Who took part?", "Who completed the course?", "To whom was it awarded?",
-                    "Who earned it?")  # fmt: skip
+                    "Who took part?", "Who completed the course?", "Who was trained?",
+                    "Who passed the exam?", "Who was the participant?", "Which person has it?",
+                    "To whom was it awarded?", "Who earned it?")  # fmt: skip
         sheet.facts.append(Field("name", run.text, "name", (run,), wordings))
     sheet.feed(0.6)
     if rng.random() < 0.5:
@@ -274,6 +276,11 @@ def lay_out_certificate(sheet: Sheet) -> None:
     run = sheet.put(signer, middle, 0.5, sheet.style.body.italic)
     sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED[:-WRITTEN]))
     sheet.feed(1.5)
+    if rng.random() < 0.4:
+        names = _missing(sheet, ("duration", "city", "teacher", "reference", "company", "language", "member number"))
+        for name in rng.sample(names, k=rng.randint(1, 2)):
+            if sheet.lines_left >= 2 and labeled(sheet, name, sheet.left, sheet.right, align=0.5):
+                sheet.feed()
     sheet.crop()
     width, height = sheet.size
     for edge in (0.4 * sheet.em, 0.7 * sheet.em):
@@ -292,7 +299,8 @@ def _course(sheet: Sheet, middle: float) -> None:
     cue = sheet.put(before, left)
     run = sheet.put(subject, left + sheet.measure(f"{before} "))
     wordings = ("What was the subject?", "In what was it awarded?", "What course does it name?", "What was completed?",
-                "Which subject was taught?", "What has the person learned?")  # fmt: skip
+                "Which subject was taught?", "What course did the person take?",
+                "Which training was it?", "For what was the exam?", "What has the person learned?")  # fmt: skip
     sheet.facts.append(Field("course", subject, "field", (run,), wordings, keys=(cue,)))
     sheet.feed()
 

@@ -1,12 +1,12 @@
-"""Parts that many layouts share: labeled fields, lists of goods, tables, sums, addresses, text, logos, stamps."""
+"""Parts that many layouts share: labeled fields, sums, addresses, text, logos, stamps."""
 
 import math
 from collections.abc import Sequence
 
 from ..page import Color
-from .facts import Entries, Field, Line
+from .facts import Field, Line
 from .label_wordings import LABELED
-from .labels import LABELS
+from .labels import LABELS, invented
 from .sheet import Run, Shape, Sheet
 from .wordings import DATE, TITLE
 
@@ -25,13 +25,21 @@ def title(
     return run
 
 
+# Share of labels that are any words.
+INVENTED = 0.2
+
+
 def field_value(sheet: Sheet, name: str, run: Run) -> None:
     """Record a placed run as the value of a label."""
     sheet.facts.append(Field(name, run.text, LABELS[name].ability, (run,), LABELED[name]))
 
 
-def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | None = None) -> bool:
+def labeled(
+    sheet: Sheet, name: str, left: float, right: float, start: float | None = None, align: float = 0.0
+) -> bool:
     """Place a label and its value on the current line; return False, placing nothing, if they do not fit.
+
+    Some labels are replaced by one of any words.
 
     Args:
         sheet: page to write on.
@@ -39,17 +47,25 @@ def labeled(sheet: Sheet, name: str, left: float, right: float, start: float | N
         left: left bound in pixels.
         right: right bound in pixels.
         start: left end of the value in pixels; None for right after the label.
+        align: 0, 0.5 or 1 for a label right before its value at the left bound, in the middle or at the right bound.
     """
     rng = sheet.rng
-    shown = rng.choice(LABELS[name].printed) + rng.choice((":", ":", ""))
-    value = LABELS[name].draw(sheet.content)
+    is_invented = rng.random() < INVENTED
+    name, label = invented(sheet.content) if is_invented else (name, LABELS[name])
+    shown = rng.choice(label.printed) + rng.choice((":", ":", ""))
+    value = label.draw(sheet.content)
     face = sheet.style.body.bold if rng.random() < 0.3 else sheet.style.body.regular
-    begin = left + sheet.measure(shown, face) + 0.5 * sheet.em
-    begin = begin if start is None else max(start, begin)
+    width = sheet.measure(shown, face) + 0.5 * sheet.em
+    left += align * max(right - left - width - sheet.measure(value), 0.0)
+    begin = left + width if start is None else max(start, left + width)
     if begin + sheet.measure(value) > right:
         return False
-    sheet.put(shown, left, face=face)
-    field_value(sheet, name, sheet.put(value, begin))
+    cue = sheet.put(shown, left, face=face)
+    run = sheet.put(value, begin)
+    if is_invented:
+        sheet.facts.append(Field(name, value, "field", (run,), keys=(cue,)))
+    else:
+        field_value(sheet, name, run)
     return True
 
 
@@ -85,88 +101,6 @@ def address(sheet: Sheet, x: float, align: float = 0.0, name: str | None = None)
     sheet.unlabeled |= {"city", "street", "post code", "customer", "contact", "company"}
 
 
-def table(
-    sheet: Sheet,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    noun: str,
-    key: str | None = None,
-    numeric: Sequence[str] = (),
-    values: dict[str, list[float]] | None = None,
-    style: str | None = None,
-    groups: Sequence[tuple[str, int]] = (),
-) -> Entries | None:
-    """Place as many rows and columns of a table as fit below the cursor; return None if fewer than two rows fit.
-
-    Args:
-        sheet: page to write on.
-        header: titles of the columns, the names' column first.
-        rows: texts of the cells, the name first; "" for an empty cell.
-        noun: singular noun of a row.
-        key: title of the column that a question may leave out.
-        numeric: titles of the right-aligned columns.
-        values: each row's number by column, for comparisons.
-        style: `grid`, `lines`, `stripes` or `plain`.
-        groups: merged heads above the columns after the first: title and number of columns.
-    """
-    rng, em = sheet.rng, sheet.em
-    face = sheet.style.body.bold if rng.random() < 0.7 else sheet.style.body.regular
-    widths: list[float] = []
-    for column, head in enumerate(header):
-        widest = max([sheet.measure(head, face), *(sheet.measure(row[column]) for row in rows)])
-        if sum(widths) + widest + 0.9 * em * len(widths) > sheet.width:
-            break
-        widths.append(widest)
-    room = sheet.lines_left - 1 - bool(groups)
-    rows = rows[: min(room, len(rows))]
-    if len(widths) < 2 or len(rows) < 2:
-        return None
-    header = header[: len(widths)]
-    slack = (sheet.width - sum(widths)) / len(widths)
-    gap = slack if rng.random() < 0.5 else min(slack, rng.uniform(1.0, 3.0) * em)
-    style = style or rng.choice(("grid", "lines", "stripes", "plain"))
-    pitch, top = sheet.style.pitch, sheet.top
-    edges = [sheet.left]
-    for width in widths:
-        edges.append(edges[-1] + width + gap)
-    if groups and sum(count for _, count in groups) == len(widths) - 1:
-        column = 1
-        for text, count in groups:
-            if sheet.measure(text, face) < edges[column + count] - edges[column]:
-                sheet.put(text, (edges[column] + edges[column + count]) / 2, 0.5, face)
-            column += count
-        sheet.feed()
-    if rng.random() < 0.35:
-        sheet.box((edges[0] - 0.3 * em, sheet.top, edges[-1], sheet.top + pitch), fill=sheet.style.soft)
-    entries = Entries(noun, [], {name.lower(): [] for name in header[1:]}, key=key.lower() if key else None)
-    for number, row in enumerate([header, *rows]):
-        if style == "stripes" and number % 2 == 0 and number:
-            sheet.box((edges[0] - 0.3 * em, sheet.top, edges[-1], sheet.top + pitch), fill=sheet.style.soft)
-        for column, head in enumerate(header):
-            flush = head in numeric
-            x = edges[column + 1] - gap if flush else edges[column]
-            run = sheet.put(row[column], x, 1.0 if flush else 0.0, face if number == 0 else None)
-            if number and column == 0:
-                entries.names.append(run)
-            elif number:
-                entries.columns[head.lower()].append(run if row[column] else None)
-        sheet.feed()
-        if style in ("lines", "grid") and (number == 0 or style == "grid"):
-            sheet.rule(edges[0] - 0.3 * em, edges[-1], sheet.style.ink)
-    if style == "grid":
-        thin = max(round(0.05 * em), 1)
-        for edge in [edges[0] - 0.3 * em, *(edge - 0.5 * gap for edge in edges[1:-1]), edges[-1]]:
-            points = ((edge, top), (edge, sheet.top))
-            sheet.shapes.append(Shape("line", points, outline=sheet.style.ink, width=thin))
-    kept = {name.lower() for name in header}
-    entries.values = {
-        name: numbers[: len(rows)] for name, numbers in (values or {}).items() if name in kept or name == entries.key
-    }
-    sheet.facts.append(entries)
-    return entries
-
-
 def sums(sheet: Sheet, net: int, left: float, right: float) -> None:
     """Place subtotal, tax and total of an amount in hundredths, right-aligned, the total in bold."""
     rng, content = sheet.rng, sheet.content
@@ -174,6 +108,7 @@ def sums(sheet: Sheet, net: int, left: float, right: float) -> None:
     shown = rng.choice((("total",), ("subtotal", "tax", "total"), ("tax", "total")))
     # Without a subtotal the tax is a part of the total.
     amounts = {"subtotal": net, "tax": tax, "total": net + tax * ("subtotal" in shown)}
+    is_beside = rng.random() < 0.25
     for name in shown:
         if sheet.lines_left < 1:
             return
@@ -182,8 +117,9 @@ def sums(sheet: Sheet, net: int, left: float, right: float) -> None:
         value = content.amount(amounts[name])
         if sheet.measure(label + value, face) + sheet.em > right - left:
             continue
-        sheet.put(label, left, face=face)
-        field_value(sheet, name, sheet.put(value, right, 1.0, face))
+        run = sheet.put(value, right, 1.0, face)
+        sheet.put(label, run.x - 0.5 * sheet.em if is_beside else left, float(is_beside), face)
+        field_value(sheet, name, run)
         sheet.feed()
 
 

@@ -60,7 +60,8 @@ class Asked:
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
         keys: runs by which the answer is found: its label, the name of its row and then of the column that the
-            question names, the largest or smallest value, or the names that are compared; empty if there are none.
+            question names, the names that are counted or compared, or all values, of which the last key is the largest
+            or smallest; empty if there are none.
     """
 
     text: str
@@ -109,7 +110,7 @@ def _reword(text: str, rng: random.Random, nouns: Sequence[str]) -> str:
 
 
 def ask_all(sheet: Sheet, nouns: Sequence[str] = ()) -> list[Asked]:
-    """Return questions about every fact of a page and, for one in eight, about information that is missing.
+    """Return questions about every fact of a page and, for one in six, about information that is missing.
 
     Args:
         sheet: the finished page.
@@ -126,7 +127,7 @@ def ask_all(sheet: Sheet, nouns: Sequence[str] = ()) -> list[Asked]:
     answerable = len(asked)
     rng.shuffle(asked)
     asked = asked[:40]
-    for _ in range(max(round(min(answerable, 40) / 7), 1)):
+    for _ in range(max(round(min(answerable, 40) / 5), 1)):
         if (question := _ask_absent(sheet, printed)) is not None:
             asked.append(question)
     rng.shuffle(asked)
@@ -238,7 +239,7 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
             if numbers.count(best) == 1:
                 place = numbers.index(best)
                 found, printed_values = fact.names[place], fact.columns.get(column) or [None] * len(numbers)
-                keys = tuple(cell for cell in printed_values[place : place + 1] if cell is not None)
+                keys = _told_apart(printed_values, place)
                 asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,), keys))
         one, two = rng.sample(range(len(numbers)), k=2)
         if column == fact.key and numbers[one] != numbers[two]:
@@ -248,7 +249,8 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
             asked.append(Asked(text, answer, "yes/no", compared, compared))
     if fact.complete:
         if 1 < len(names) <= MAX_COUNT:
-            asked.append(Asked(rng.choice(COUNT).format(nouns=nouns), str(len(names)), "count", tuple(fact.names)))
+            counted = tuple(fact.names)
+            asked.append(Asked(rng.choice(COUNT).format(nouns=nouns), str(len(names)), "count", counted, counted))
         if len(names) > 1:
             asked.append(Asked(rng.choice(FIRST).format(noun=noun), names[0], "order", (fact.names[0],)))
             asked.append(Asked(rng.choice(LAST).format(noun=noun), names[-1], "order", (fact.names[-1],)))
@@ -258,6 +260,12 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
         if (absent := _absent_name(rng, printed)) is not None:
             asked.append(Asked(rng.choice(LISTED).format(name=absent), "no", "yes/no"))
     return asked
+
+
+def _told_apart(cells: Sequence[Run | None], best: int) -> tuple[Run, ...]:
+    """Return the cells that must be read to find the best of them, which comes last."""
+    printed = [cell for cell in cells if cell is not None] if len(cells) <= MAX_COUNT else []
+    return tuple(cell for cell in (*printed, cells[best]) if cell is not None)
 
 
 def _absent_name(rng: random.Random, printed: str) -> str | None:

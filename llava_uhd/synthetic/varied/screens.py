@@ -2,8 +2,9 @@
 
 from .facts import Entries, Field, Line
 from .labels import LABELS
-from .parts import field_value, logo, table, title
+from .parts import field_value, logo, title
 from .sheet import Sheet
+from .tables import table
 from .wordings import SCREEN
 
 APPS = (
@@ -17,20 +18,26 @@ APPS = (
     "Orders",
     "Music",
     "Mail",
+    "Photos",
+    "Notes",
+    "Calls",
+    "Clock",
+    "Files",
+    "News",
+    "Maps",
+    "Tickets",
+    "Health",
+    "Voicemail",
+    "Favorites",
+    "Archive",
 )
 
 
 def lay_out_phone(sheet: Sheet) -> None:
     """Lay out a phone screen: status bar, title, and a list of entries with a second value."""
     rng, content, em = sheet.rng, sheet.content, sheet.em
-    small = max(round(0.75 * em), 7)
-    clock = content.time()
-    run = sheet.put(clock, sheet.left, size=small, face=sheet.style.body.bold)
-    sheet.facts.append(
-        Field("time", clock, "field", (run,), ("What time is it on the phone?", "What time does it show?"))
-    )
-    sheet.put(f"{rng.randint(3, 100)}%", sheet.right, 1.0, size=small)
-    sheet.feed(1.3)
+    if rng.random() < 0.7:
+        _status_bar(sheet)
     name = rng.choice(APPS) if rng.random() < 0.6 else content.words(rng.randint(1, 2)).capitalize()
     title(sheet, name, rng.choice((0.0, 0.5)), wordings=SCREEN)
     sheet.feed(0.5)
@@ -75,6 +82,17 @@ def lay_out_phone(sheet: Sheet) -> None:
                 sheet.facts.append(Line(sheet.put(line, left)))
                 sheet.feed()
             sheet.feed(0.7)
+
+
+def _status_bar(sheet: Sheet) -> None:
+    """Place the time and the charge of the battery."""
+    small = max(round(0.75 * sheet.em), 7)
+    clock = sheet.content.time()
+    run = sheet.put(clock, sheet.left, size=small, face=sheet.style.body.bold)
+    wordings = ("What time is it on the phone?", "What time does it show?")
+    sheet.facts.append(Field("time", clock, "field", (run,), wordings))
+    sheet.put(f"{sheet.rng.randint(3, 100)}%", sheet.right, 1.0, size=small)
+    sheet.feed(1.3)
 
 
 def _inbox(sheet: Sheet) -> None:

@@ -214,7 +214,7 @@ class Sheet:
         """Place a title, smaller if there is little room; return None if it does not fit."""
         rng = self.rng
         align = rng.choice((0.0, 0.0, 0.5)) if align is None else align
-        size = round(self.em * (scale or rng.choice((1.2, 1.4, 1.7, 2.0))))
+        size = round(self.em * (scale or rng.choice((1.2, 1.4, 1.7, 2.0, 2.6))))
         face = self.style.head.bold if rng.random() < 0.7 else self.style.head.regular
         while self.measure(text, face, size) > self.width and size > 0.8 * self.em:
             size -= 1

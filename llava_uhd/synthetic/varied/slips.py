@@ -16,7 +16,7 @@ def lay_out_receipt(sheet: Sheet) -> None:
     x = sheet.left + align * sheet.width
     shop = content.company()
     if (
-        run := sheet.heading(shop.upper() if rng.random() < 0.3 else shop, align, rng.choice((1.0, 1.3, 1.6)))
+        run := sheet.heading(shop.upper() if rng.random() < 0.3 else shop, align, rng.choice((1.0, 1.3, 1.6, 2.2)))
     ) is not None:
         sheet.facts.append(Field("name of the shop", run.text, "name", (run,), SHOP))
         sheet.unlabeled.add("company")
@@ -25,7 +25,7 @@ def lay_out_receipt(sheet: Sheet) -> None:
     if rng.random() < 0.8:
         dated(sheet, x, align)
     for name in rng.sample(("cashier", "order number", "table number", "phone", "tax number"), k=rng.randint(0, 3)):
-        if labeled(sheet, name, sheet.left, sheet.right):
+        if labeled(sheet, name, sheet.left, sheet.right, align=rng.choice((0.0, align))):
             sheet.feed()
     sheet.feed(0.4)
     if rng.random() < 0.4:
@@ -100,12 +100,14 @@ def _price_tag(sheet: Sheet) -> None:
     """Place the name of a product and its price."""
     rng, content = sheet.rng, sheet.content
     align = rng.choice((0.0, 0.0, 0.5))
-    if (run := sheet.heading(content.product(), align)) is not None:
+    if (run := sheet.heading(content.product(), align, rng.choice((1.0, 1.4, 2.0, 2.6)))) is not None:
         sheet.facts.append(Field("product", run.text, "title", (run,), PRODUCT))
     content.currency = rng.choice(CURRENCIES)
     sheet.unlabeled |= {"total", "subtotal"}
     sheet.feed(0.2)
-    if (run := sheet.heading(content.amount(content.cents()), align, rng.choice((1.0, 1.5, 2.0, 2.5)))) is not None:
+    if (
+        run := sheet.heading(content.amount(content.cents()), align, rng.choice((1.0, 1.5, 2.0, 2.5, 3.2, 4.0)))
+    ) is not None:
         sheet.facts.append(Field("price", run.text, "price", (run,), OWN_PRICE))
     sheet.feed(0.4)
 

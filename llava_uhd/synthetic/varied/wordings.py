@@ -189,6 +189,10 @@ LISTED = (
     "Does it list {name}?",
     "Does {name} appear?",
     "Is {name} on it?",
+    "Do you find {name}?",
+    "Is {name} among them?",
+    "Is {name} mentioned?",
+    "Do they have {name}?",
     "Can you see {name}?",
 )
 MORE = ("Is {name} more than {other}?", "Is {name} higher than {other}?", "Is {name} above {other}?")
@@ -255,19 +259,28 @@ TITLE = (
     "What is the name of it?",
     "What sort of document is it?",
     "What words is it headed by?",
+    "What is in the largest letters?",
+    "What is the top line?",
+    "Which words are at the top?",
+    "Which name does it go by?",
+    "What is the headline?",
 )
 # Questions about a name below a text; the last ones only where its bearer wrote the text.
-WRITTEN = 4
+WRITTEN = 6
 SIGNED = (
     "Who signed it?",
     "By whom was it signed?",
     "Whose name stands at the end?",
     "Who put their name to it?",
     "Which name is at the bottom?",
+    "Whose name is under the text?",
+    "Which person has signed?",
     "Whose signature does it bear?",
     "With what name does it end?",
     "Who wrote it?",
     "Who is it from?",
+    "Who closes the letter?",
+    "Who sends the greetings?",
     "Whose words are these?",
     "Who is the writer?",
 )
@@ -279,6 +292,9 @@ CHART = (
     "What do the numbers stand for?",
     "What is measured?",
     "Of what is this a chart?",
+    "Which topic has the chart?",
+    "What do we see the numbers of?",
+    "What does it compare?",
 )
 SCREEN = (
     "What is this screen called?",
@@ -287,6 +303,11 @@ SCREEN = (
     "Which part of the app is shown?",
     "What view is it?",
     "In which app was this taken?",
+    "Which view is displayed?",
+    "What screen is this?",
+    "Which page of the app is on display?",
+    "What is the name of this view?",
+    "Where in the app are we?",
 )
 PRODUCT = (
     "What product is it?",
@@ -320,6 +341,8 @@ SHOP = (
     "Which business is it from?",
     "Who sold it?",
     "At whose shop was it bought?",
+    "Which firm issued the receipt?",
+    "Whose receipt is it?",
     "What store did they go to?",
     "Where did they shop?",
     "In what store was the purchase made?",
@@ -401,6 +424,32 @@ OF_COLUMN = {
     "contact": ("Who is the contact for {name}?", "Whom do I ask about {name}?", "Who looks after {name}?"),
     "department": ("To which department does {name} belong?", "Who is in charge of {name}?"),
     "code": ("Which code has {name}?", "Under what code is {name}?"),
+    **dict.fromkeys(
+        ("departure", "departs", "leaves"),
+        (
+            "When does the train to {name} leave?",
+            "When does the bus to {name} go?",
+            "At what time does the ferry to {name} depart?",
+            "What time is the tram to {name}?",
+            "When do I leave for {name}?",
+            "When is the next departure for {name}?",
+            "What is the time of departure to {name}?",
+            "When does one set off for {name}?",
+        ),
+    ),
+    **dict.fromkeys(
+        ("track", "stand", "gate"),
+        (
+            "Where does the train to {name} leave?",
+            "Where does the bus to {name} stop?",
+            "From where does the ferry to {name} start?",
+            "Where do I board for {name}?",
+        ),
+    ),
+    **dict.fromkeys(
+        ("flight", "bus", "line"),
+        ("What goes to {name}?", "How do I get to {name}?", "Which number do I take to {name}?"),
+    ),
     "platform": ("From which platform does {name} leave?", "At what platform is {name}?"),
     "train": ("Which train goes to {name}?", "With what train do I get to {name}?"),
     "hours": ("When is it open on {name}?", "From when to when is it open on {name}?"),
