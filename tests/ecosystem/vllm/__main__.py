@@ -12,9 +12,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from llava_uhd.loading import built_in
+from llava_uhd.loading import BUILT_IN, built_in
 
 from ..documents import Question, answer_with_package, many_kinds, one_image
 from .clients import ask_all, measure_in_turns
@@ -131,11 +132,11 @@ def compare_modes(names: Sequence[str], model_folder: str, folder: Path, report:
 def main() -> int:
     """Run the comparison; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--documents", type=int, default=200, help="documents of the built-in model (default 200)")
+    parser.add_argument("--documents", type=int, default=200, help="documents of the built-in models (default 200)")
     parser.add_argument("--small", type=int, default=40, help="documents of each random model (default 40)")
     parser.add_argument("--odd", type=int, default=500, help="odd requests (default 500)")
     parser.add_argument("--speed", type=int, default=200, help="images never seen before, for speed; 0 for none")
-    parser.add_argument("--only", nargs="*", help="models: tiny vicuna qwen2 qwen3 (default: all)")
+    parser.add_argument("--only", nargs="*", help="models: small tiny vicuna qwen2 qwen3 (default: all)")
     parser.add_argument("--modes", nargs="*", choices=MODES, help="ranks and adapters (default: all, with all models)")
     parser.add_argument("--option", action="append", default=[], help="further option of `vllm serve`; repeat")
     options = parser.parse_args()
@@ -144,22 +145,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {
-            "tiny": lambda: built_in("tiny"),
+            **{model: partial(built_in, model) for model in BUILT_IN},
             "vicuna": lambda: str(vicuna_like(folder / "vicuna")),
             "qwen2": lambda: str(qwen2_like(folder / "qwen2")),
             "qwen3": lambda: str(qwen3_like(folder / "qwen3")),
         }
         for model in models if options.only is None else options.only:
             path = models[model]()
-            is_tiny = model == "tiny"
-            kinds = many_kinds(options.documents if is_tiny else options.small, f"vllm:{model}", 20 if is_tiny else 6)
+            count, per_kind = (options.documents, 20) if model in BUILT_IN else (options.small, 6)
+            kinds = many_kinds(count, f"vllm:{model}", per_kind)
             answer_with_package(path, [question for questions in kinds.values() for question in questions])
             print(f"{model}: answered by generate", file=sys.stderr, flush=True)
             of_model = report.setdefault(model, {})
             with vllm_server(path, folder / "server.log", *options.option) as server:
                 try:
                     agree &= compare(server, kinds, of_model)
-                    if is_tiny and options.speed:
+                    if model == "tiny" and options.speed:
                         with own_server(path, folder / "own.log") as own:
                             servers = {"vLLM": server, "llava-uhd serve": own}
                             of_model["speed"] = measure_in_turns(servers, one_image(options.speed, "vllm:speed"))
