@@ -3,7 +3,7 @@
     python benchmarks/varied_questions.py --out runs/varied --count 600
     llava-uhd eval run runs/varied/questions.jsonl --metric accuracy --model tiny --out runs/confidence
     llava-uhd eval run synthdoc webdocs --model tiny --out runs/confidence
-    llava-uhd eval calibrate runs/confidence/questions runs/confidence/synthdoc --check runs/confidence/webdocs
+    llava-uhd eval calibrate runs/confidence/questions runs/confidence/synthdoc --check runs/confidence/webdocs --model tiny
 
 One question about each document; an eighth of them ask for what is not there. Needs the extra `synthetic`.
 """

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -44,13 +44,16 @@ def test_fit_recovers_the_calibration_that_answers_were_drawn_from():
     assert fitted.slope == pytest.approx(1.5, rel=0.1) and fitted.intercept == pytest.approx(0.0, abs=0.15)
 
 
-def test_fit_does_not_depend_on_the_share_of_right_answers():
-    probabilities, right = drawn_answers(1.0, 0.0)
-    once = fit_calibration(probabilities, right)
-    wrong = [value for value, is_right in zip(probabilities, right, strict=True) if not is_right]
-    again = fit_calibration(probabilities + wrong * 3, right + [False] * (3 * len(wrong)))
-    assert again.slope == pytest.approx(once.slope, rel=1e-6)
-    assert again.intercept == pytest.approx(once.intercept, abs=1e-6)
+@given(st.integers(1, 200), st.integers(1, 200), st.floats(-3, 3), st.integers(0, 2**16))
+def test_the_mean_confidence_is_the_share_of_right_answers(num_right, num_wrong, middle, seed):
+    generator = np.random.default_rng(seed)
+    odds = np.concatenate([generator.normal(middle + 1, 1, num_right), generator.normal(middle - 1, 1, num_wrong)])
+    right = [True] * num_right + [False] * num_wrong
+    assume(odds[:num_right].mean() > odds[num_right:].mean())
+    probabilities = [float(value) for value in 1 / (1 + np.exp(-odds))]
+    fitted = fit_calibration(probabilities, right)
+    mean = np.mean([fitted.confidence(value) for value in probabilities])
+    assert mean == pytest.approx(num_right / len(right), abs=1e-6)
 
 
 def test_separable_answers_give_a_finite_slope():
@@ -71,7 +74,7 @@ def test_fit_refuses_answers_that_calibrate_nothing(probabilities, right, messag
         fit_calibration(probabilities, right)
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 20), st.floats(-20, 20))
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1e6), st.floats(-1e6, 1e6))
 def test_confidence_rises_with_token_probability(first, second, slope, intercept):
     calibration = Calibration(slope, intercept)
     low, high = sorted((first, second))
