@@ -1,9 +1,9 @@
 """Write questions about varied synthetic documents, to calibrate the confidence of a model not trained on them.
 
     python benchmarks/varied_questions.py --out runs/varied --count 600
-    llava-uhd eval run runs/varied/questions.jsonl --metric accuracy --model tiny --out runs/confidence
-    llava-uhd eval run synthdoc webdocs --model tiny --out runs/confidence
-    llava-uhd eval calibrate runs/confidence/questions runs/confidence/synthdoc --check runs/confidence/webdocs --model tiny
+    llava-uhd eval run runs/varied/questions.jsonl --metric accuracy --model tiny --out runs/sure
+    llava-uhd eval run synthdoc webdocs --model tiny --out runs/sure
+    llava-uhd eval calibrate runs/sure/questions runs/sure/synthdoc --check runs/sure/webdocs --model tiny
 
 One question about each document; an eighth of them ask for what is not there. Needs the extra `synthetic`.
 """
