@@ -197,8 +197,7 @@ class Turn:
 def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
     """Some of a document's questions, and sometimes that the page should be read out."""
     turns = []
-    questions: Sequence[Asked | EarlierQuestion] = document.questions
-    for asked in rng.sample(questions, k=min(most, len(questions))):
+    for asked in pick_questions(document.questions, rng, most):
         printed = " ".join(run.text for run in asked.sources)
         # The first generator's answers are parts of texts.
         start = printed.find(asked.answer) if isinstance(asked, EarlierQuestion) else 0
@@ -209,6 +208,24 @@ def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
     return turns
+
+
+def pick_questions(
+    questions: Sequence[Asked | EarlierQuestion], rng: random.Random, most: int
+) -> list[Asked | EarlierQuestion]:
+    """Pick questions of all abilities in turn: a table has one title and forty cells.
+
+    Args:
+        questions: questions of a page; those of the first generator are of one ability.
+        rng: generator of the sample.
+        most: number of questions.
+    """
+    of_ability: dict[str, list[Asked | EarlierQuestion]] = {}
+    for asked in rng.sample(questions, k=len(questions)):
+        of_ability.setdefault(asked.ability if isinstance(asked, Asked) else "", []).append(asked)
+    rounds = zip_longest(*of_ability.values())
+    in_turn = [asked for round_ in rounds for asked in round_ if asked is not None]
+    return rng.sample(in_turn[:most], k=min(most, len(in_turn)))
 
 
 def continued_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:

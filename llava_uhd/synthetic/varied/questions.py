@@ -204,10 +204,12 @@ def _heading_of(column: str, cell: Run, sheet: Sheet) -> tuple[Run, ...]:
     return tuple(named[:1])
 
 
-def _of_cells(column: str, key: str | None) -> Wordings:
-    """Return the wordings of questions about the cells of a column; `key` is the one that a question may leave out."""
-    if column != key:
-        return *CELL, *2 * OF_COLUMN.get(column, ())
+def _of_cells(column: str, fact: Entries) -> Wordings:
+    """Return the wordings of questions about the cells of a column."""
+    if column != fact.key:
+        # Messages have times, too.
+        sort = "departure" if column == "time" and fact.noun == "destination" else column
+        return *CELL, *2 * OF_COLUMN.get(sort, ())
     return PRICE if column == "price" else (*VALUE, *CELL)
 
 
@@ -219,7 +221,7 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
     for column, cells in fact.columns.items():
         for run, cell in zip(fact.names, cells, strict=True):
             if cell is not None:
-                template = rng.choice(_of_cells(column, fact.key))
+                template = rng.choice(_of_cells(column, fact))
                 ability = "price" if column == fact.key == "price" else "cell"
                 word = column if rng.random() >= REWORDED else rng.choice((column, *COLUMNS.get(column, ())))
                 text = template.format(**_cases(name=run.text, column=word))
@@ -298,7 +300,7 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
         name, column = _absent_name(rng, printed), rng.choice(list(fact.columns))
         if name is None:
             return None
-        template = rng.choice(_of_cells(column, fact.key))
+        template = rng.choice(_of_cells(column, fact))
         return Asked(template.format(**_cases(name=name, column=column)), NOT_THERE, "unanswerable")
     labels = {fact.label for fact in sheet.facts if isinstance(fact, Field)} | sheet.unlabeled
     absent = [name for name in LABELS if name not in labels | GENERAL and _is_absent(name, printed)]

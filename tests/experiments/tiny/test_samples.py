@@ -1,6 +1,7 @@
 """Sequences of the next built-in model: answers, places, blanks, batches."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,7 @@ from experiments.tiny.samples import (
     draw_document,
     make_sample,
     make_samples,
+    pick_questions,
 )
 from experiments.tiny.setting import Phase, Setting
 from experiments.tiny.symbols import SYMBOL_OF, plan_of, row_stride, run_positions
@@ -41,6 +43,7 @@ from experiments.tiny_v1.tokenizer import ASSISTANT_ID, EOS_ID, IMAGE_ID, build_
 from llava_uhd.model.layout import TokenGrid, plan_layout
 from llava_uhd.model.slicing import plan_slices
 from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied.questions import Asked
 
 from .small import READER, SMALL
 
@@ -302,3 +305,12 @@ def test_scores_of_slices_come_page_by_page():
     together, apart = scores(samples), torch.cat([scores([sample]) for sample in samples])
     assert together.shape == (sum(len(sample.slices) for sample in samples), 2, SMALL.max_slices + 1)
     assert torch.allclose(together, apart, atol=1e-4)
+
+
+def test_questions_of_all_abilities_are_picked_in_turn():
+    questions = [Asked(str(number), "", "cell") for number in range(40)]
+    questions += [Asked("title", "", "title"), Asked("total", "", "total")]
+    for seed in range(20):
+        picked = pick_questions(questions, random.Random(seed), 4)
+        assert Counter(asked.ability for asked in picked) == {"cell": 2, "title": 1, "total": 1}
+        assert len(pick_questions(questions, random.Random(seed), 99)) == len({asked.text for asked in questions})
