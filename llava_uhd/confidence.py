@@ -2,8 +2,8 @@
 
 The mean probability of the generated tokens ranks right answers above wrong ones, but it is not the probability of
 being right. Platt scaling (Platt, 1999) fits that: a logistic regression on its log odds, whose mean is the share of
-right answers in the data. An answer is a guess where it is more probably wrong than right. A model folder keeps the fit in `confidence.json`; `llava-uhd
-eval calibrate` writes it.
+right answers in the data. An answer is a guess where it is more probably wrong than right. A model folder keeps the
+fit in `confidence.json`; `llava-uhd eval calibrate` writes it.
 """
 
 import json

@@ -19,7 +19,7 @@ pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
 from llava_uhd.evaluation.webdocs import read_webdocs
 from llava_uhd.synthetic.varied import KINDS, NOT_A_DOCUMENT, NOT_THERE, PICTURE, SCRIBBLE, make_varied
-from llava_uhd.synthetic.varied.content import TIME_FORMATS, Content, plain
+from llava_uhd.synthetic.varied.content import TIME_FORMATS, WEEKDAYS, Content, plain
 from llava_uhd.synthetic.varied.facts import Entries, Field
 from llava_uhd.synthetic.varied.fonts import CHARACTERS, character_offsets, find_families
 from llava_uhd.synthetic.varied.label_wordings import LABELED
@@ -212,6 +212,18 @@ def test_the_largest_is_found_by_all_values_and_a_count_by_all_names():
     assert largest.keys == (*stock, stock[1])
     (counted,) = (each for each in asked if each.ability == "count")
     assert counted.answer == "3" and counted.keys == tuple(entries.names)
+
+
+def test_absent_rows_are_most_often_of_the_sort_of_those_that_are_there():
+    absent = Counter()
+    for seed in range(40):
+        made = document(seed, "timetable")
+        for question in made.questions:
+            for day in WEEKDAYS:
+                if question.ability == "unanswerable" and day.lower() in question.text.lower():
+                    assert day not in printed(made)
+                    absent[day] += 1
+    assert absent.total() >= 3
 
 
 def test_some_labels_are_any_words_and_are_found_by_them():

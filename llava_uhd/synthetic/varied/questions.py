@@ -2,10 +2,10 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .content import Content
+from .content import MONTHS, WEEKDAYS, Content
 from .facts import Entries, Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS
@@ -49,6 +49,25 @@ IT = re.compile(r"\bit\b")
 # Labels too general to be surely absent.
 GENERAL = {"reference", "amount", "customer", "contact", "company", "city", "street", "start date", "end date", "fee",
            "pages", "language", "opening time", "departure time", "arrival time"}  # fmt: skip
+
+# How names of rows are drawn, by their noun.
+SORTS: dict[str, Callable[[Content], str]] = {
+    "item": Content.product,
+    "product": Content.product,
+    "dish": Content.dish,
+    "person": Content.person,
+    "sender": Content.first_name,
+    "city": Content.city,
+    "destination": Content.city,
+    "stop": Content.city,
+    "country": Content.country,
+    "company": Content.company,
+    "team": Content.made_up,
+    "name": Content.made_up,
+    "month": lambda content: content.rng.choice(MONTHS)[:3],
+    "year": lambda content: str(content.rng.randint(1990, 2030)),
+    "day": lambda content: content.rng.choice(WEEKDAYS),
+}
 
 
 @dataclass(frozen=True)
@@ -259,7 +278,7 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
     if names:
         listed = rng.choice(fact.names)
         asked.append(Asked(rng.choice(LISTED).format(name=listed.text), "yes", "yes/no", (listed,), (listed,)))
-        if (absent := _absent_name(rng, printed)) is not None:
+        if (absent := _absent_name(rng, printed, fact.noun)) is not None:
             asked.append(Asked(rng.choice(LISTED).format(name=absent), "no", "yes/no"))
     return asked
 
@@ -270,11 +289,12 @@ def _told_apart(cells: Sequence[Run | None], best: int) -> tuple[Run, ...]:
     return tuple(cell for cell in (*printed, cells[best]) if cell is not None)
 
 
-def _absent_name(rng: random.Random, printed: str) -> str | None:
-    """Return a name none of whose words are on the page."""
+def _absent_name(rng: random.Random, printed: str, noun: str) -> str | None:
+    """Return a name none of whose words are on the page, most often one of the rows' sort."""
     content = Content(rng)
     for _ in range(5):
-        name = rng.choice((content.product, content.person, content.made_up))()
+        any_sort = rng.choice((Content.product, Content.person, Content.made_up, Content.city, Content.first_name))
+        name = (SORTS.get(noun, any_sort) if rng.random() < 0.75 else any_sort)(content)
         if not any(word in printed for word in name.lower().split()):
             return name
     return None
@@ -297,7 +317,7 @@ def _ask_absent(sheet: Sheet, printed: str) -> Asked | None:
     lists = [fact for fact in sheet.facts if isinstance(fact, Entries) and fact.columns]
     if lists and rng.random() < 0.6:
         fact = rng.choice(lists)
-        name, column = _absent_name(rng, printed), rng.choice(list(fact.columns))
+        name, column = _absent_name(rng, printed, fact.noun), rng.choice(list(fact.columns))
         if name is None:
             return None
         template = rng.choice(_of_cells(column, fact))
