@@ -5,7 +5,7 @@
     llava-uhd eval run synthdoc webdocs --model tiny --out runs/sure
     llava-uhd eval calibrate runs/sure/questions runs/sure/synthdoc --check runs/sure/webdocs --model tiny
 
-One question about each document; an eighth of them ask for what is not there. Needs the extra `synthetic`.
+One question about each document; a sixth of all questions ask for what is not there. Needs the extra `synthetic`.
 """
 
 import argparse

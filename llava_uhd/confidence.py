@@ -93,12 +93,18 @@ def fit_calibration(
     x = np.array([[log_odds(p), 1.0] for p in probabilities])
     y = np.array(right, dtype=float)
     penalty = np.array([_PENALTY, 0.0])
-    beta = np.array([0.0, log_odds(num_right / count)])
-    for _ in range(100):  # Newton's method; the loss is strictly convex
+
+    def loss(beta: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0, x @ beta) - y * (x @ beta)) + (penalty * beta**2).sum() / 2)
+
+    beta = np.zeros(2)
+    for _ in range(100):  # Newton's method; the loss is strictly convex, but a whole step can overshoot
         p = 0.5 * (1 + np.tanh(x @ beta / 2))
         gradient = x.T @ (p - y) / count + penalty * beta
         hessian = (x * (p * (1 - p) / count)[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
+        while np.abs(step).max() >= 1e-10 and loss(beta - step) > loss(beta):
+            step /= 2
         beta -= step
         if np.abs(step).max() < 1e-10:
             break

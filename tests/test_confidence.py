@@ -56,6 +56,18 @@ def test_the_mean_confidence_is_the_share_of_right_answers(num_right, num_wrong,
     assert mean == pytest.approx(num_right / len(right), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("num_right", "num_wrong", "high", "low"), [(8, 592, 9.2, -2), (1, 200, 9.2, -9.2), (200, 1, 5, -3)]
+)
+def test_few_answers_of_one_class_far_from_the_others_are_fitted(num_right, num_wrong, high, low):
+    odds = np.array([high] * num_right + [low] * num_wrong)
+    probabilities = [float(value) for value in 1 / (1 + np.exp(-odds))]
+    fitted = fit_calibration(probabilities, [True] * num_right + [False] * num_wrong)
+    mean = np.mean([fitted.confidence(value) for value in probabilities])
+    assert mean == pytest.approx(num_right / (num_right + num_wrong), abs=1e-6)
+    assert fitted.confidence(probabilities[0]) > 0.5 > fitted.confidence(probabilities[-1])
+
+
 def test_separable_answers_give_a_finite_slope():
     fitted = fit_calibration([0.99, 0.98, 0.4, 0.3], [True, True, False, False])
     assert math.isfinite(fitted.slope) and not fitted.is_guess(0.99) and fitted.is_guess(0.3)

@@ -185,6 +185,7 @@ class Turn:
             the character `start` of the first and may end before the last of them does. None if it is not printed.
         keys: printed texts by which it is found, whose last places come before the answer: to find a row and then a
             cell of it is two steps, each with a token of its own.
+        names_them: whether the question can name a key or a source.
     """
 
     text: str
@@ -192,6 +193,7 @@ class Turn:
     sources: tuple[AnyText, ...] = ()
     start: int = 0
     keys: tuple[AnyText, ...] = ()
+    names_them: bool = True
 
 
 def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
@@ -203,7 +205,8 @@ def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list
         start = printed.find(asked.answer) if isinstance(asked, EarlierQuestion) else 0
         is_printed = start >= 0 if isinstance(asked, EarlierQuestion) else printed == asked.answer
         sources = asked.sources if is_printed else ()
-        turns.append(Turn(asked.text, asked.answer, sources, max(start, 0), asked.keys))
+        names_them = not isinstance(asked, Asked) or asked.ability not in ("count", "extreme")
+        turns.append(Turn(asked.text, asked.answer, sources, max(start, 0), asked.keys, names_them))
     if not turns or rng.random() < 0.05:
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
@@ -324,7 +327,7 @@ def named_positions(turn: Turn, positions: dict[int, np.ndarray]) -> list[int]:
     """
     found = [-1] * len(turn.text)
     asked = turn.text.lower()
-    for run in (*turn.keys, *turn.sources):
+    for run in (*turn.keys, *turn.sources) if turn.names_them else ():
         printed = run.text.lower()
         if len(asked) != len(turn.text) or len(printed) != len(run.text):
             continue  # some letters are two in lower case

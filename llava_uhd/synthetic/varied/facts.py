@@ -19,7 +19,7 @@ class Field:
         sources: runs that contain the value.
         wordings: further questions about exactly this value.
         amount: the value as a number, for comparisons.
-        keys: runs by which the value is found where it has no label of its own.
+        keys: runs by which the value is found, where it is not by a label in `LABELS`.
     """
 
     label: str

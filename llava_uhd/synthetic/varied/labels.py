@@ -53,16 +53,21 @@ def _time(content: Content) -> str:
     return content.time()
 
 
-def invented(content: Content) -> tuple[str, Label]:
-    """Return a label of any words with a value of any sort, so that labels are found by their letters.
+def invented(content: Content) -> tuple[str, Label, str]:
+    """Return a label of any words, so that labels are found by their letters, and the label whose values it has.
 
     Args:
         content: source of the words and of the value.
     """
-    rng = content.rng
-    name = next(name for name in iter(lambda: content.words(rng.choice((1, 2, 2))), "") if name not in _TAKEN)
-    sort = rng.choice((lambda c: c.word(), lambda c: c.count(1, 9999), *(label.draw for label in LABELS.values())))
-    return name, Label((name.capitalize(), name.capitalize(), name, name.title(), name.upper()), sort)
+    name = content.words(content.rng.choice((1, 2, 2)))
+    while name in _TAKEN:
+        name = content.words(2)
+    sort = content.rng.choice(list(LABELS))
+    return (
+        name,
+        Label((name.capitalize(), name.capitalize(), name, name.title(), name.upper()), LABELS[sort].draw),
+        sort,
+    )
 
 
 LABELS: dict[str, Label] = {
@@ -154,4 +159,9 @@ LABELS: dict[str, Label] = {
         lambda c: c.rng.choice(("Cash", "Visa", "Mastercard", "Card", "Transfer", "Check")),
     ),
 }
-_TAKEN = {*LABELS, *(printed.lower() for label in LABELS.values() for printed in label.printed)}
+# Names of labels, their printed forms, and names of what is asked for without a label.
+_TAKEN = {
+    *LABELS,
+    *(printed.lower() for label in LABELS.values() for printed in label.printed),
+    *("name", "price", "product", "subject", "course", "author", "time", "date", "title", "recipient", "sender"),
+}

@@ -9,6 +9,7 @@ from .facts import Entries
 from .parts import paragraph, title
 from .sheet import Shape, Sheet
 from .tables import table
+from .wordings import OF_COLUMN
 
 
 def _number_column(sheet: Sheet, count: int) -> tuple[list[str], list[float]]:
@@ -77,7 +78,7 @@ def _row_names(sheet: Sheet, count: int) -> tuple[str, str, list[str]]:
     return head, noun, content.distinct(draw, count)
 
 
-def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries | None:
+def _random_table(sheet: Sheet, most: int, style: str | None = None, names_first: bool = False) -> Entries | None:
     rng, content = sheet.rng, sheet.content
     head, noun, names = _row_names(sheet, max(min(sheet.lines_left - 2, rng.randint(2, most)), 2))
     heads, columns, numeric, values = [head], [names], [], {}
@@ -87,10 +88,14 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
     if periods:
         further: Sequence[str] = periods[:number]
     elif rng.random() < 0.35:
-        further = content.distinct(lambda: content.word().capitalize(), number)
+        # Some columns have questions of their own.
+        words = [word for word in content.distinct(content.word, number) if word not in OF_COLUMN]
+        further = [word.capitalize() for word in words]
     else:
         further = rng.sample(NUMBER_HEADS, k=number)
     for title_text in further:
+        if title_text in heads:
+            continue
         if periods or rng.random() < 0.65:
             texts, numbers = _number_column(sheet, len(names))
             if rng.random() < 0.1:
@@ -119,7 +124,7 @@ def _random_table(sheet: Sheet, most: int, style: str | None = None) -> Entries 
         groups = [("First half", 2), ("Second half", 2)]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return table(sheet, heads, rows, noun=noun, numeric=numeric, values=values, style=style, groups=groups,
-                 names_first=style is not None)  # fmt: skip
+                 names_first=names_first)  # fmt: skip
 
 
 def lay_out_table(sheet: Sheet) -> None:
@@ -229,6 +234,7 @@ def lay_out_timetable(sheet: Sheet) -> None:
         if rng.random() < 0.4:
             header, rows = [*header[:2], stand], [[*row[:2], row[3]] for row in rows]
         table(sheet, header, rows, noun="destination")
+        sheet.unlabeled |= {"platform", "gate"}
     else:
         for day in WEEKDAYS[: rng.randint(4, 7)]:
             opens, closes = 60 * rng.randint(6, 10), 30 * rng.randint(26, 43)
@@ -245,7 +251,7 @@ def lay_out_spreadsheet(sheet: Sheet) -> None:
     sheet.left += 2.4 * em
     sheet.feed()
     start = sheet.top
-    entries = _random_table(sheet, 34, "plain")
+    entries = _random_table(sheet, 34, "plain", names_first=True)
     if entries is None:
         return
     columns = [[*entries.names], *[[cell for cell in cells if cell] for cells in entries.columns.values()]]

@@ -271,16 +271,16 @@ def lay_out_certificate(sheet: Sheet) -> None:
     else:
         _course(sheet, middle)
     sheet.feed(1.2)
+    if rng.random() < 0.4:
+        names = _missing(sheet, ("duration", "city", "teacher", "reference", "company", "language", "member number"))
+        for name in rng.sample(names, k=rng.randint(1, 2)):
+            if sheet.lines_left >= 4 and labeled(sheet, name, sheet.left, sheet.right, align=0.5):
+                sheet.feed()
     dated(sheet, middle, 0.5)
     signer = content.person()
     run = sheet.put(signer, middle, 0.5, sheet.style.body.italic)
     sheet.facts.append(Field("name of the signer", signer, "name", (run,), SIGNED[:-WRITTEN]))
     sheet.feed(1.5)
-    if rng.random() < 0.4:
-        names = _missing(sheet, ("duration", "city", "teacher", "reference", "company", "language", "member number"))
-        for name in rng.sample(names, k=rng.randint(1, 2)):
-            if sheet.lines_left >= 2 and labeled(sheet, name, sheet.left, sheet.right, align=0.5):
-                sheet.feed()
     sheet.crop()
     width, height = sheet.size
     for edge in (0.4 * sheet.em, 0.7 * sheet.em):

@@ -8,7 +8,7 @@ from .facts import Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS, invented
 from .sheet import Run, Shape, Sheet
-from .wordings import DATE, TITLE
+from .wordings import DATE, TITLE, TOP
 
 
 def title(
@@ -19,9 +19,10 @@ def title(
     wordings: tuple[str, ...] = (),
 ) -> Run | None:
     """Place a heading and record it as the title, with further wordings of questions about it."""
+    of_top = () if sheet.texts else TOP
     run = sheet.heading(text, align, scale)
     if run is not None:
-        sheet.facts.append(Field("title", run.text, "title", (run,), (*TITLE, *wordings)))
+        sheet.facts.append(Field("title", run.text, "title", (run,), (*TITLE, *of_top, *wordings)))
     return run
 
 
@@ -51,7 +52,7 @@ def labeled(
     """
     rng = sheet.rng
     is_invented = rng.random() < INVENTED
-    name, label = invented(sheet.content) if is_invented else (name, LABELS[name])
+    name, label, sort = invented(sheet.content) if is_invented else (name, LABELS[name], name)
     shown = rng.choice(label.printed) + rng.choice((":", ":", ""))
     value = label.draw(sheet.content)
     face = sheet.style.body.bold if rng.random() < 0.3 else sheet.style.body.regular
@@ -63,6 +64,7 @@ def labeled(
     cue = sheet.put(shown, left, face=face)
     run = sheet.put(value, begin)
     if is_invented:
+        sheet.unlabeled.add(sort)
         sheet.facts.append(Field(name, value, "field", (run,), keys=(cue,)))
     else:
         field_value(sheet, name, run)

@@ -79,8 +79,8 @@ class Asked:
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
         keys: runs by which the answer is found: its label, the name of its row and then of the column that the
-            question names, the names that are counted or compared, or all values, of which the last key is the largest
-            or smallest; empty if there are none.
+            question names, the names that are counted or compared, or up to `MAX_COUNT` values and then the largest or
+            smallest of them; empty if there are none.
     """
 
     text: str
@@ -284,9 +284,11 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
 
 
 def _told_apart(cells: Sequence[Run | None], best: int) -> tuple[Run, ...]:
-    """Return the cells that must be read to find the best of them, which comes last."""
-    printed = [cell for cell in cells if cell is not None] if len(cells) <= MAX_COUNT else []
-    return tuple(cell for cell in (*printed, cells[best]) if cell is not None)
+    """Return the cells that are read to find the best of them, which comes last; alone where there are many."""
+    found = cells[best]
+    if found is None:
+        return ()
+    return (*(cell for cell in cells if cell is not None), found) if len(cells) <= MAX_COUNT else (found,)
 
 
 def _absent_name(rng: random.Random, printed: str, noun: str) -> str | None:

@@ -15,13 +15,18 @@ ROW_NUMBERS = ("No.", "No", "Pos.", "Position", "#", "Nr.", "Line")
 
 @dataclass(frozen=True)
 class _Column:
-    """Column of a table: its texts and width, and whether it has the rows' names or values that are asked for."""
+    """Column of a table.
+
+    Attributes:
+        head, cells: texts of the column.
+        width: width of the widest text in pixels.
+        role: `names` or `numbers` of the rows, or `values`, which are asked for.
+    """
 
     head: str
     cells: list[str]
     width: float
-    is_names: bool = False
-    is_asked: bool = True
+    role: str
 
 
 def table(
@@ -56,9 +61,8 @@ def table(
     columns: list[_Column] = []
     for place, head in enumerate(header):
         cells = [row[place] for row in rows]
-        column = _Column(
-            head, cells, max(sheet.measure(head, face), *map(sheet.measure, cells)), place == 0, place > 0
-        )
+        width = max(map(sheet.measure, cells), default=0.0)
+        column = _Column(head, cells, max(width, sheet.measure(head, face)), "values" if place else "names")
         if sum(each.width + 0.9 * em for each in columns) + column.width > sheet.width:
             break
         columns.append(column)
@@ -66,7 +70,7 @@ def table(
     if len(columns) < 2 or count < 2:
         return None
     if not (names_first or groups):
-        columns = _rearrange(sheet, columns, face)
+        columns = _rearrange(sheet, columns, face, is_ranked=key is not None)
     slack = (sheet.width - sum(column.width for column in columns)) / len(columns)
     gap = slack if rng.random() < 0.5 else min(slack, rng.uniform(1.0, 3.0) * em)
     style = style or rng.choice(("grid", "lines", "stripes", "plain"))
@@ -83,7 +87,7 @@ def table(
         sheet.feed()
     if rng.random() < 0.35:
         sheet.box((edges[0] - 0.3 * em, sheet.top, edges[-1], sheet.top + pitch), fill=sheet.style.soft)
-    asked: dict[str, list[Run | None]] = {column.head.lower(): [] for column in columns if column.is_asked}
+    asked: dict[str, list[Run | None]] = {column.head.lower(): [] for column in columns if column.role == "values"}
     entries = Entries(noun, [], asked, key=key.lower() if key else None)
     for number in range(count + 1):
         if style == "stripes" and number % 2 == 0 and number:
@@ -92,9 +96,9 @@ def table(
             flush = column.head in numeric
             text = column.cells[number - 1] if number else column.head
             run = sheet.put(text, right - gap if flush else left, 1.0 if flush else 0.0, None if number else face)
-            if number and column.is_names:
+            if number and column.role == "names":
                 entries.names.append(run)
-            elif number and column.is_asked:
+            elif number and column.role == "values":
                 entries.columns[column.head.lower()].append(run if text else None)
         sheet.feed()
         if style in ("lines", "grid") and (number == 0 or style == "grid"):
@@ -111,16 +115,18 @@ def table(
     return entries
 
 
-def _rearrange(sheet: Sheet, columns: list[_Column], face: Face) -> list[_Column]:
-    """Move the names of some tables behind other columns, and number the rows of some."""
+def _rearrange(sheet: Sheet, columns: list[_Column], face: Face, is_ranked: bool) -> list[_Column]:
+    """Move the names of some tables behind other columns, and number the rows of some that no value ranks."""
     rng, columns = sheet.rng, list(columns)
     rest = sheet.width - sum(column.width + 0.9 * sheet.em for column in columns)
     if rng.random() < NAMES_ELSEWHERE:
         columns.insert(rng.randint(1, len(columns) - 1), columns.pop(0))
-    if rng.random() < NUMBERED:
-        head, point, first = rng.choice(ROW_NUMBERS), rng.choice(("", "", ".")), rng.choice((1, 1, rng.randint(2, 50)))
+    if not is_ranked and rng.random() < NUMBERED:
+        heads = {column.head.lower() for column in columns}
+        head = rng.choice([head for head in ROW_NUMBERS if head.lower() not in heads])
+        point, first = rng.choice(("", "", ".")), rng.choice((1, 1, rng.randint(2, 50)))
         cells = [f"{first + number}{point}" for number in range(len(columns[0].cells))]
         width = max(sheet.measure(head, face), sheet.measure(cells[-1]))
         if width < rest:
-            columns.insert(0, _Column(head, cells, width, is_asked=False))
+            columns.insert(0, _Column(head, cells, width, "numbers"))
     return columns

@@ -252,18 +252,21 @@ TITLE = (
     "What is its name?",
     "How is it titled?",
     "Which title does it have?",
-    "What does it say at the very top?",
-    "What is written above everything else?",
     "Read the heading.",
     "Under what title does it stand?",
     "What is the name of it?",
     "What sort of document is it?",
     "What words is it headed by?",
-    "What is in the largest letters?",
-    "What is the top line?",
-    "Which words are at the top?",
     "Which name does it go by?",
     "What is the headline?",
+)
+# Questions about a title above everything else.
+TOP = (
+    "What does it say at the very top?",
+    "What is written above everything else?",
+    "What is the top line?",
+    "Which words are at the top?",
+    "What comes before all else?",
 )
 # Questions about a name below a text; the last ones only where its bearer wrote the text.
 WRITTEN = 6
