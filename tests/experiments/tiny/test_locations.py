@@ -51,10 +51,10 @@ def test_all_or_no_places_move(answer, seed):
 
 def test_the_labels_of_a_page_keep_the_right_places():
     count = num_changed = 0
-    for index in range(4):
+    for index in range(20):
         kept = make_sample(SMALL, READER, 0, index)
         moved = make_sample(SMALL, replace(READER, moved=0.5), 0, index)
         assert moved.labels == kept.labels and moved.pointers == kept.pointers
         num_changed += sum(a != b for a, b in zip(kept.input_ids, moved.input_ids, strict=True))
         count += sum(is_quarter(label, SMALL.query_grid) for label in kept.labels)
-    assert 10 < 0.2 * count < num_changed < 0.8 * count
+    assert count > 20 and 0.2 * count < num_changed < 0.8 * count
