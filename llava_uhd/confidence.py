@@ -1,9 +1,9 @@
 """Confidence in an answer: mean probability of its tokens, calibrated on answers whose score is known.
 
 The mean probability of the generated tokens ranks right answers above wrong ones, but it is not the probability of
-being right. Platt scaling (Platt, 1999) fits that: a logistic regression on its log odds, whose mean is the share of
-right answers in the data. An answer is a guess where it is more probably wrong than right. A model folder keeps the
-fit in `confidence.json`; `llava-uhd eval calibrate` writes it.
+being right. Platt scaling (Platt, 1999) fits that: a logistic regression on its log odds, with right and wrong answers
+weighted equally, so that 0.5 is the point between them. A model folder keeps the fit in `confidence.json`; `llava-uhd
+eval calibrate` writes it.
 """
 
 import json
@@ -22,7 +22,7 @@ GUESS_BELOW = 0.5
 CHECKSUM = "checksum"  # CRC-32 of the other values
 # Token probabilities this near to 0 or 1 are not told apart.
 _MARGIN = 1e-4
-# Strength of the L2 penalty of the slope per answer, which keeps it finite where the classes do not overlap.
+# Strength of the L2 penalty per answer, which keeps the slope finite where the classes do not overlap.
 _PENALTY = 1e-3
 
 
@@ -92,16 +92,16 @@ def fit_calibration(
         raise ValueError(f"calibration needs right and wrong answers, got {num_right} right ones of {count}")
     x = np.array([[log_odds(p), 1.0] for p in probabilities])
     y = np.array(right, dtype=float)
-    penalty = np.array([_PENALTY, 0.0])
+    weight = np.where(y == 1, 0.5 / num_right, 0.5 / (count - num_right))
 
     def loss(beta: np.ndarray) -> float:
-        return float(np.mean(np.logaddexp(0, x @ beta) - y * (x @ beta)) + (penalty * beta**2).sum() / 2)
+        return float(weight @ (np.logaddexp(0, x @ beta) - y * (x @ beta)) + _PENALTY * (beta @ beta) / 2)
 
     beta = np.zeros(2)
     for _ in range(100):  # Newton's method; the loss is strictly convex, but a whole step can overshoot
         p = 0.5 * (1 + np.tanh(x @ beta / 2))
-        gradient = x.T @ (p - y) / count + penalty * beta
-        hessian = (x * (p * (1 - p) / count)[:, None]).T @ x + np.diag(penalty)
+        gradient = x.T @ (weight * (p - y)) + _PENALTY * beta
+        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + _PENALTY * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
         while np.abs(step).max() >= 1e-10 and loss(beta - step) > loss(beta):
             step /= 2
