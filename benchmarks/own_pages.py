@@ -51,7 +51,7 @@ def make_pages() -> list[Page]:
     photograph = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     about_it = [(text, NOT_A_DOCUMENT) for text in ("What is the total?", "What is the date?", "Who signed it?")]
     return [
-        ("receipt", receipt, [("What is the total?", "$42.69")]),
+        ("receipt", receipt, [("What is the total?", "$42.69"), ("What is the price of bread?", NOT_THERE)]),
         ("long receipt", *draw("receipt", 30)),
         ("A4 invoice", scanned, invoice_questions),
         ("spreadsheet", *draw("spreadsheet")),

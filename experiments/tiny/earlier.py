@@ -3,6 +3,9 @@
 The benchmark `synthdoc` has these documents: their letters are larger than most, and their questions have one wording.
 """
 
+import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +18,9 @@ from llava_uhd.synthetic.documents import Document, make_document
 from llava_uhd.synthetic.fonts import advance
 from llava_uhd.synthetic.page import Page, Text
 from llava_uhd.synthetic.render import render
-from llava_uhd.synthetic.varied import Glyphs, VariedDocument
+from llava_uhd.synthetic.varied import NOT_THERE, Glyphs, VariedDocument
 from llava_uhd.synthetic.varied.sheet import Run
+from llava_uhd.synthetic.vocabulary import FIRST_NAMES, GOODS, THINGS
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,28 @@ class EarlierDocument:
 
     @property
     def questions(self) -> tuple[EarlierQuestion, ...]:
-        return tuple(
+        """Those of the document, and one that names what is not there instead of what it asks for."""
+        asked = [
             EarlierQuestion(each.text, each.answer, (each.source,), self._keys(each))
             for each in self.document.questions
-        )
+        ]
+        return (*asked, *self._absent(asked))
+
+    def _absent(self, asked: Sequence[EarlierQuestion]) -> list[EarlierQuestion]:
+        """A question with another name than one that is printed, which the page does not answer."""
+        printed = " ".join(text.text for text in self.document.page.texts).lower()
+        rng = random.Random(printed)
+        others = [word for word in (*GOODS, *THINGS, *FIRST_NAMES) if word.lower() not in printed]
+        for question in rng.sample(asked, k=len(asked)):
+            for key in question.keys:
+                name = key.text.rstrip(":")
+                found = re.search(rf"\b{re.escape(name)}\b", question.text, re.IGNORECASE)
+                if found is not None and len(name) > 2:
+                    other = rng.choice(others)
+                    other = other.lower() if found[0].islower() else other
+                    text = question.text[: found.start()] + other + question.text[found.end() :]
+                    return [EarlierQuestion(text, NOT_THERE, ())]
+        return []
 
     def _keys(self, question: Question) -> tuple[Text, ...]:
         """The text that a question names on the line of its answer, in tables also the one above, or else a bar's.

@@ -41,7 +41,7 @@ from experiments.tiny.symbols import SYMBOL_OF, plan_of, row_stride, run_positio
 from experiments.tiny_v1.tokenizer import ASSISTANT_ID, EOS_ID, IMAGE_ID, build_tokenizer, byte_id, encode
 from llava_uhd.model.layout import TokenGrid, plan_layout
 from llava_uhd.model.slicing import plan_slices
-from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied import NOT_THERE, SCRIBBLE, make_varied
 from llava_uhd.synthetic.varied.questions import Asked
 
 from .small import READER, SMALL
@@ -158,7 +158,7 @@ def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
 
 def test_questions_of_the_first_generator_have_the_text_on_their_line():
     document = make_earlier(3, 1)  # a table
-    of_cells = [question for question in document.questions if " of " in question.text]
+    of_cells = [question for question in document.questions if " of " in question.text and question.sources]
     assert len(of_cells) > 3
     for question in of_cells:
         (source,), keys = question.sources, question.keys
@@ -174,7 +174,7 @@ def test_bars_of_the_first_generator_are_found_by_their_names_or_values():
         charts += document.kind == "chart"
         numbers = {}
         for question in document.questions if document.kind == "chart" else ():
-            if question.text.startswith(("What is the value", "Value of")):
+            if question.keys and question.text.startswith(("What is the value", "Value of")):
                 assert question.keys[0].text in question.text
                 numbers[question.keys[0].text] = float(question.answer.rstrip("%"))
         for question in document.questions if document.kind == "chart" else ():
@@ -315,3 +315,18 @@ def test_questions_of_all_abilities_are_picked_in_turn():
         picked = pick_questions(questions, random.Random(seed), 4)
         assert Counter(asked.ability for asked in picked) == {"cell": 2, "title": 1, "total": 1}
         assert len(pick_questions(questions, random.Random(seed), 99)) == len({asked.text for asked in questions})
+
+
+def test_pages_of_the_first_generator_are_asked_for_what_is_not_there():
+    absent = 0
+    for index in range(20):
+        document = make_earlier("absent", index)
+        *others, last = document.questions
+        assert make_earlier("absent", index).questions == document.questions
+        assert all(asked.sources for asked in others)
+        if last.answer == NOT_THERE:
+            absent += 1
+            printed = {word.lower() for text in document.sheet.texts for word in text.text.rstrip(":").split()}
+            named = {word.strip("?.").lower() for word in last.text.split()}
+            assert not last.sources and named - printed
+    assert absent >= 15
