@@ -93,18 +93,12 @@ def fit_calibration(
     x = np.array([[log_odds(p), 1.0] for p in probabilities])
     y = np.array(right, dtype=float)
     weight = np.where(y == 1, 0.5 / num_right, 0.5 / (count - num_right))
-
-    def loss(beta: np.ndarray) -> float:
-        return float(weight @ (np.logaddexp(0, x @ beta) - y * (x @ beta)) + _PENALTY * (beta @ beta) / 2)
-
     beta = np.zeros(2)
-    for _ in range(100):  # Newton's method; the loss is strictly convex, but a whole step can overshoot
-        p = 0.5 * (1 + np.tanh(x @ beta / 2))
+    for _ in range(100):  # Newton's method; the loss is strictly convex
+        p = 1 / (1 + np.exp(-x @ beta))
         gradient = x.T @ (weight * (p - y)) + _PENALTY * beta
         hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + _PENALTY * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        while np.abs(step).max() >= 1e-10 and loss(beta - step) > loss(beta):
-            step /= 2
         beta -= step
         if np.abs(step).max() < 1e-10:
             break

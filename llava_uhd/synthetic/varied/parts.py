@@ -10,6 +10,9 @@ from .labels import LABELS, invented
 from .sheet import Run, Shape, Sheet
 from .wordings import DATE, TITLE, TOP
 
+# Share of labels that are any words.
+INVENTED = 0.2
+
 
 def title(
     sheet: Sheet,
@@ -24,10 +27,6 @@ def title(
     if run is not None:
         sheet.facts.append(Field("title", run.text, "title", (run,), (*TITLE, *of_top, *wordings)))
     return run
-
-
-# Share of labels that are any words.
-INVENTED = 0.2
 
 
 def field_value(sheet: Sheet, name: str, run: Run) -> None:
