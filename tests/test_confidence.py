@@ -60,7 +60,10 @@ def test_few_answers_of_one_class_far_from_the_others_are_fitted(num_right, num_
     odds = np.array([high] * num_right + [low] * num_wrong)
     probabilities = [float(value) for value in 1 / (1 + np.exp(-odds))]
     fitted = fit_calibration(probabilities, [True] * num_right + [False] * num_wrong)
-    assert fitted.confidence(probabilities[0]) > 0.5 > fitted.confidence(probabilities[-1])
+    high_confidence, low_confidence = fitted.confidence(probabilities[0]), fitted.confidence(probabilities[-1])
+    assert high_confidence > 0.5 > low_confidence
+    # Where the loss is least, its derivative by the intercept, which the penalty of 1e-3 enters, is zero.
+    assert high_confidence + low_confidence == pytest.approx(1 - 2e-3 * fitted.intercept, abs=1e-9)
 
 
 def test_separable_answers_give_a_finite_slope():
