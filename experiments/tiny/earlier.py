@@ -5,7 +5,7 @@ The benchmark `synthdoc` has these documents: their letters are larger than most
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,18 +19,23 @@ from llava_uhd.synthetic.fonts import advance
 from llava_uhd.synthetic.page import Page, Text
 from llava_uhd.synthetic.render import render
 from llava_uhd.synthetic.varied import NOT_THERE, Glyphs, VariedDocument
+from llava_uhd.synthetic.varied.notes import note_compared
 from llava_uhd.synthetic.varied.sheet import Run
 from llava_uhd.synthetic.vocabulary import FIRST_NAMES, GOODS, THINGS
 
 
 @dataclass(frozen=True)
 class EarlierQuestion:
-    """A question; `sources` is the text that the answer is a part of, `keys` those by which it is found."""
+    """A question; `sources` is the text that the answer is a part of, `keys` those by which it is found.
+
+    `notes` has the note of each key; see `llava_uhd.synthetic.varied.notes`.
+    """
 
     text: str
     answer: str
     sources: tuple[Text, ...]
     keys: tuple[Text, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class EarlierDocument:
     def questions(self) -> tuple[EarlierQuestion, ...]:
         """Those of the document, and one that names what is not there instead of what it asks for."""
         asked = [
-            EarlierQuestion(each.text, each.answer, (each.source,), self._keys(each))
+            EarlierQuestion(each.text, each.answer, (each.source,), *self._keys(each))
             for each in self.document.questions
         ]
         return (*asked, *self._absent(asked))
@@ -76,15 +81,27 @@ class EarlierDocument:
                     return [EarlierQuestion(text, NOT_THERE, ())]
         return []
 
-    def _keys(self, question: Question) -> tuple[Text, ...]:
-        """The text that a question names on the line of its answer, in tables also the one above, or else a bar's.
+    def _keys(self, question: Question) -> tuple[tuple[Text, ...], tuple[str, ...]]:
+        """Texts that a question is answered by, with notes: all values of the bars that are compared, or a name."""
+        if question.text in HIGHEST:
+            return self._bars(HIGHEST_VALUE, max)
+        if question.text in LOWEST:
+            return self._bars(LOWEST_VALUE, min)
+        return self._named(question), ()
 
-        The highest and the lowest bar are found by their values, which the document's hints ask for.
-        """
+    def _bars(
+        self, of_value: str, best: Callable[[Sequence[float]], float]
+    ) -> tuple[tuple[Text, ...], tuple[str, ...]]:
+        """All values of a chart, then the best of them, which the document's hints ask for."""
+        found = tuple(hint.source for hint in self.document.hints if hint.text == of_value)
+        values = [text for text in self.document.page.texts if text.text.rstrip("%").isdecimal()]
+        printed = [text.text for text in values]
+        notes = note_compared(printed, [float(text.rstrip("%")) for text in printed], best)
+        return ((*values, *found), (*notes, "")) if notes else (found, ())
+
+    def _named(self, question: Question) -> tuple[Text, ...]:
+        """The text that a question names on the line of its answer, in tables also the one above, or else a bar's."""
         source, asked = question.source, question.text.lower()
-        if question.text in (*HIGHEST, *LOWEST):
-            of_value = HIGHEST_VALUE if question.text in HIGHEST else LOWEST_VALUE
-            return tuple(hint.source for hint in self.document.hints if hint.text == of_value)
         # Of two names the longer one: a short one may be a part of another word.
         named = sorted(
             (

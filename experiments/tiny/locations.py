@@ -5,6 +5,9 @@ the slice, where it is another one than before. To go from one character to the 
 was just written down, instead of to find the last characters again among all that resemble them. They are special
 tokens, which decoding leaves out.
 
+Behind a place can stand what is noted of the text there (`llava_uhd.synthetic.varied.notes`), in tokens that decoding
+leaves out, too: numbers are compared, and names counted, by what was just written down.
+
 A further one, `FOUND_ID`, comes before the first place. Where the model is unsure of the place, its probability is
 spread over many tokens, each of them less probable than the one that begins "not in the document"; whether the page
 says anything is thus one decision of its own.
@@ -14,6 +17,8 @@ would then write a letter twice or lose it, so some places of a training sequenc
 """
 
 import random
+
+from llava_uhd.synthetic.varied.notes import NOTED
 
 from ..tiny_v1.tokenizer import byte_id
 
@@ -28,7 +33,7 @@ ALONG_ROW = 0.75
 
 
 def location_tokens(grid: int, max_slices: int) -> list[str]:
-    """The token that says that there is a place, then those of a view's quarters and of slices, row by row.
+    """The token that says that there is a place, those of a view's quarters and of slices, row by row, and notes.
 
     Args:
         grid: rows and columns of windows of a view.
@@ -37,12 +42,17 @@ def location_tokens(grid: int, max_slices: int) -> list[str]:
     rows, columns = range(HALVES * grid), range(SIDES * grid)
     quarters = [f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns]
     slices = [f"<|slice {row},{column}|>" for row in range(max_slices) for column in range(max_slices)]
-    return ["<|found|>", *quarters, *slices]
+    return ["<|found|>", *quarters, *slices, *[f"<|note {sign}|>" for sign in NOTED]]
 
 
 def first_slice_id(grid: int) -> int:
     """Token of the first slice, which follows those of the quarters."""
     return LOCATION_ID + HALVES * SIDES * grid**2
+
+
+def first_note_id(grid: int, max_slices: int) -> int:
+    """Token of the first sign of notes, which follow the slices."""
+    return first_slice_id(grid) + max_slices**2
 
 
 def is_quarter(token: int, grid: int) -> bool:

@@ -10,8 +10,9 @@ from llava_uhd.model.layout import layout_views
 from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
 from ..tiny_v1.losses import answer_loss
+from .locations import FOUND_ID, first_note_id
 from .network import Network
-from .samples import Sample, collate
+from .samples import IGNORED, Sample, collate
 from .setting import Phase
 from .symbols import DRAFTS, EMPTY, encode_symbols, token_grid
 
@@ -20,6 +21,8 @@ DISTANCE = 0.5
 # Weights of looking at the position before, and of naming the slices of image tokens.
 BEFORE = 0.3
 SLICES = 0.2
+# Weight of the tokens that say where an answer is found, or that it is not. The many others only repeat what is there.
+FINDING = 4.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     codes = codes[torch.cat(kept).to(device)]
     input_ids, labels, pointers, positions = (tensor.to(device) for tensor in collate(samples))
     outputs = network.hidden_states(input_ids, codes, pointers, positions)
-    loss, right, answers = answer_loss(outputs.hidden.float(), labels, network.model.lm_head)
+    weights = finding_weights(labels, first_note_id(network.setting.query_grid, network.setting.max_slices))
+    loss, right, answers = answer_loss(outputs.hidden.float(), labels, network.model.lm_head, weights)
     pointing = pointing_loss(outputs.found) if outputs.found.numel() else loss.new_zeros(())
     previous = pointing_loss(outputs.before)
     slices = torch.cat([sample.slices for sample in samples])[torch.cat(kept)].to(device)
@@ -111,6 +115,22 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
         "padding": (padded, input_ids.numel()),
     }
     return Score(total, measures)
+
+
+def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
+    """Weights of labels, (B, L): `FINDING` for the first token of an answer and for places up to a note or character.
+
+    Args:
+        labels: (B, L), `IGNORED` outside of answers.
+        notes: token of the first sign of notes.
+    """
+    asked = labels != IGNORED
+    starts = asked & ~F.pad(asked, (1, 0))[:, :-1]
+    is_place = (labels >= FOUND_ID) & (labels < notes)
+    others_before = (asked & ~is_place).cumsum(dim=1) - (asked & ~is_place).long()
+    of_start = (others_before * starts).cummax(dim=1).values
+    finds = starts | (is_place & (others_before == of_start))
+    return torch.where(finds, FINDING, 1.0)
 
 
 def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,10 +17,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from llava_uhd.model.hiwin import HiWinProjector
 from llava_uhd.model.modeling_llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.model.vision_tower import encode_views
+from llava_uhd.synthetic.varied.notes import NOTED
 
 from ..common.trainer import EvaluationMode
 from ..tiny_v1.tokenizer import IMAGE_ID, byte_id
-from .locations import HALVES, LOCATION_ID, SIDES
+from .locations import HALVES, LOCATION_ID, SIDES, first_note_id
 from .setting import Setting, build_config
 from .symbols import EMPTY, NUM_PLAIN, SYMBOL_OF, encode_symbols, symbol_vectors, window_locations
 
@@ -178,6 +179,15 @@ class Network(EvaluationMode):
         located = (windows + halves[..., None, :] + sides).flatten(0, 3)
         embeddings[LOCATION_ID : LOCATION_ID + len(located)] = located
         head[LOCATION_ID : LOCATION_ID + len(located)] = HEAD_SCALE * located
+        self._draw_notes(embeddings, head)
+
+    def _draw_notes(self, embeddings: torch.Tensor, head: torch.Tensor) -> None:
+        """Begin notes as the characters that they repeat, all apart from these by the same vector."""
+        notes = first_note_id(self.setting.query_grid, self.setting.max_slices)
+        apart = EMBEDDING_SCALE * torch.randn(embeddings.shape[1])
+        for place, sign in enumerate(NOTED):
+            embeddings[notes + place] = embeddings[byte_id(sign)] + apart
+            head[notes + place] = head[byte_id(sign)] + HEAD_SCALE * apart
 
     def patch_features(self, patches: torch.Tensor) -> torch.Tensor:
         """The tower's features of square views: (N, H·W, 3·p·p) to (N, C, H, W)."""

@@ -13,6 +13,7 @@ from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.slicing import SlicePlan
 from llava_uhd.synthetic.varied import SCRIBBLE, VariedDocument, make_varied
+from llava_uhd.synthetic.varied.notes import NOTED, noted_digits
 from llava_uhd.synthetic.varied.questions import Asked
 
 from ..tiny_v1.samples import IGNORED
@@ -20,7 +21,7 @@ from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
-from .locations import FOUND_ID, location_id, move_locations, slice_id
+from .locations import FOUND_ID, first_note_id, location_id, move_locations, slice_id
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -186,6 +187,7 @@ class Turn:
         keys: printed texts by which it is found, whose last places come before the answer: to find a row and then a
             cell of it is two steps, each with a token of its own.
         names_them: whether the question can name a key or a source.
+        notes: note of each key behind its place, "" for none; empty if no key has one.
     """
 
     text: str
@@ -194,6 +196,7 @@ class Turn:
     start: int = 0
     keys: tuple[AnyText, ...] = ()
     names_them: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
@@ -206,7 +209,7 @@ def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list
         is_printed = start >= 0 if isinstance(asked, EarlierQuestion) else printed == asked.answer
         sources = asked.sources if is_printed else ()
         names_them = not isinstance(asked, Asked) or asked.ability not in ("count", "extreme")
-        turns.append(Turn(asked.text, asked.answer, sources, max(start, 0), asked.keys, names_them))
+        turns.append(Turn(asked.text, asked.answer, sources, max(start, 0), asked.keys, names_them, asked.notes))
     if not turns or rng.random() < 0.05:
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
@@ -300,8 +303,12 @@ def _answer(
         answer.extend(tokens)
         looked_at.extend([position] * len(tokens))
 
-    for key in turn.keys:
-        name_place(*positions[id(key)][-1].tolist())
+    for key, note in zip(turn.keys, turn.notes or [""] * len(turn.keys), strict=True):
+        printed = positions[id(key)]
+        name_place(*printed[-1].tolist())
+        answer += [first_note_id(grid, setting.max_slices) + NOTED.index(sign) for sign in note]
+        visible = np.cumsum([character != " " for character in key.text]) - 1
+        looked_at += [int(printed[visible[index], 0]) if index >= 0 else -1 for index in noted_digits(key.text, note)]
     for character, position, quarter in _characters(turn, positions):
         if position >= 0 and (position, quarter) != last_quarter:
             name_place(position, quarter)

@@ -135,8 +135,8 @@ def save(network: Network, finished: list[str], out: Path) -> None:
 def begin_with(network: Network, plan: Plan, files: Sequence[Path]) -> list[str]:
     """Take what the finished phases of other runs trained, and return the names of these phases.
 
-    The halves of the network can so be trained at the same time, each by a run of its own. Of two runs that finished
-    a phase, the later one counts.
+    The halves of the network can so be trained at the same time, each by a run of its own, or the same half by two
+    runs that see other pages: of runs that finished the same phase, the mean of the weights is taken.
 
     Args:
         network: network of the new run.
@@ -153,17 +153,20 @@ def begin_with(network: Network, plan: Plan, files: Sequence[Path]) -> list[str]
         if others := [name for name in state["finished"] if name not in names]:
             raise ValueError(f"{file} is of another plan: it finished {others}, the plan has {names}")
     for phase in plan.phases:
-        for file, state in zip(files, states, strict=True):
-            if phase.name not in state["finished"]:
-                continue
-            for name in (name for name in own if name.startswith(HALVES[phase.kind])):
+        done = {file: state for file, state in zip(files, states, strict=True) if phase.name in state["finished"]}
+        if not done:
+            continue
+        for name in (name for name in own if name.startswith(HALVES[phase.kind])):
+            found = []
+            for file, state in done.items():
                 theirs = state["network"].get(name)
                 if theirs is None or theirs.shape != own[name].shape:
                     shape = None if theirs is None else tuple(theirs.shape)
                     raise ValueError(f"{file} is of another plan: {name} is {shape}, not {tuple(own[name].shape)}")
-                own[name].copy_(theirs)
-            finished.append(phase.name)
-    return list(dict.fromkeys(finished))
+                found.append(theirs.float())
+            own[name].copy_(torch.stack(found).mean(dim=0))
+        finished.append(phase.name)
+    return finished
 
 
 def export(out: Path, file: Path) -> None:

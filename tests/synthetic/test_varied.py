@@ -24,6 +24,7 @@ from llava_uhd.synthetic.varied.facts import Entries, Field
 from llava_uhd.synthetic.varied.fonts import CHARACTERS, character_offsets, find_families
 from llava_uhd.synthetic.varied.label_wordings import LABELED
 from llava_uhd.synthetic.varied.labels import LABELS
+from llava_uhd.synthetic.varied.notes import note_number
 from llava_uhd.synthetic.varied.questions import _absent_name, ask_all, habit
 from llava_uhd.synthetic.varied.render import draw_sheet
 from llava_uhd.synthetic.varied.sheet import Sheet, draw_style
@@ -210,8 +211,33 @@ def test_the_largest_is_found_by_all_values_and_a_count_by_all_names():
     asked = ask_all(sheet)
     (largest,) = (each for each in asked if each.ability == "extreme" and each.answer == "Chair")
     assert largest.keys == (*stock, stock[1])
+    assert [note[-1:] for note in largest.notes] == ["+", "+", "-", ""]
+    assert all(note_number(cell.text) == note[:-1] for cell, note in zip(stock, largest.notes, strict=False))
     (counted,) = (each for each in asked if each.ability == "count")
-    assert counted.answer == "3" and counted.keys == tuple(entries.names)
+    assert counted.answer == "3" and counted.keys == tuple(entries.names) and counted.notes == ("1", "2", "3")
+
+
+def test_two_rows_are_compared_by_their_numbers():
+    compared = 0
+    for seed in range(30):
+        made = document(seed, "bars")
+        for entries in (fact for fact in made.sheet.facts if isinstance(fact, Entries) and fact.columns):
+            rows = zip(entries.columns["value"], entries.values["value"], strict=True)
+            of_name = dict(zip(entries.names, rows, strict=True))
+            for question in made.questions:
+                if question.ability == "yes/no" and len(question.keys) == 4:
+                    compared += 1
+                    name, cell, other, its_cell = question.keys
+                    assert of_name[name][0] is cell and of_name[other][0] is its_cell
+                    larger = of_name[other][1] > of_name[name][1]
+                    assert question.notes == (
+                        "",
+                        note_number(cell.text) + "+",
+                        "",
+                        note_number(its_cell.text) + "-+"[larger],
+                    )
+                    assert question.answer == ("no" if larger else "yes")
+    assert compared > 5
 
 
 def test_absent_rows_are_most_often_of_the_sort_of_those_that_are_there():
@@ -225,7 +251,7 @@ def test_the_largest_is_found_by_no_value_where_its_own_is_not_printed():
     sheet, entries = made_table(1)
     entries.columns["stock"][1] = None
     found = {each.answer: each.keys for each in ask_all(sheet) if each.ability == "extreme"}
-    assert found["Chair"] == () and len(found["Lamp"]) == 3
+    assert found["Chair"] == () and found["Lamp"] == (entries.columns["stock"][0],)
 
 
 def test_some_labels_are_any_words_and_are_found_by_them():

@@ -9,6 +9,7 @@ from .content import MONTHS, WEEKDAYS, Content
 from .facts import Entries, Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS
+from .notes import note_compared
 from .sheet import Run, Sheet
 from .wordings import (
     ANYTHING,
@@ -79,8 +80,9 @@ class Asked:
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
         keys: runs by which the answer is found: its label, the name of its row and then of the column that the
-            question names, the names that are counted or compared, or up to `MAX_COUNT` values and then the largest or
-            smallest of them; empty if there are none.
+            question names, the names that are counted, the names and values of two rows that are compared, or up to
+            `MAX_COUNT` values and then the largest or smallest of them; empty if there are none.
+        notes: note of each key, see `notes.py`, "" for none; empty if no key has one.
     """
 
     text: str
@@ -88,6 +90,7 @@ class Asked:
     ability: str
     sources: tuple[Run, ...] = ()
     keys: tuple[Run, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def habit(text: str, rng: random.Random, nouns: Sequence[str] = ()) -> str:
@@ -256,22 +259,24 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
         high, low = (LARGEST, SMALLEST) if column != fact.key else (HIGHEST, LOWEST)
         if column == "price":
             high, low = DEAREST, CHEAPEST
-        for wordings, best in ((high, max(numbers)), (low, min(numbers))):
-            if numbers.count(best) == 1:
-                place = numbers.index(best)
-                found, printed_values = fact.names[place], fact.columns.get(column) or [None] * len(numbers)
-                keys = _told_apart(printed_values, place)
-                asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,), keys))
+        cells = fact.columns.get(column) or [None] * len(numbers)
+        for wordings, best in ((high, max), (low, min)):
+            if numbers.count(best(numbers)) == 1:
+                place = numbers.index(best(numbers))
+                found = fact.names[place]
+                keys, notes = _told_apart(cells, numbers, place, best)
+                asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,), keys, notes))
         one, two = rng.sample(range(len(numbers)), k=2)
         if column == fact.key and numbers[one] != numbers[two]:
             text = rng.choice(DEARER if column == "price" else MORE).format(name=names[one], other=names[two])
             answer = "yes" if numbers[one] > numbers[two] else "no"
-            compared = (fact.names[one], fact.names[two])
-            asked.append(Asked(text, answer, "yes/no", compared, compared))
+            rows = [(fact.names[row], cells[row], numbers[row]) for row in (one, two)]
+            asked.append(Asked(text, answer, "yes/no", (fact.names[one], fact.names[two]), *_compared(rows)))
     if fact.complete:
         if 1 < len(names) <= MAX_COUNT:
-            counted = tuple(fact.names)
-            asked.append(Asked(rng.choice(COUNT).format(nouns=nouns), str(len(names)), "count", counted, counted))
+            counted, numbered = tuple(fact.names), tuple(str(number + 1) for number in range(len(names)))
+            text = rng.choice(COUNT).format(nouns=nouns)
+            asked.append(Asked(text, str(len(names)), "count", counted, counted, numbered))
         if len(names) > 1:
             asked.append(Asked(rng.choice(FIRST).format(noun=noun), names[0], "order", (fact.names[0],)))
             asked.append(Asked(rng.choice(LAST).format(noun=noun), names[-1], "order", (fact.names[-1],)))
@@ -283,12 +288,36 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
     return asked
 
 
-def _told_apart(cells: Sequence[Run | None], best: int) -> tuple[Run, ...]:
-    """Return the cells that are read to find the best of them, which comes last; alone where there are many."""
-    found = cells[best]
+def _told_apart(
+    cells: Sequence[Run | None], numbers: Sequence[float], place: int, best: Callable[[Sequence[float]], float]
+) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return the cells that are read to find the best of them, which comes last, and what is noted of each.
+
+    The best alone, without a note, where there are many, or where one is not printed.
+    """
+    found, printed = cells[place], tuple(cell for cell in cells if cell is not None)
     if found is None:
-        return ()
-    return (*(cell for cell in cells if cell is not None), found) if len(cells) <= MAX_COUNT else (found,)
+        return (), ()
+    if len(printed) != len(cells) or len(cells) > MAX_COUNT:
+        return (found,), ()
+    notes = note_compared([cell.text for cell in printed], numbers, best)
+    return ((*printed, found), (*notes, "")) if notes else ((found,), ())
+
+
+def _compared(rows: Sequence[tuple[Run, Run | None, float]]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return what is read to compare two rows, and what is noted of it: their names, each with its number if printed.
+
+    Args:
+        rows: name, cell and number of each.
+    """
+    cells = [cell for _, cell, _ in rows if cell is not None]
+    notes: tuple[str, ...] = ()
+    if len(cells) == len(rows):
+        notes = note_compared([cell.text for cell in cells], [number for *_, number in rows], max)
+    if not notes:
+        return tuple(name for name, *_ in rows), ()
+    keys = [run for (name, *_), cell in zip(rows, cells, strict=True) for run in (name, cell)]
+    return tuple(keys), tuple(text for note in notes for text in ("", note))
 
 
 def _absent_name(rng: random.Random, printed: str, noun: str) -> str | None:

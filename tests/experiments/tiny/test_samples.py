@@ -15,6 +15,7 @@ from experiments.tiny.loader import cut_batches, stream_batches
 from experiments.tiny.locations import (
     FOUND_ID,
     LOCATION_ID,
+    first_note_id,
     first_slice_id,
     is_quarter,
     location_id,
@@ -42,6 +43,7 @@ from experiments.tiny_v1.tokenizer import ASSISTANT_ID, EOS_ID, IMAGE_ID, build_
 from llava_uhd.model.layout import TokenGrid, plan_layout
 from llava_uhd.model.slicing import plan_slices
 from llava_uhd.synthetic.varied import NOT_THERE, SCRIBBLE, make_varied
+from llava_uhd.synthetic.varied.notes import DIGITS, NOTED
 from llava_uhd.synthetic.varied.questions import Asked
 
 from .small import READER, SMALL
@@ -86,6 +88,7 @@ def test_a_character_between_two_slots_is_partly_in_both():
 
 def test_answers_name_the_quarter_of_a_window_before_its_characters():
     setting, phase = Setting(), Phase("reader", "reader", 1, 4000, views=2)
+    notes = first_note_id(setting.query_grid, setting.max_slices)
     named = sliced = 0
     for index in range(3):
         sample = make_sample(setting, phase, 1, index)
@@ -99,7 +102,7 @@ def test_answers_name_the_quarter_of_a_window_before_its_characters():
                 row, column = divmod(token - LOCATION_ID, 2 * setting.query_grid)
                 location = row // 2 * setting.query_grid + column // 2
                 named += 1
-            elif token >= LOCATION_ID:
+            elif first_slice_id(setting.query_grid) <= token < notes:
                 in_slice = list(divmod(token - first_slice_id(setting.query_grid), setting.max_slices))
                 assert is_quarter(sample.input_ids[position + 2], setting.query_grid)
                 sliced += 1
@@ -107,6 +110,7 @@ def test_answers_name_the_quarter_of_a_window_before_its_characters():
                 in_slice = [setting.max_slices] * 2
             if pointer >= 0 and sample.labels[position + 1] != IGNORED:
                 assert slice_of[pointer] == (in_slice if sample.grid[0] else [setting.max_slices] * 2)
+                # The digits of a note can be printed in windows before that of its place, which is the last one.
                 assert window_of[pointer] == location or token >= first_slice_id(setting.query_grid)
     assert named > 30 and named / 2 > sliced > 3
 
@@ -156,6 +160,30 @@ def test_an_answer_begins_with_the_place_of_what_it_is_found_by():
     assert all(pointer == -1 for pointer in [*pointers[:begin], *pointers[begin + len(printed) - 1 : start]])
 
 
+def test_numbers_are_noted_behind_their_places_before_they_are_compared():
+    setting = Setting()
+    document = make_varied("notes", 0, kind="receipt", shown=2 * setting.view_size**2, fonts=())
+    asked = next(each for each in document.questions if each.ability == "extreme" and each.notes)
+    plan = plan_of(document, setting, 2)
+    turn = Turn(asked.text, asked.answer, asked.sources, keys=asked.keys, notes=asked.notes)
+    ids, labels, pointers = converse(document, plan, setting, [turn])
+    positions = dict(zip(map(id, document.sheet.texts), run_positions(document, plan, setting), strict=True))
+    first = first_note_id(setting.query_grid, setting.max_slices)
+    stride, noted = row_stride(plan, setting), []
+    for at, token in enumerate(ids):
+        if token >= first and ids[at - 1] < first:
+            signs = ids[at : at + len(asked.notes[0])]
+            key = asked.keys[len(noted)]
+            position, quarter = positions[id(key)][-1]
+            assert ids[at - 1] == location_id(position, quarter, stride, setting.query_grid)
+            noted.append("".join(NOTED[sign - first] for sign in signs))
+            # Each digit is looked for in the window where it is printed.
+            digits = [IMAGE_START + place for place in positions[id(key)][:, 0]]
+            assert pointers[at - 1] == -1 and set(pointers[at : at + DIGITS]) <= set(digits)
+    assert len(noted) > 2 and tuple(noted) == asked.notes[:-1]
+    assert all(label in (IGNORED, token) for label, token in zip(labels, ids, strict=True))
+
+
 def test_questions_of_the_first_generator_have_the_text_on_their_line():
     document = make_earlier(3, 1)  # a table
     of_cells = [question for question in document.questions if " of " in question.text and question.sources]
@@ -180,7 +208,8 @@ def test_bars_of_the_first_generator_are_found_by_their_names_or_values():
         for question in document.questions if document.kind == "chart" else ():
             if question.text.startswith("Which"):
                 best = max if question.text.endswith(("highest?", "longest?")) else min
-                (key,) = question.keys
+                *values, key = question.keys
+                assert key in values and [note[-1:] for note in question.notes[:-1]].count("+") >= 1
                 of_answer = numbers.get(question.answer)
                 assert of_answer in (None, float(key.text.rstrip("%")))
                 assert best([float(key.text.rstrip("%")), *numbers.values()]) == float(key.text.rstrip("%"))
@@ -196,7 +225,13 @@ def test_location_tokens_are_of_the_vocabulary_and_not_of_the_text():
         "<|slice 1,1|>",
         "<|2.5,1.5|>",
     ]
-    assert tokenizer.decode([FOUND_ID, its_slice, *encode("4"), token, *encode("2")], skip_special_tokens=True) == "42"
+    note = first_note_id(4, 3)
+    assert tokenizer.convert_ids_to_tokens([note, note + len(NOTED) - 1]) == ["<|note 0|>", "<|note -|>"]
+    assert len(tokenizer) == note + len(NOTED)
+    assert (
+        tokenizer.decode([FOUND_ID, its_slice, note, *encode("4"), token, *encode("2")], skip_special_tokens=True)
+        == "42"
+    )
 
 
 def test_continued_text_is_printed_after_what_is_given():

@@ -17,8 +17,8 @@ from experiments.tiny import symbols as symbol_names
 from experiments.tiny.calculation import describe_plan
 from experiments.tiny.copying import Page, count_copied, count_places, predict_pages
 from experiments.tiny.legibility import count_named, measure_legibility
-from experiments.tiny.locations import FOUND_ID, LOCATION_ID
-from experiments.tiny.losses import SCORES, reading_score
+from experiments.tiny.locations import FOUND_ID, LOCATION_ID, first_note_id
+from experiments.tiny.losses import FINDING, SCORES, finding_weights, reading_score
 from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
 from experiments.tiny.samples import IGNORED, make_sample, make_samples
@@ -63,6 +63,19 @@ def test_reading_counts_characters_and_windows():
     scores = torch.nn.functional.one_hot(torch.tensor([[5, 0], [6, 1], [0, 3]]), 9).float()
     measures = reading_score(scores, symbols)[1]
     assert measures == {"characters": (2, 3), "windows": (1, 2)}
+
+
+def test_what_finds_an_answer_weighs_more_than_what_repeats_it():
+    note = first_note_id(4, 4)
+    place, digit, lead, letter = LOCATION_ID + 3, note + 2, note + 10, byte_id("a")
+    found = [FOUND_ID, place, place + 1, letter, letter, place, letter, 2]
+    compared = [FOUND_ID, place, digit, lead, place + 1, digit, lead, place, letter, 2]
+    declined = [letter, letter, 2]
+    labels = [IGNORED, IGNORED, *found, IGNORED, *compared, IGNORED, *declined]
+    weights = finding_weights(torch.tensor([labels, labels[::-1]]), note)
+    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, 1, 1, *[0] * 8, 0, 1, 0, 0]
+    assert weights[0].tolist() == [FINDING if each else 1.0 for each in finds]
+    assert weights.shape == (2, len(labels)) and weights[1, labels[::-1].index(2)] == FINDING  # it begins there
 
 
 @torch.no_grad()
@@ -275,6 +288,20 @@ def test_the_halves_of_the_network_can_be_trained_by_two_runs(tmp_path):
     for name, value in network.state_dict().items():
         half = language if name.startswith(LANGUAGE) else vision if name.startswith(VISION) else None
         assert half is None or torch.equal(value, half[name].to(value.dtype)), name
+    # A second run of the same phase on other pages: the mean of both.
+    assert train(plan, tmp_path / "again", Options(workers=0, only=("reader",), seed=5, begin=(halves[0],)))
+    replica = tmp_path / "again" / "checkpoint.pt"
+    assert begin_with(network, plan, [*halves, replica]) == ["tower", "reader"]
+    others = torch.load(replica, weights_only=True)["network"]
+    embeddings = "model.model.language_model.embed_tokens.weight"
+    assert not torch.equal(others[embeddings], language[embeddings].float())
+    expected = (others[embeddings] + language[embeddings].float()) / 2
+    assert torch.allclose(network.state_dict()[embeddings], expected)
+    assert all(
+        torch.allclose(value, vision[name].float())
+        for name, value in network.state_dict().items()
+        if name.startswith(VISION)
+    )
     with pytest.raises(ValueError, match=r"another plan: .* is \(64,\), not \(32,\)"):
         begin_with(Network(replace(SMALL, vision_width=32)), plan, halves)
     with pytest.raises(ValueError, match=r"another plan: it finished \['reader'\], the plan has \['tower'\]"):

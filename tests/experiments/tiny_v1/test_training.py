@@ -32,6 +32,12 @@ def test_an_answer_is_right_if_all_its_tokens_are():
     loss, right, answers = answer_loss(100.0 * torch.eye(4)[predictions], labels, head)
     assert (right, answers) == (3, 4)
     assert loss.item() == pytest.approx(100 / 6, rel=1e-5)
+    # The wrong one is one of six tokens; with three times the weight of the others, three of eight.
+    weights = torch.ones(labels.shape)
+    weights[1, 2] = 3.0
+    loss, right, answers = answer_loss(100.0 * torch.eye(4)[predictions], labels, head, weights)
+    assert (right, answers) == (3, 4)
+    assert loss.item() == pytest.approx(300 / 8, rel=1e-5)
 
 
 @torch.no_grad()
