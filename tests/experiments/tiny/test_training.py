@@ -18,15 +18,16 @@ from experiments.tiny.calculation import describe_plan
 from experiments.tiny.copying import Page, count_copied, count_places, predict_pages
 from experiments.tiny.legibility import count_named, measure_legibility
 from experiments.tiny.locations import FOUND_ID, LOCATION_ID, first_note_id
-from experiments.tiny.losses import FINDING, SCORES, finding_weights, reading_score
+from experiments.tiny.losses import FINDING, SCORES, codes_of, finding_weights, reading_score
 from experiments.tiny.measure import SEED, main
 from experiments.tiny.network import Network, assemble
-from experiments.tiny.samples import IGNORED, make_sample, make_samples
+from experiments.tiny.samples import IGNORED, collate, make_sample, make_samples
 from experiments.tiny.setting import Phase, Plan, load_plan
 from experiments.tiny.symbols import (
     SYMBOL_OF,
 )
 from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, phase_groups, train
+from experiments.tiny_v1.losses import answer_loss
 from experiments.tiny_v1.tokenizer import byte_id
 
 from .small import READER, SMALL, TOWER
@@ -76,6 +77,20 @@ def test_what_finds_an_answer_weighs_more_than_what_repeats_it():
     finds = [0, 0, 1, 1, 1, *[0] * 5, 0, 1, 1, *[0] * 8, 0, 1, 0, 0]
     assert weights[0].tolist() == [FINDING if each else 1.0 for each in finds]
     assert weights.shape == (2, len(labels)) and weights[1, labels[::-1].index(2)] == FINDING  # it begins there
+
+
+@torch.no_grad()
+def test_the_loss_of_the_answers_is_weighted_so():
+    network = Network(SMALL)
+    samples = [make_sample(SMALL, READER, 0, index) for index in range(3)]
+    input_ids, labels, pointers, positions = collate(samples)
+    assert all(sample.kept is None for sample in samples)
+    outputs = network.hidden_states(input_ids, codes_of(network, samples), pointers, positions)
+    weights = finding_weights(labels, first_note_id(SMALL.query_grid, SMALL.max_slices))
+    expected, *_ = answer_loss(outputs.hidden, labels, network.model.lm_head, weights)
+    plain, *_ = answer_loss(outputs.hidden, labels, network.model.lm_head)
+    found, _ = SCORES["reader"](network, READER, samples, "cpu").measures["answer_loss"]
+    assert found == pytest.approx(expected.item(), rel=1e-5) and abs(found - plain.item()) > 1e-3 * found
 
 
 @torch.no_grad()
