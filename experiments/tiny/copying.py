@@ -13,8 +13,8 @@ import torch
 from ..tiny_v1.losses import answer_loss
 from .locations import FOUND_ID, LOCATION_ID, is_quarter, row_and_column
 from .losses import codes_of, pixels_of
-from .network import Network
-from .samples import IGNORED, collate, make_sample
+from .network import Network, Outputs
+from .samples import IGNORED, Sample, collate, make_sample
 from .setting import Phase
 
 LATER = 5
@@ -44,6 +44,21 @@ class Page:
 
 
 @torch.no_grad()
+def read_alone(network: Network, sample: Sample) -> tuple[Outputs, torch.Tensor, torch.Tensor]:
+    """Read one page with its answers: the network's output, labels and pointers, (1, L) each.
+
+    Args:
+        network: the network.
+        sample: a page, drawn or as codes.
+    """
+    is_drawn = sample.patches is not None
+    codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
+    input_ids, labels, pointers, positions = collate([sample])
+    kept = codes if sample.kept is None else codes[sample.kept]
+    return network.hidden_states(input_ids, kept, pointers, positions), labels, pointers
+
+
+@torch.no_grad()
 def predict_pages(network: Network, phase: Phase, pages: int, seed: int) -> Iterator[Page]:
     """Yield pages of a phase with what the model says.
 
@@ -56,12 +71,7 @@ def predict_pages(network: Network, phase: Phase, pages: int, seed: int) -> Iter
     exact = replace(phase, moved=0.0)
     for index in range(pages):
         sample = make_sample(network.setting, exact, seed, index)
-        is_drawn = sample.patches is not None
-        codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
-        input_ids, labels, pointers, positions = collate([sample])
-        outputs = network.hidden_states(
-            input_ids, codes if sample.kept is None else codes[sample.kept], pointers, positions
-        )
+        outputs, labels, pointers = read_alone(network, sample)
         _, right_answers, answers = answer_loss(outputs.hidden, labels, network.model.lm_head)
         predicted = network.model.lm_head(outputs.hidden[0, :-1]).argmax(dim=-1).tolist()
         # Letters of questions are looked for, too.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from .copying import read_alone
 from .locations import FOUND_ID
-from .losses import codes_of, pixels_of
 from .network import Network
-from .samples import IGNORED, collate, make_sample
+from .samples import IGNORED, make_sample
 from .setting import PLAN, Phase, load_plan
 from .trainer import CHECKPOINT, save
 
@@ -37,14 +37,9 @@ def deciding_states(network: Network, phase: Phase, pages: int) -> torch.Tensor:
     """
     found = []
     for index in range(pages):
-        sample = make_sample(network.setting, phase, SEED, index)
-        is_drawn = sample.patches is not None
-        codes = network.image_tokens(*pixels_of([sample], "cpu")) if is_drawn else codes_of(network, [sample])
-        input_ids, labels, pointers, positions = collate([sample])
-        kept = codes if sample.kept is None else codes[sample.kept]
-        hidden = network.hidden_states(input_ids, kept, pointers, positions).hidden[0]
+        outputs, labels, _ = read_alone(network, make_sample(network.setting, phase, SEED, index))
         asked = labels[0] != IGNORED
-        found.append(hidden[:-1][asked[1:] & ~asked[:-1]])
+        found.append(outputs.hidden[0, :-1][asked[1:] & ~asked[:-1]])
     return torch.cat(found)
 
 
