@@ -18,8 +18,9 @@ def blocks(language: str) -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    """What a command prints, errors and remarks included."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
     return result.stdout.strip()
 
 
@@ -37,7 +38,8 @@ def test_first_command_shows_what_it_prints():
     tool = shutil.which("llava-uhd", path=Path(sys.executable).parent)
     assert tool is not None
     arguments = re.findall(r'"[^"]*"|\S+', command)[1:]
-    assert run([tool, *(argument.strip('"') for argument in arguments)]) == shown.strip().splitlines()[-1]
+    _, _, *printed = shown.strip().splitlines()
+    assert run([tool, *(argument.strip('"') for argument in arguments)]).splitlines()[-len(printed) :] == printed
 
 
 @pytest.mark.parametrize("command", [line for block in blocks("bash") for line in commands(block)])
