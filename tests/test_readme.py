@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    """What a command prints, errors and remarks included."""
+    """Run a command and return what it prints, remarks on the standard error included."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout
     return result.stdout.strip()

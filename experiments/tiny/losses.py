@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from llava_uhd.model.layout import layout_views
+from llava_uhd.synthetic.varied.notes import LEADS, NOTED, TRAILS
 
 from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
@@ -21,7 +22,8 @@ DISTANCE = 0.5
 # Weights of looking at the position before, and of naming the slices of image tokens.
 BEFORE = 0.3
 SLICES = 0.2
-# Weight of the tokens that say where an answer is found, or that it is not. The many others only repeat what is there.
+# Weight of the tokens that say where an answer is found, or that it is not, and of those that say which of the numbers
+# on the way leads. The many others only repeat what is there.
 FINDING = 4.0
 
 
@@ -118,7 +120,9 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
 
 
 def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
-    """Weights of labels, (B, L): `FINDING` for the first token of an answer and for places up to a note or character.
+    """Weights of labels, (B, L): `FINDING` for what an answer depends on.
+
+    These are its first token, places up to a note or character, and of notes the first sign and whether one leads.
 
     Args:
         labels: (B, L), `IGNORED` outside of answers.
@@ -130,6 +134,9 @@ def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     others_before = (asked & ~is_place).cumsum(dim=1) - (asked & ~is_place).long()
     of_start = (others_before * starts).cummax(dim=1).values
     finds = starts | (is_place & (others_before == of_start))
+    follows = F.pad(is_place, (1, 0))[:, :-1] & (labels >= notes)  # a length, or the number of what is counted
+    leads = (labels == notes + NOTED.index(LEADS)) | (labels == notes + NOTED.index(TRAILS))
+    finds |= follows | leads
     return torch.where(finds, FINDING, 1.0)
 
 

@@ -34,6 +34,11 @@ TOKEN_TYPE_IDS = {
     TokenType.SLICE_SEPARATOR: byte_id(","),
     TokenType.ROW_SEPARATOR: byte_id("\n"),
 }
+# Pages of rows with numbers, for practice; see `Phase.compared`.
+COMPARED_KINDS = ("bars", "lying bars", "line chart", "pie", "grouped bars", "table", "menu", "receipt", "spreadsheet")
+COMPARED = ("extreme", "yes/no", "count", "order", "cell", "price")
+COMPARED_VIEWS = 3
+COMPARED_QUESTIONS = 8
 READ = ("Read the text.", "Read.", "What does it say?", "Transcribe the page.")
 READ_LENGTH = 200
 CONTINUED_LENGTH = 24
@@ -86,10 +91,13 @@ class Sample:
 def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyDocument:
     """The page of an index: one that so many slices show legibly, random characters, or one of the first generator."""
     rng = random.Random(f"{phase.name}:{seed}:{index}")
-    if rng.random() < phase.earlier:
+    kind: str | None
+    if is_compared(phase, seed, index):
+        kind, views = rng.choice(COMPARED_KINDS), rng.randint(1, COMPARED_VIEWS)
+    elif rng.random() < phase.earlier:
         return make_earlier(f"{phase.name}:{seed}", index)
-    kind = SCRIBBLE if rng.random() < phase.scribble else None
-    views = _draw_views(phase, rng)
+    else:
+        kind, views = SCRIBBLE if rng.random() < phase.scribble else None, _draw_views(phase, rng)
     shown = views * setting.view_size**2
     of_wheel = {"all": 0.0, "half": 0.5, "wheel": 1.0}[phase.families]
     return make_varied(
@@ -100,6 +108,11 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyD
         print_sizes=phase.print,
         fonts=() if rng.random() < of_wheel else None,
     )
+
+
+def is_compared(phase: Phase, seed: int, index: int) -> bool:
+    """Return whether the page of an index is one of rows that are compared."""
+    return random.Random(f"compared:{phase.name}:{seed}:{index}").random() < phase.compared
 
 
 def _draw_views(phase: Phase, rng: random.Random) -> int:
@@ -122,14 +135,16 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     smaller = not isinstance(document, VariedDocument) and rng.random() < 0.5
     views = _draw_views(phase, rng) if smaller else phase.views
     plan = plan_of(document, setting, views)
-    coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols)
+    compared = is_compared(phase, seed, index)
+    coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols) or compared
     if phase.kind == "vision":
         symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
         symbols = sequence_symbols(document, plan, setting)
         continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
-        turns = continued or question_turns(document, rng, phase.questions)
+        most = min(phase.questions, COMPARED_QUESTIONS) if compared else phase.questions
+        turns = continued or question_turns(document, rng, most, coded, COMPARED if compared else ())
         ids, labels, pointers = converse(document, plan, setting, turns)
         ids = move_locations(ids, labels, phase.moved, setting.query_grid, rng)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
@@ -199,10 +214,26 @@ class Turn:
     notes: tuple[str, ...] = ()
 
 
-def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list[Turn]:
-    """Some of a document's questions, and sometimes that the page should be read out."""
+def question_turns(
+    document: AnyDocument, rng: random.Random, most: int, coded: bool, abilities: Sequence[str] = ()
+) -> list[Turn]:
+    """Some of a document's questions, and sometimes that the page should be read out.
+
+    Args:
+        document: page or image.
+        rng: generator of the sample.
+        most: number of questions.
+        coded: whether the page is given as codes, so that what only its shapes tell is not asked.
+        abilities: those of the questions; empty for all.
+    """
     turns = []
-    for asked in pick_questions(document.questions, rng, most):
+    questions = [
+        asked
+        for asked in document.questions
+        if not isinstance(asked, Asked)
+        or ((asked.ability in abilities or not abilities) and not (coded and _is_of_shapes(asked)))
+    ]
+    for asked in pick_questions(questions, rng, most):
         printed = " ".join(run.text for run in asked.sources)
         # The first generator's answers are parts of texts.
         start = printed.find(asked.answer) if isinstance(asked, EarlierQuestion) else 0
@@ -214,6 +245,12 @@ def question_turns(document: AnyDocument, rng: random.Random, most: int) -> list
         runs = reading_order(document)
         turns.insert(0, Turn(rng.choice(READ), " ".join(run.text for run in runs)[:READ_LENGTH], tuple(runs)))
     return turns
+
+
+def _is_of_shapes(asked: Asked) -> bool:
+    """Return whether shapes alone answer a question: the largest bar, or the larger of two, without printed values."""
+    compares = asked.ability == "yes/no" and len(asked.sources) > 1
+    return (asked.ability == "extreme" and not asked.keys) or (compares and not asked.notes)
 
 
 def pick_questions(

@@ -86,6 +86,8 @@ class Phase:
             continued: nearly every character of such an answer teaches to look.
         symbols: part of the pages of `frozen` and `joint` that are given as codes, so that the language model keeps
             its skill.
+        compared: part of the pages that are short lists and charts, given as codes, whose rows are compared, counted
+            and put in order: what is cheap to practice without pixels.
         questions: most questions a page.
         moved: part of the places in answers that are a quarter of a window beside the right one; see `locations.py`.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
@@ -110,6 +112,7 @@ class Phase:
     reading: float = 0.5
     continued: float = 0.0
     symbols: float = 0.0
+    compared: float = 0.0
     questions: int = 10
     moved: float = 0.0
     blanks: float = 1.0

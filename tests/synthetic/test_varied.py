@@ -1,5 +1,6 @@
 """Varied documents: exact answers by construction, exact character positions, and every kind, wear and ability."""
 
+import itertools
 import os
 import random
 import re
@@ -35,6 +36,7 @@ from llava_uhd.synthetic.varied.wordings import (
     BEGINNINGS,
     CHART,
     DATE,
+    ENDINGS,
     FIELD,
     OF_COLUMN,
     OWN_PRICE,
@@ -137,7 +139,7 @@ def test_extremes_of_a_printed_price_list():
         for question in made.questions:
             if question.ability == "extreme":
                 price = prices[[run.text for run in goods.names].index(question.answer)]
-                low = any(word in question.text.lower() for word in ("cheapest", "least", "lowest"))
+                low = any(word in question.text.lower() for word in ("cheapest", "least", "lowest", "smallest"))
                 assert price == (min if low else max)(prices), question
 
 
@@ -446,6 +448,36 @@ def test_wordings_are_of_labels_and_not_those_of_webdocs():
     assert trained.isdisjoint(asked)
     # This one is too general to be left out.
     assert {wording.lower() for wording in TITLE} & asked == {"what is the heading?"}
+
+
+def test_some_questions_end_with_more_than_they_ask():
+    rng = random.Random(0)
+    asked = [habit("What is due?", rng).lower().rstrip(" ?.") for _ in range(600)]
+    ends = [ending for ending in ENDINGS if any(text.endswith(f"due{ending}") for text in asked)]
+    assert len(ends) == len(ENDINGS) and sum(text.endswith("due") for text in asked) > 500
+    assert not any(habit("Give me the total.", rng).lower().rstrip(" .").endswith(tuple(ENDINGS)) for _ in range(200))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, about in KINDS.items() if about.nouns == KINDS["pie"].nouns])
+def test_charts_have_rows_and_no_two_texts_of_theirs_meet(kind):
+    for index in range(12):
+        sheet = make_varied("charts", index, kind=kind, fonts=()).sheet
+        assert any(isinstance(fact, Entries) for fact in sheet.facts)
+        if kind == "pie":
+            for one, other in itertools.combinations(sheet.texts, 2):
+                beside = one.x + one.width <= other.x or other.x + other.width <= one.x
+                assert beside or abs(one.baseline - other.baseline) > 0.6 * min(one.size, other.size)
+
+
+def test_names_of_some_pies_are_around_them():
+    around = 0
+    for index in range(30):
+        (entries,) = (fact for fact in make_varied("around", index, kind="pie", fonts=()).sheet.facts
+                      if isinstance(fact, Entries))  # fmt: skip
+        around += len({run.x for run in entries.names}) > 1
+        for name, share in zip(entries.names, entries.columns["share"], strict=True):
+            assert share is not None and share.baseline == name.baseline and share.x > name.x + name.width
+    assert 5 < around < 25
 
 
 def test_a_question_begins_otherwise_and_keeps_what_it_asks():

@@ -1,7 +1,8 @@
 """Charts with axes and legends: bars upright, lying, grouped and stacked; lines, pies, scatter plots."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..page import Color
 from .content import MONTHS
@@ -18,6 +19,18 @@ PALETTES: tuple[tuple[Color, ...], ...] = (
 )
 TITLES = ("Sales", "Visitors", "Orders", "Exports", "Members", "Output", "Rainfall", "Votes", "Revenue by region",
           "Energy use", "Monthly costs", "Survey results", "Tickets sold", "Traffic", "Hours worked")  # fmt: skip
+
+
+def _with_rows(lay_out: Callable[[Sheet], None]) -> Callable[[Sheet], None]:
+    """Forget the facts of a chart that did not fit: of its title alone no page is made."""
+
+    @functools.wraps(lay_out)
+    def lay_out_whole(sheet: Sheet) -> None:
+        lay_out(sheet)
+        if not any(isinstance(fact, Entries) for fact in sheet.facts):
+            sheet.facts.clear()
+
+    return lay_out_whole
 
 
 def _categories(sheet: Sheet, count: int, noun: str) -> tuple[str, list[str]]:
@@ -98,12 +111,13 @@ def _frame(sheet: Sheet, axis: float) -> tuple[float, float, float, float]:
     """Return the bounds of the plot, with room for the axis' numbers at the left and names below."""
     bottom = sheet.bottom - 1.6 * sheet.style.pitch
     bounds = sheet.left + axis, sheet.top + 0.9 * sheet.style.pitch, sheet.right, bottom
-    if sheet.rng.random() < 0.35:
+    if sheet.rng.random() < 0.5:
         ground = sheet.style.soft if sheet.rng.random() < 0.5 else None
         sheet.box(bounds, fill=ground, outline=sheet.style.soft if ground else sheet.style.ink)
     return bounds
 
 
+@_with_rows
 def lay_out_bars(sheet: Sheet) -> None:
     """Lay out vertical bars of one series, with values on top or on an axis."""
     rng, em = sheet.rng, sheet.em
@@ -138,6 +152,7 @@ def lay_out_bars(sheet: Sheet) -> None:
     sheet.facts.append(entries)
 
 
+@_with_rows
 def lay_out_lying_bars(sheet: Sheet) -> None:
     """Lay out horizontal bars, one per line."""
     rng, em = sheet.rng, sheet.em
@@ -207,14 +222,17 @@ def _series(sheet: Sheet, stacked: bool) -> None:
     sheet.facts.append(entries)
 
 
+@_with_rows
 def lay_out_grouped_bars(sheet: Sheet) -> None:
     _series(sheet, stacked=False)
 
 
+@_with_rows
 def lay_out_stacked_bars(sheet: Sheet) -> None:
     _series(sheet, stacked=True)
 
 
+@_with_rows
 def lay_out_line_chart(sheet: Sheet) -> None:
     """Lay out a line chart over months or years, with an axis, markers and sometimes values."""
     rng, em = sheet.rng, sheet.em
@@ -243,44 +261,86 @@ def lay_out_line_chart(sheet: Sheet) -> None:
     sheet.facts.append(entries)
 
 
+@_with_rows
 def lay_out_pie(sheet: Sheet) -> None:
-    """Lay out a pie or ring with a legend of percentages."""
-    rng, em = sheet.rng, sheet.em
+    """Lay out a pie or ring with percentages in a legend or around it."""
+    rng, content = sheet.rng, sheet.content
     _head(sheet)
     count = rng.randint(3, 6)
     cuts = sorted(rng.sample(range(5, 96, 3), k=count - 1))
     parts = [high - low for low, high in zip([0, *cuts], [*cuts, 100], strict=True)]
-    side = min(0.5 * sheet.width, sheet.bottom - sheet.top - em)
-    if side < 4 * em:
-        return
-    names = sheet.content.distinct(
-        rng.choice((sheet.content.city, sheet.content.made_up, sheet.content.product)), count
-    )
-    colors, turn = rng.choice(PALETTES), rng.uniform(0, 360)
-    x, y = sheet.left, sheet.top
+    names = content.distinct(rng.choice((content.city, content.made_up, content.product)), count)
+    entries = Entries("part", [], {"share": []}, {"share": [float(part) for part in parts]}, key="share")
+    surrounded = rng.random() < 0.5 and _surrounded_pie(sheet, entries, names, parts)
+    if surrounded or _pie_with_legend(sheet, entries, names, parts):
+        sheet.facts.append(entries)
+
+
+def _draw_pie(sheet: Sheet, parts: Sequence[int], x: float, y: float, side: float) -> tuple[float, Sequence[Color]]:
+    """Place a pie or ring in a square, and return the angle at which its first part begins, and its colors."""
+    colors, turn = sheet.rng.choice(PALETTES), sheet.rng.uniform(0, 360)
+    begin = turn
     for part, color in zip(parts, colors, strict=False):
-        end = turn + 3.6 * part
-        sheet.shapes.append(Shape("slice", ((x, y), (x + side, y + side)), fill=color, angles=(turn, end)))
-        turn = end
-    if rng.random() < 0.35:
+        end = begin + 3.6 * part
+        sheet.shapes.append(Shape("slice", ((x, y), (x + side, y + side)), fill=color, angles=(begin, end)))
+        begin = end
+    if sheet.rng.random() < 0.35:
         inner = 0.28 * side
         sheet.box((x + inner, y + inner, x + side - inner, y + side - inner), "ellipse", fill=sheet.style.paper)
-    entries = Entries("part", [], {"share": []}, {"share": [float(part) for part in parts]}, key="share")
-    sheet.top = y + max((side - len(parts) * sheet.style.pitch) / 2, 0)
-    left = x + side + 1.2 * em
+    return turn, colors
+
+
+def _put_part(sheet: Sheet, entries: Entries, name: str, part: int, x: float, y: float | None = None) -> None:
+    """Place a name and its percentage beside each other."""
+    run = sheet.put(name, x, y=y)
+    entries.names.append(run)
+    entries.columns["share"].append(sheet.put(f"{part}%", run.x + run.width + 0.4 * sheet.em, y=y))
+
+
+def _pie_with_legend(sheet: Sheet, entries: Entries, names: Sequence[str], parts: Sequence[int]) -> bool:
+    """Place a pie at the left and a legend at the right; return whether both fit."""
+    em, pitch = sheet.em, sheet.style.pitch
+    side = min(0.5 * sheet.width, sheet.bottom - sheet.top - em)
+    left = sheet.left + side + 1.2 * em
+    widest = max(sheet.measure(f"{name}{part}%") for name, part in zip(names, parts, strict=True))
+    if side < 4 * em or left + widest + 2 * em > sheet.right:
+        return False
+    _, colors = _draw_pie(sheet, parts, sheet.left, sheet.top, side)
+    sheet.top += max((side - len(parts) * pitch) / 2, 0)
     for name, part, color in zip(names, parts, colors, strict=False):
-        text = f"{part}%"
-        if left + sheet.measure(name + text) + 2 * em > sheet.right:
-            return
-        middle = sheet.top + 0.5 * sheet.style.pitch
+        middle = sheet.top + 0.5 * pitch
         sheet.box((left, middle - 0.35 * em, left + 0.7 * em, middle + 0.35 * em), fill=color)
-        run = sheet.put(name, left + em)
-        entries.names.append(run)
-        entries.columns["share"].append(sheet.put(text, run.x + run.width + 0.6 * em))
+        _put_part(sheet, entries, name, part, left + em)
         sheet.feed()
-    sheet.facts.append(entries)
+    return True
 
 
+def _surrounded_pie(sheet: Sheet, entries: Entries, names: Sequence[str], parts: Sequence[int]) -> bool:
+    """Place a pie in the middle, each part with its name beside it; return whether no two names meet."""
+    em, pitch = sheet.em, sheet.style.pitch
+    widths = [sheet.measure(f"{name}{part}%") + 0.4 * em for name, part in zip(names, parts, strict=True)]
+    side = min(sheet.width - 2 * max(widths) - 2 * em, sheet.bottom - sheet.top - 3 * pitch)
+    if side < 4 * em:
+        return False
+    x, y = sheet.left + 0.5 * (sheet.width - side), sheet.top + 1.2 * pitch
+    turn, _ = _draw_pie(sheet, parts, x, y, side)
+    spots: list[tuple[float, float]] = []
+    for part, width in zip(parts, widths, strict=True):
+        angle = math.radians(turn + 1.8 * part)
+        turn += 3.6 * part
+        reach = 0.5 * side + 0.7 * em
+        at, middle = x + 0.5 * side + reach * math.cos(angle), y + 0.5 * side + reach * math.sin(angle)
+        spots.append((at - (width if math.cos(angle) < 0 else 0), middle - 0.5 * pitch))
+    for place, (at, top) in enumerate(spots):
+        for (other, low), width in zip(spots[:place], widths, strict=False):
+            if abs(top - low) < pitch and at < other + width and other < at + widths[place]:
+                return False
+    for name, part, (at, top) in zip(names, parts, spots, strict=True):
+        _put_part(sheet, entries, name, part, at, top)
+    return True
+
+
+@_with_rows
 def lay_out_scatter(sheet: Sheet) -> None:
     """Lay out a scatter plot of named points."""
     rng, em = sheet.rng, sheet.em

@@ -61,6 +61,10 @@ OF_CODES: dict[str, tuple[str, ...]] = {
         "Which number identifies the device?",
     ),
     "booking code": (
+        "What code do I need?",
+        "Which code do I have to give?",
+        "What code should I have with me?",
+        "Which code is it?",
         "Which code does the booking have?",
         "What code confirms it?",
         "Under what code was it booked?",

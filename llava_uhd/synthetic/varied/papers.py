@@ -261,7 +261,8 @@ def lay_out_certificate(sheet: Sheet) -> None:
         wordings = ("Who receives the certificate?", "Who is it for?", "Whose certificate is it?", "Who got it?",
                     "Who took part?", "Who completed the course?", "Who was trained?",
                     "Who passed the exam?", "Who was the participant?", "Which person has it?",
-                    "To whom was it awarded?", "Who earned it?")  # fmt: skip
+                    "To whom was it awarded?", "Who earned it?", "Who attended the course?",
+                    "Who visited the course?", "Who was there?", "Who has learned it?", "Who passed?")  # fmt: skip
         sheet.facts.append(Field("name", run.text, "name", (run,), wordings))
     sheet.feed(0.6)
     if rng.random() < 0.5:
@@ -300,7 +301,9 @@ def _course(sheet: Sheet, middle: float) -> None:
     run = sheet.put(subject, left + sheet.measure(f"{before} "))
     wordings = ("What was the subject?", "In what was it awarded?", "What course does it name?", "What was completed?",
                 "Which subject was taught?", "What course did the person take?",
-                "Which training was it?", "For what was the exam?", "What has the person learned?")  # fmt: skip
+                "Which training was it?", "For what was the exam?", "What has the person learned?",
+                "What was the course?", "Name of the course?", "Which course is it about?", "What was taught?",
+                "What course was attended?", "In what was the person trained?")  # fmt: skip
     sheet.facts.append(Field("course", subject, "field", (run,), wordings, keys=(cue,)))
     sheet.feed()
 

@@ -20,6 +20,7 @@ from .wordings import (
     COUNT,
     DEARER,
     DEAREST,
+    ENDINGS,
     FIELD,
     FIRST,
     HIGHEST,
@@ -94,7 +95,7 @@ class Asked:
 
 
 def habit(text: str, rng: random.Random, nouns: Sequence[str] = ()) -> str:
-    """Vary a question as people type it: reworded, politely, in lower case, without question mark, or unchanged.
+    """Vary a question as people type it: reworded, longer, politely, in lower case, or without question mark.
 
     Args:
         text: text of the question.
@@ -102,6 +103,8 @@ def habit(text: str, rng: random.Random, nouns: Sequence[str] = ()) -> str:
         nouns: everyday nouns for the document, beside "document" and "page".
     """
     text = _reword(text, rng, nouns)
+    if text.endswith("?") and rng.random() < 0.08:
+        text = f"{text[:-1]}{rng.choice(ENDINGS)}?"
     if rng.random() < 0.06:
         text = rng.choice(POLITE) + text[0].lower() + text[1:]
     draw = rng.random()

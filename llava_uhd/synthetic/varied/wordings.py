@@ -25,6 +25,15 @@ FIELD = (
     "Under {label}, what is written?",
     "What did they enter as {label}?",
     "Is there a {label}? Which?",
+    "What have they put for {label}?",
+    "Where it says {label}, what follows?",
+    "Which {label} can you see?",
+    "What stands beside {label}?",
+    "What was the {label}?",
+    "Name the {label}.",
+    "What would be the {label}?",
+    "Look for the {label}.",
+    "What have we for {label}?",
 )
 PRICE = (
     "How much is {name}?",
@@ -50,6 +59,15 @@ PRICE = (
     "How much did the {name} come to?",
     "How much money is the {name}?",
     "Price for the {name}?",
+    "How much would I pay for {name}?",
+    "How dear is {name}?",
+    "What sum is given for {name}?",
+    "How many coins for {name}?",
+    "What is {name} worth here?",
+    "At what price do they sell {name}?",
+    "What must one pay for the {name}?",
+    "How expensive was the {name}?",
+    "What is to be paid for {name}?",
     "What does the {name} cost?",
     "How much does the {name} cost?",
 )
@@ -74,6 +92,15 @@ CELL = (
     "Give the {column} of the {name}.",
     "What is the {column} of the {name}?",
     "Under {column}, what does {name} have?",
+    "What stands in the column {Column} beside {name}?",
+    "Row {name}, column {column}?",
+    "What was the {column} for {name}?",
+    "What was the {column} of {name}?",
+    "Which {column} was noted for {name}?",
+    "Where {name} and {column} meet, what is there?",
+    "How much {column} does {name} have?",
+    "The {column} that belongs to {name}?",
+    "What has {name} under {column}?",
 )
 VALUE = (
     "What is the value of {name}?",
@@ -91,6 +118,18 @@ VALUE = (
     "What value was measured for {name}?",
     "Which figure is given for {name}?",
     "What does {name} come to?",
+    "What value is given for {name}?",
+    "How much is it for {name}?",
+    "What figure does {name} show?",
+    "Which value did {name} have?",
+    "Which value does one read for {name}?",
+    "What is drawn for {name}?",
+    "How far does {name} reach?",
+    "What is the number for {name}?",
+    "At {name}, what is the value?",
+    "Which number was counted for {name}?",
+    "How many did {name} get?",
+    "What percentage has {name}?",
 )
 LARGEST = (
     "Which {noun} has the highest {column}?",
@@ -101,6 +140,11 @@ LARGEST = (
     "Which {noun} has the most {column}?",
     "Which {noun} shows the highest {column}?",
     "Where is the {column} highest?",
+    "Which {noun} tops the {column}?",
+    "Whose {column} is the greatest?",
+    "Name the {noun} with the most {column}.",
+    "Which {noun} is number one by {column}?",
+    "Which {noun} was highest by {column}?",
 )
 SMALLEST = (
     "Which {noun} has the lowest {column}?",
@@ -110,6 +154,10 @@ SMALLEST = (
     "Which {noun} has the least {column}?",
     "Which {noun} shows the lowest {column}?",
     "Where is the {column} lowest?",
+    "Whose {column} is the smallest?",
+    "Name the {noun} with the least {column}.",
+    "Which {noun} is last by {column}?",
+    "Which {noun} was lowest by {column}?",
 )
 DEAREST = (
     "Which {noun} is the most expensive?",
@@ -120,6 +168,12 @@ DEAREST = (
     "Which {noun} was the dearest?",
     "What cost the most?",
     "For which {noun} was most money paid?",
+    "What is dearest?",
+    "Which is the most expensive one?",
+    "What was the priciest {noun}?",
+    "Which {noun} has the biggest price?",
+    "Name the {noun} of the highest price.",
+    "Which one costs most?",
 )
 CHEAPEST = (
     "Which {noun} is the cheapest?",
@@ -130,6 +184,12 @@ CHEAPEST = (
     "Which {noun} was the cheapest?",
     "What cost the least?",
     "For which {noun} was least money paid?",
+    "What is the least expensive {noun}?",
+    "Which is the cheapest one?",
+    "What can I get for the least money?",
+    "Which {noun} has the smallest price?",
+    "Name the {noun} of the lowest price.",
+    "Which one costs least?",
 )
 HIGHEST = (
     "Which {noun} is the highest?",
@@ -144,6 +204,13 @@ HIGHEST = (
     "What {noun} had the most?",
     "Which {noun} reaches the highest value?",
     "Where was the peak?",
+    "Which {noun} has the biggest number?",
+    "Which {noun} comes out highest?",
+    "Which {noun} got the most?",
+    "Name the highest {noun}.",
+    "Which {noun} stands above all others?",
+    "Which one is the tallest?",
+    "Where is the maximum?",
 )
 LOWEST = (
     "Which {noun} is the lowest?",
@@ -156,6 +223,13 @@ LOWEST = (
     "Which {noun} has the lowest value?",
     "What {noun} had the least?",
     "Which {noun} reaches only the lowest value?",
+    "Which {noun} has the smallest number?",
+    "Which {noun} comes out lowest?",
+    "Which {noun} got the least?",
+    "Name the lowest {noun}.",
+    "Which {noun} stands below all others?",
+    "Which one is the shortest?",
+    "Where is the minimum?",
 )
 COUNT = (
     "How many {nouns} are there?",
@@ -168,6 +242,11 @@ COUNT = (
     "How many {nouns} can be counted?",
     "How many {nouns} does the list have?",
     "Of how many {nouns} does it consist?",
+    "How many {nouns} has it?",
+    "How many {nouns} are drawn?",
+    "How many {nouns} were there?",
+    "Can you count the {nouns}?",
+    "What count of {nouns} do you get?",
 )
 FIRST = (
     "What is the first {noun}?",
@@ -175,6 +254,10 @@ FIRST = (
     "Which {noun} comes first?",
     "Name the first {noun}.",
     "Which {noun} is listed first?",
+    "With which {noun} does it begin?",
+    "Which {noun} is at the top of the list?",
+    "Which {noun} stands in the first row?",
+    "What {noun} opens the list?",
 )
 LAST = (
     "What is the last {noun}?",
@@ -182,6 +265,10 @@ LAST = (
     "Which {noun} comes last?",
     "Name the last {noun}.",
     "Which {noun} is listed last?",
+    "With which {noun} does it end?",
+    "Which {noun} is at the end of the list?",
+    "Which {noun} stands in the bottom row?",
+    "What {noun} closes the list?",
 )
 LISTED = (
     "Is {name} listed?",
@@ -194,6 +281,10 @@ LISTED = (
     "Is {name} mentioned?",
     "Do they have {name}?",
     "Can you see {name}?",
+    "Is {name} part of it?",
+    "Does the list have {name}?",
+    "Is {name} there?",
+    "Is {name} given?",
 )
 MORE = ("Is {name} more than {other}?", "Is {name} higher than {other}?", "Is {name} above {other}?")
 DEARER = ("Does {name} cost more than {other}?", "Is {name} more expensive than {other}?")
@@ -259,6 +350,17 @@ TITLE = (
     "What words is it headed by?",
     "Which name does it go by?",
     "What is the headline?",
+    "What is this about?",
+    "What is this all about?",
+    "On what subject is it?",
+    "What topic is it about?",
+    "About what is it?",
+    "Which words stand over the rest?",
+    "What is printed largest as a title?",
+    "Give the title.",
+    "What name stands over it?",
+    "How is it headed?",
+    "What is it entitled?",
 )
 # Questions about a title above everything else.
 TOP = (
@@ -267,6 +369,9 @@ TOP = (
     "What is the top line?",
     "Which words are at the top?",
     "What comes before all else?",
+    "What is the first line?",
+    "What can be read on top?",
+    "Which words come first?",
 )
 # Questions about a name below a text; the last ones only where its bearer wrote the text.
 WRITTEN = 6
@@ -280,12 +385,19 @@ SIGNED = (
     "Which person has signed?",
     "Whose signature does it bear?",
     "With what name does it end?",
+    "Whose hand signed it?",
+    "Which name stands as the signature?",
+    "Who signs?",
+    "What name was signed?",
+    "By whom is the signature?",
     "Who wrote it?",
     "Who is it from?",
     "Who closes the letter?",
     "Who sends the greetings?",
     "Whose words are these?",
     "Who is the writer?",
+    "Who sent it?",
+    "Which name does the writer have?",
 )
 CHART = (
     "What does the chart show?",
@@ -298,6 +410,15 @@ CHART = (
     "Which topic has the chart?",
     "What do we see the numbers of?",
     "What does it compare?",
+    "What are the numbers about?",
+    "About what are the numbers?",
+    "What is this figure about?",
+    "Which topic is it about?",
+    "What data are drawn?",
+    "What was counted?",
+    "What is the theme?",
+    "What does it tell us about?",
+    "Which title does the plot have?",
 )
 SCREEN = (
     "What is this screen called?",
@@ -311,6 +432,13 @@ SCREEN = (
     "Which page of the app is on display?",
     "What is the name of this view?",
     "Where in the app are we?",
+    "Where am I?",
+    "What part of the phone is this?",
+    "Which list am I looking at?",
+    "What is the screen headed?",
+    "What did I open?",
+    "What is the name on top of the screen?",
+    "Which view is open?",
 )
 PRODUCT = (
     "What product is it?",
@@ -321,6 +449,12 @@ PRODUCT = (
     "What is the name of the product?",
     "What is the article called?",
     "product?",
+    "What are they selling?",
+    "Which thing is for sale?",
+    "What is in the packet?",
+    "What do they sell?",
+    "Which product has this label?",
+    "What is offered here?",
 )
 OWN_PRICE = (
     "What does it cost?",
@@ -331,6 +465,17 @@ OWN_PRICE = (
     "price?",
     "What do they want for it?",
     "How much money is it?",
+    "How expensive is this?",
+    "How dear is it?",
+    "What price does it have?",
+    "What price is on it?",
+    "How costly is it?",
+    "At what price is it offered?",
+    "Is it expensive? How much?",
+    "What would I pay?",
+    "Which price do you read?",
+    "How much do they ask?",
+    "For what price can I have it?",
 )
 SHOP = (
     "What is the name of the shop?",
@@ -351,6 +496,12 @@ SHOP = (
     "In what store was the purchase made?",
     "Name of the store?",
     "Which merchant was it?",
+    "Where did someone buy this?",
+    "At which shop did they buy it?",
+    "Which store printed it?",
+    "From what shop does it come?",
+    "Which shop did they visit?",
+    "What name has the shop?",
 )
 POLITE = (
     "Please: ",
@@ -360,6 +511,17 @@ POLITE = (
     "From the image: ",
     "hey ",
     "Could you tell me: ",
+)
+# What people type behind a question, before its mark.
+ENDINGS = (
+    " here",
+    " please",
+    ", please",
+    " in the image",
+    " on it",
+    ", do you see that",
+    " as printed",
+    " by the way",
 )
 # Other nouns for the rows of a list.
 NOUNS = {

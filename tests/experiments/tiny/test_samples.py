@@ -25,6 +25,9 @@ from experiments.tiny.locations import (
 from experiments.tiny.losses import codes_of
 from experiments.tiny.network import Network
 from experiments.tiny.samples import (
+    COMPARED,
+    COMPARED_KINDS,
+    COMPARED_QUESTIONS,
     IGNORED,
     IMAGE_START,
     Sample,
@@ -34,8 +37,10 @@ from experiments.tiny.samples import (
     continued_turns,
     converse,
     draw_document,
+    is_compared,
     make_sample,
     pick_questions,
+    question_turns,
 )
 from experiments.tiny.setting import Phase, Setting
 from experiments.tiny.symbols import SYMBOL_OF, plan_of, row_stride, run_positions
@@ -365,3 +370,35 @@ def test_pages_of_the_first_generator_are_asked_for_what_is_not_there():
             named = {word.strip("?.").lower() for word in last.text.split()}
             assert not last.sources and named - printed
     assert absent >= 15
+
+
+def test_some_pages_are_rows_to_compare_given_as_codes():
+    phase = Phase("rows", "joint", 1, 400, compared=0.5, questions=16)
+    compared = [index for index in range(30) if is_compared(phase, 0, index)]
+    assert 8 < len(compared) < 22
+    for index in range(30):
+        document, sample = draw_document(Setting(), phase, 0, index), make_sample(Setting(), phase, 0, index)
+        if index in compared:
+            assert document.kind in COMPARED_KINDS and sample.patches is None
+            assert 0 < sample.input_ids.count(ASSISTANT_ID) <= COMPARED_QUESTIONS
+        else:
+            assert sample.patches is not None
+
+
+def test_of_codes_is_not_asked_what_shapes_alone_tell():
+    drawn = coded = 0
+    for index in range(20):
+        document = make_varied("shapes", index, kind="bars", fonts=())
+        of_number = {asked.text: asked for asked in document.questions}
+        texts = [
+            {turn.text for turn in question_turns(document, random.Random(0), 99, is_coded, COMPARED)}
+            for is_coded in (False, True)
+        ]
+        assert all(of_number[text].ability in COMPARED for text in texts[0] if text in of_number)
+        drawn, coded = drawn + len(texts[0]), coded + len(texts[1])
+        # Bars without printed values have a largest one, which their code does not tell.
+        printed = bool(document.sheet.facts[-1].columns)
+        missing = [of_number[text] for text in texts[0] - texts[1] if text in of_number]
+        assert all(asked.ability in ("extreme", "yes/no") and not asked.notes for asked in missing)
+        assert not printed or all(asked.ability != "extreme" for asked in missing)
+    assert 0 < coded < drawn

@@ -74,7 +74,8 @@ def test_what_finds_an_answer_weighs_more_than_what_repeats_it():
     declined = [letter, letter, 2]
     labels = [IGNORED, IGNORED, *found, IGNORED, *compared, IGNORED, *declined]
     weights = finding_weights(torch.tensor([labels, labels[::-1]]), note)
-    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, 1, 1, *[0] * 8, 0, 1, 0, 0]
+    # Of notes the length, and whether a number leads.
+    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, 1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0]
     assert weights[0].tolist() == [FINDING if each else 1.0 for each in finds]
     assert weights.shape == (2, len(labels)) and weights[1, labels[::-1].index(2)] == FINDING  # it begins there
 
