@@ -471,13 +471,14 @@ def test_charts_have_rows_and_no_two_texts_of_theirs_meet(kind):
 
 def test_names_of_some_pies_are_around_them():
     around = 0
-    for index in range(30):
-        (entries,) = (fact for fact in make_varied("around", index, kind="pie", fonts=()).sheet.facts
-                      if isinstance(fact, Entries))  # fmt: skip
+    for index in range(60):
+        sheet = make_varied("around", index, kind="pie", fonts=()).sheet
+        (entries,) = (fact for fact in sheet.facts if isinstance(fact, Entries))
+        assert sum(shape.kind == "slice" for shape in sheet.shapes) == len(entries.names)  # one pie
         around += len({run.x for run in entries.names}) > 1
         for name, share in zip(entries.names, entries.columns["share"], strict=True):
             assert share is not None and share.baseline == name.baseline and share.x > name.x + name.width
-    assert 5 < around < 25
+    assert 10 < around < 50
 
 
 def test_a_question_begins_otherwise_and_keeps_what_it_asks():

@@ -276,18 +276,23 @@ def lay_out_pie(sheet: Sheet) -> None:
         sheet.facts.append(entries)
 
 
-def _draw_pie(sheet: Sheet, parts: Sequence[int], x: float, y: float, side: float) -> tuple[float, Sequence[Color]]:
-    """Place a pie or ring in a square, and return the angle at which its first part begins, and its colors."""
-    colors, turn = sheet.rng.choice(PALETTES), sheet.rng.uniform(0, 360)
-    begin = turn
+def _look_of_pie(sheet: Sheet) -> tuple[Sequence[Color], float]:
+    """Sample the colors of a pie, and the angle in degrees at which its first part begins."""
+    return sheet.rng.choice(PALETTES), sheet.rng.uniform(0, 360)
+
+
+def _draw_pie(
+    sheet: Sheet, parts: Sequence[int], look: tuple[Sequence[Color], float], x: float, y: float, side: float
+) -> None:
+    """Place a pie or ring of a look in the square whose upper left corner is (x, y)."""
+    colors, turn = look
     for part, color in zip(parts, colors, strict=False):
-        end = begin + 3.6 * part
-        sheet.shapes.append(Shape("slice", ((x, y), (x + side, y + side)), fill=color, angles=(begin, end)))
-        begin = end
+        end = turn + 3.6 * part
+        sheet.shapes.append(Shape("slice", ((x, y), (x + side, y + side)), fill=color, angles=(turn, end)))
+        turn = end
     if sheet.rng.random() < 0.35:
         inner = 0.28 * side
         sheet.box((x + inner, y + inner, x + side - inner, y + side - inner), "ellipse", fill=sheet.style.paper)
-    return turn, colors
 
 
 def _put_part(sheet: Sheet, entries: Entries, name: str, part: int, x: float, y: float | None = None) -> None:
@@ -305,9 +310,10 @@ def _pie_with_legend(sheet: Sheet, entries: Entries, names: Sequence[str], parts
     widest = max(sheet.measure(f"{name}{part}%") for name, part in zip(names, parts, strict=True))
     if side < 4 * em or left + widest + 2 * em > sheet.right:
         return False
-    _, colors = _draw_pie(sheet, parts, sheet.left, sheet.top, side)
+    look = _look_of_pie(sheet)
+    _draw_pie(sheet, parts, look, sheet.left, sheet.top, side)
     sheet.top += max((side - len(parts) * pitch) / 2, 0)
-    for name, part, color in zip(names, parts, colors, strict=False):
+    for name, part, color in zip(names, parts, look[0], strict=False):
         middle = sheet.top + 0.5 * pitch
         sheet.box((left, middle - 0.35 * em, left + 0.7 * em, middle + 0.35 * em), fill=color)
         _put_part(sheet, entries, name, part, left + em)
@@ -316,14 +322,15 @@ def _pie_with_legend(sheet: Sheet, entries: Entries, names: Sequence[str], parts
 
 
 def _surrounded_pie(sheet: Sheet, entries: Entries, names: Sequence[str], parts: Sequence[int]) -> bool:
-    """Place a pie in the middle, each part with its name beside it; return whether no two names meet."""
+    """Place a pie in the middle, each part with its name beside it, unless two names would meet; return if it did."""
     em, pitch = sheet.em, sheet.style.pitch
     widths = [sheet.measure(f"{name}{part}%") + 0.4 * em for name, part in zip(names, parts, strict=True)]
     side = min(sheet.width - 2 * max(widths) - 2 * em, sheet.bottom - sheet.top - 3 * pitch)
     if side < 4 * em:
         return False
     x, y = sheet.left + 0.5 * (sheet.width - side), sheet.top + 1.2 * pitch
-    turn, _ = _draw_pie(sheet, parts, x, y, side)
+    look = _look_of_pie(sheet)
+    turn = look[1]
     spots: list[tuple[float, float]] = []
     for part, width in zip(parts, widths, strict=True):
         angle = math.radians(turn + 1.8 * part)
@@ -335,6 +342,7 @@ def _surrounded_pie(sheet: Sheet, entries: Entries, names: Sequence[str], parts:
         for (other, low), width in zip(spots[:place], widths, strict=False):
             if abs(top - low) < pitch and at < other + width and other < at + widths[place]:
                 return False
+    _draw_pie(sheet, parts, look, x, y, side)
     for name, part, (at, top) in zip(names, parts, spots, strict=True):
         _put_part(sheet, entries, name, part, at, top)
     return True
