@@ -460,7 +460,7 @@ def test_some_questions_end_with_more_than_they_ask():
 
 @pytest.mark.parametrize("kind", [kind for kind, about in KINDS.items() if about.nouns == KINDS["pie"].nouns])
 def test_charts_have_rows_and_no_two_texts_of_theirs_meet(kind):
-    for index in range(12):
+    for index in range(80 if kind == "pie" else 12):
         sheet = make_varied("charts", index, kind=kind, fonts=()).sheet
         assert any(isinstance(fact, Entries) for fact in sheet.facts)
         if kind == "pie":

@@ -401,4 +401,6 @@ def test_of_codes_is_not_asked_what_shapes_alone_tell():
         missing = [of_number[text] for text in texts[0] - texts[1] if text in of_number]
         assert all(asked.ability in ("extreme", "yes/no") and not asked.notes for asked in missing)
         assert not printed or all(asked.ability != "extreme" for asked in missing)
+        kept = [of_number[text] for text in texts[1] if text in of_number]
+        assert all(asked.notes for asked in kept if asked.ability == "yes/no" and len(asked.sources) > 1)
     assert 0 < coded < drawn
