@@ -1,10 +1,12 @@
 """Loading by name, and with a quantized language model."""
 
+import shutil
+
 import pytest
 import torch
 
-from llava_uhd import LlavaUhdConfig, LlavaUhdProcessor
-from llava_uhd.loading import load
+from llava_uhd import LlavaUhdConfig, LlavaUhdProcessor, loading
+from llava_uhd.loading import is_imitated, load
 from llava_uhd.quantization import quantization_config
 from llava_uhd.training.assembly import _read
 from llava_uhd.training.recipe import ModelRecipe
@@ -60,3 +62,46 @@ def test_only_the_language_model_is_quantized(folder, bits):
 def test_unknown_quantization():
     with pytest.raises(ValueError, match="unknown quantization '3bit': choose one of 8bit, 4bit"):
         quantization_config("3bit")
+
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.fixture(scope="module", params=HALVES)
+def half_folder(request, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / "model"
+    shutil.copytree(folder, path)
+    model, _ = load(str(folder), device="cpu", dtype="float32")
+    model.to(HALVES[request.param]).save_pretrained(path)
+    return path, HALVES[request.param]
+
+
+def test_the_own_dtype_is_kept_where_the_processor_multiplies_in_it(half_folder, monkeypatch):
+    path, dtype = half_folder
+    model, _ = load(str(path), device="cpu")
+    assert model.dtype == (torch.float32 if is_imitated(dtype) else dtype)
+    monkeypatch.setattr(loading, "is_imitated", lambda dtype: False)
+    assert load(str(path), device="cpu")[0].dtype == dtype
+
+
+def test_a_processor_without_products_in_halves_computes_in_float32(half_folder, monkeypatch):
+    path, dtype = half_folder
+    monkeypatch.setattr(loading, "is_imitated", lambda dtype: dtype in HALVES.values())
+    widened, _ = load(str(path), device="cpu")
+    assert {parameter.dtype for parameter in widened.parameters()} == {torch.float32}
+    expected, _ = load(str(path), device="cpu", dtype="float32")
+    torch.testing.assert_close(widened.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert load(str(path), device="cpu", dtype=str(dtype).removeprefix("torch."))[0].dtype == dtype
+
+
+def test_a_large_model_is_left_as_it_is_with_the_memory_that_float32_takes(half_folder, monkeypatch, caplog):
+    path, dtype = half_folder
+    monkeypatch.setattr(loading, "is_imitated", lambda dtype: True)
+    monkeypatch.setattr(loading, "MAX_WIDENED", 1)
+    model, _ = load(str(path), device="cpu")
+    assert model.dtype == dtype
+    assert f"{4 * model.num_parameters() / 1e9:.0f} GB" in caplog.text and "--dtype float32" in caplog.text
+
+
+def test_float32_is_never_imitated():
+    assert not is_imitated(torch.float32)
