@@ -100,7 +100,8 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     codes = codes[torch.cat(kept).to(device)]
     input_ids, labels, pointers, positions = (tensor.to(device) for tensor in collate(samples))
     outputs = network.hidden_states(input_ids, codes, pointers, positions)
-    weights = finding_weights(labels, first_note_id(network.setting.query_grid, network.setting.max_slices))
+    notes = first_note_id(network.setting.query_grid, network.setting.max_slices)
+    weights = finding_weights(labels, notes)
     loss, right, answers = answer_loss(outputs.hidden.float(), labels, network.model.lm_head, weights)
     pointing = pointing_loss(outputs.found) if outputs.found.numel() else loss.new_zeros(())
     previous = pointing_loss(outputs.before)
@@ -114,6 +115,7 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
         "before": (previous.item(), 1),
         "slices": ((outputs.slices.argmax(dim=-1) == slices).all(dim=-1).sum().item(), len(slices)),
         "exact": (right, answers),
+        "leads": _count_leads(network, outputs.hidden.detach(), labels, notes),
         "padding": (padded, input_ids.numel()),
     }
     return Score(total, measures)
@@ -122,7 +124,7 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
 def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     """Weights of labels, (B, L): `FINDING` for what an answer depends on.
 
-    These are its first token, places up to a note or character, and of notes the first sign and whether one leads.
+    These are its first token, places up to a character, and of notes the first sign and comparisons.
 
     Args:
         labels: (B, L), `IGNORED` outside of answers.
@@ -134,10 +136,24 @@ def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     others_before = (asked & ~is_place).cumsum(dim=1) - (asked & ~is_place).long()
     of_start = (others_before * starts).cummax(dim=1).values
     finds = starts | (is_place & (others_before == of_start))
+    # After a note, the place of the next number, or of the best one.
+    after_note = is_place & F.pad(labels >= notes, (1, 0))[:, :-1]
+    finds |= after_note | (is_place & F.pad(after_note, (1, 0))[:, :-1])
     follows = F.pad(is_place, (1, 0))[:, :-1] & (labels >= notes)  # a length, or the number of what is counted
-    leads = (labels == notes + NOTED.index(LEADS)) | (labels == notes + NOTED.index(TRAILS))
-    finds |= follows | leads
+    finds |= follows | _is_comparison(labels, notes)
     return torch.where(finds, FINDING, 1.0)
+
+
+def _is_comparison(labels: torch.Tensor, notes: int) -> torch.Tensor:
+    return (labels == notes + NOTED.index(LEADS)) | (labels == notes + NOTED.index(TRAILS))
+
+
+def _count_leads(network: Network, hidden: torch.Tensor, labels: torch.Tensor, notes: int) -> tuple[int, int]:
+    """Signs of comparisons that are predicted rightly, those of equal signs left out, and all of them."""
+    targets = labels[:, 1:]
+    asked = _is_comparison(targets, notes)
+    predicted = network.model.lm_head(hidden[:, :-1][asked]).argmax(dim=-1)
+    return int((predicted == targets[asked]).sum()), int(asked.sum())
 
 
 def pixels_of(samples: list[Sample], device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from llava_uhd.synthetic.varied.questions import Asked
 from ..tiny_v1.samples import IGNORED
 from ..tiny_v1.samples import collate as collate_sequences
 from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID, byte_id, encode
+from .comparisons import practice_list
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
 from .locations import FOUND_ID, first_note_id, location_id, move_locations, slice_id
@@ -146,6 +147,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         most = min(phase.questions, COMPARED_QUESTIONS) if compared else phase.questions
         turns = continued or question_turns(document, rng, most, coded, COMPARED if compared else ())
         ids, labels, pointers = converse(document, plan, setting, turns)
+        if compared:
+            lists = converse_about_lists(setting, plan.grid is not None, phase.lists, rng)
+            ids, labels, pointers = ids + lists[0], labels + lists[1], pointers + lists[2]
         ids = move_locations(ids, labels, phase.moved, setting.query_grid, rng)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if coded:
@@ -318,6 +322,20 @@ def converse(
         looked_at = [-1] * (len(asked) - 2 - len(named)) + named + [-1] + looked_at
         pointers += [IMAGE_START + position if position >= 0 else -1 for position in looked_at] + [-1, -1]
     return ids, labels, pointers
+
+
+def converse_about_lists(
+    setting: Setting, sliced: bool, count: int, rng: random.Random
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, labels and pointers of turns about lists of numbers that no page shows; see `practice_list`."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for _ in range(count):
+        question, answer, predicted = practice_list(setting, rng, sliced)
+        asked = [USER_ID, *encode(question), ASSISTANT_ID]
+        ids += [*asked, *answer, EOS_ID]
+        labels += [*[IGNORED] * len(asked), *predicted, IGNORED]
+    return ids, labels, [-1] * len(ids)
 
 
 def _answer(

@@ -2,15 +2,20 @@
 
 Two numbers that are only pointed at cannot be compared digit by digit. The note of a number has the count of its
 digits before the decimal point and its first three digits, so that the larger of two numbers has the later note in
-alphabetical order; behind them stands whether the number leads all before it.
+alphabetical order. Numbers are compared sign by sign: each sign of a note is followed by that of the best number
+before, and by which of the two is larger so far. Each such decision is about the two signs just written and the
+decision before, however long ago the best number was read; whether the number leads stands at the end.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
 LEADS, TRAILS = "+", "-"
+LARGER, SMALLER, EQUAL = LEADS, TRAILS, "0"
 NOTED = f"0123456789{LEADS}{TRAILS}"
 DIGITS = 3
+# Signs of a comparison: for each sign of a note three, then whether the number leads.
+COMPARED_SIGNS = 3 * (DIGITS + 1) + 1
 # Digits in groups of three, or without groups, then one or two behind a decimal sign.
 _NUMBER = re.compile(r"(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d{1,2}))?(?!\d)")
 
@@ -33,16 +38,34 @@ def note_compared(
 ) -> tuple[str, ...]:
     """Return notes of numbers that are read one after the other to find the best; none if they do not tell it.
 
+    Each has the signs of the number's note, each followed by that of the best number before (the first's own) and by
+    the order of the two notes up to there, `LARGER`, `SMALLER` or `EQUAL`; then `LEADS` or `TRAILS`.
+
     Args:
         texts: the printed numbers.
         numbers: their values.
         best: `max` or `min`.
     """
-    notes = [note_number(text) for text in texts]
-    if None in notes or _order(notes) != _order(numbers):
+    notes = [note for text in texts if (note := note_number(text)) is not None]
+    if len(notes) < len(texts) or _order(notes) != _order(numbers):
         return ()
-    leads = [number == best(numbers[: place + 1]) for place, number in enumerate(numbers)]
-    return tuple(f"{note}{LEADS if is_best else TRAILS}" for note, is_best in zip(notes, leads, strict=True))
+    compared: list[str] = []
+    leader = 0
+    for place, note in enumerate(notes):
+        leads = best((numbers[leader], numbers[place])) == numbers[place]
+        compared.append(_compare(note, notes[leader]) + (LEADS if leads else TRAILS))
+        leader = place if leads else leader
+    return tuple(compared)
+
+
+def _compare(note: str, best: str) -> str:
+    """Signs of a note, each with that of the best one and the order of both up to there."""
+    compared, order = "", EQUAL
+    for sign, of_best in zip(note, best, strict=True):
+        if order == EQUAL and sign != of_best:
+            order = LARGER if sign > of_best else SMALLER
+        compared += sign + of_best + order
+    return compared
 
 
 def _order(values: Sequence[object]) -> list[int]:
@@ -57,7 +80,8 @@ def noted_digits(text: str, note: str) -> list[int]:
         text: printed text of the run.
         note: its note; that of a counted run repeats nothing.
     """
-    if len(note) <= DIGITS:
-        return [-1] * len(note)
-    printed = [place for place, character in enumerate(text) if character.isdecimal()][:DIGITS]
-    return [-1, *printed, *[-1] * (len(note) - 1 - len(printed))]
+    repeated = [-1] * len(note)
+    if len(note) == COMPARED_SIGNS:
+        printed = [place for place, character in enumerate(text) if character.isdecimal()][:DIGITS]
+        repeated[3 : 3 * len(printed) + 1 : 3] = printed
+    return repeated

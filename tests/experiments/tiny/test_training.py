@@ -70,12 +70,13 @@ def test_what_finds_an_answer_weighs_more_than_what_repeats_it():
     note = first_note_id(4, 4)
     place, digit, lead, letter = LOCATION_ID + 3, note + 2, note + 10, byte_id("a")
     found = [FOUND_ID, place, place + 1, letter, letter, place, letter, 2]
-    compared = [FOUND_ID, place, digit, lead, place + 1, digit, lead, place, letter, 2]
+    in_slice = note - 1
+    compared = [FOUND_ID, place, digit, lead, place + 1, digit, lead, in_slice, place, letter, place, 2]
     declined = [letter, letter, 2]
     labels = [IGNORED, IGNORED, *found, IGNORED, *compared, IGNORED, *declined]
     weights = finding_weights(torch.tensor([labels, labels[::-1]]), note)
-    # Of notes the length, and whether a number leads.
-    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, 1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0]
+    # Of notes the length and the comparison, and the place after them.
+    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, *[1] * 9, 0, 0, 0, 0, 1, 0, 0]
     assert weights[0].tolist() == [FINDING if each else 1.0 for each in finds]
     assert weights.shape == (2, len(labels)) and weights[1, labels[::-1].index(2)] == FINDING  # it begins there
 

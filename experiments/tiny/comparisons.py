@@ -1,0 +1,88 @@
+"""Lists of numbers to compare, without a page: practice for the notes of `llava_uhd.synthetic.varied.notes`.
+
+Whether a number leads is one token of the fifteen that it takes to find a number on a page and to note it, and all
+questions about a page compare the same few numbers. Here the numbers and their places are given, others in every list,
+and the loss is on what follows from them alone: the signs of the best number before, which one is larger, whether the
+number leads, and at the end the place of the best.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+from llava_uhd.synthetic.charts import HIGHEST as LONGEST_BAR
+from llava_uhd.synthetic.charts import LOWEST as SHORTEST_BAR
+from llava_uhd.synthetic.varied.notes import COMPARED_SIGNS, DIGITS, LEADS, NOTED, note_compared
+from llava_uhd.synthetic.varied.wordings import CHEAPEST, DEAREST, HIGHEST, LARGEST, LOWEST, SMALLEST
+
+from ..tiny_v1.samples import IGNORED
+from .locations import FOUND_ID, HALVES, LOCATION_ID, SIDES, first_note_id, first_slice_id
+from .setting import Setting
+
+Best = Callable[[Sequence[float]], float]
+QUESTIONS: tuple[tuple[Best, tuple[tuple[str, ...], ...]], ...] = (
+    (max, (HIGHEST, LARGEST, DEAREST, LONGEST_BAR)),
+    (min, (LOWEST, SMALLEST, CHEAPEST, SHORTEST_BAR)),
+)
+NOUNS = ("item", "city", "month", "product", "bar", "row", "name", "dish", "day", "team")
+COLUMNS = ("value", "price", "amount", "share", "stock", "total", "number", "quantity", "score")
+# Ranges of numbers, in hundredths.
+RANGES = ((100, 10_000), (1_000, 100_000), (10_000, 1_000_000), (50, 2_000), (100_000, 10_000_000))
+FEWEST, MOST = 2, 12
+# Of lists, the part whose numbers are near each other, and the part in which most numbers lead.
+NEAR, RISING = 0.4, 0.4
+# Of numbers, the part that is named on another slice than the one before.
+OTHER_SLICE = 0.3
+
+
+def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[str, list[int], list[int]]:
+    """Return a question, the tokens of its answer up to the place of the best number, and what is to be predicted.
+
+    Args:
+        setting: sizes of the model.
+        rng: generator of the sample.
+        sliced: whether places name their slice.
+    """
+    best, sorts = rng.choice(QUESTIONS)
+    question = rng.choice(rng.choice(sorts)).format(noun=rng.choice(NOUNS), column=rng.choice(COLUMNS))
+    notes: tuple[str, ...] = ()
+    while not notes:
+        numbers = _draw_numbers(rng, best)
+        notes = note_compared([f"{number:.2f}" for number in numbers], numbers, best)
+    grid, first_note = setting.query_grid, first_note_id(setting.query_grid, setting.max_slices)
+    ids, labels = [FOUND_ID], [IGNORED]
+    last_slice, of_best = -1, (-1, -1)
+    in_slice = _draw_slice(setting, rng)
+    for note in notes:
+        in_slice = _draw_slice(setting, rng) if rng.random() < OTHER_SLICE else in_slice
+        place = LOCATION_ID + rng.randrange(HALVES * SIDES * grid**2)
+        where = [in_slice, place] if sliced and in_slice != last_slice else [place]
+        last_slice = in_slice
+        signs = [first_note + NOTED.index(sign) for sign in note]
+        ids += [*where, *signs]
+        labels += [IGNORED] * len(where) + signs
+        labels[-COMPARED_SIGNS:-1:3] = [IGNORED] * (DIGITS + 1)  # the number's own signs
+        of_best = (in_slice, place) if note.endswith(LEADS) else of_best
+    found = [*of_best] if sliced and of_best[0] != last_slice else [of_best[1]]
+    return question, ids + found, labels + found
+
+
+def _draw_numbers(rng: random.Random, best: Best) -> list[float]:
+    """Numbers with at most two decimals, all or none of them with some."""
+    least, most = rng.choice(RANGES)
+    if rng.random() < NEAR:
+        least = rng.randint(least, most - least)
+        most = min(least + max(least // 5, 100), most)
+    step = rng.choice((1, 100)) if most - least > MOST * 100 else 1
+    choices = range(least - least % step, most, step)
+    numbers = rng.sample(choices, k=rng.randint(FEWEST, min(MOST, len(choices))))
+    if rng.random() < RISING:
+        numbers.sort(reverse=best is min)
+        for _ in range(rng.randint(0, 2)):  # some of them out of their order
+            numbers.insert(rng.randrange(len(numbers)), numbers.pop(rng.randrange(len(numbers))))
+    return [number / 100 for number in numbers]
+
+
+def _draw_slice(setting: Setting, rng: random.Random) -> int:
+    """Token of a slice of a small page."""
+    row, column = rng.randrange(3), rng.randrange(3)
+    return first_slice_id(setting.query_grid) + row * setting.max_slices + column
