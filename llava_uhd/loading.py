@@ -216,26 +216,28 @@ def load(
 
 
 def is_imitated(dtype: "torch.dtype") -> bool:
-    """Return whether this machine's CPU has no instructions for products of a half precision."""
+    """Return whether PyTorch has no kernels for products of a half precision on this machine's CPU."""
     import torch
 
-    multiplies = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return dtype in multiplies and not multiplies[dtype]()
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if not torch.backends.mkldnn.is_available():  # oneDNN, which has these kernels and the operators that ask for them
+        return True
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()
 
 
 def widen(model: "LlavaUhdForConditionalGeneration") -> None:
     """Turn a model to float32, in place, unless it is so large that its user should decide: then say so."""
-    size, dtype = model.num_parameters(), str(model.dtype).removeprefix("torch.")
+    size = model.num_parameters()
     if size <= MAX_WIDENED:
         model.float()
         return
     logging.getLogger(__name__).warning(
         "this CPU has no products in %s: --dtype float32 is several times faster and takes %.0f GB of memory",
-        dtype, 4 * size / 1e9,
-    )  # fmt: skip
+        str(model.dtype).removeprefix("torch."),
+        4 * size / 1e9,
+    )
 
 
 def usable_device(name: str | None) -> "torch.device | Literal['auto']":

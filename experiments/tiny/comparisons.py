@@ -35,7 +35,7 @@ OTHER_SLICE = 0.3
 
 
 def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[str, list[int], list[int]]:
-    """Return a question, the tokens of its answer up to the place of the best number, and what is to be predicted.
+    """Return a question, the tokens of its answer up to the place of the best number, and their labels.
 
     Args:
         setting: sizes of the model.

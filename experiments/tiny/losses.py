@@ -131,17 +131,22 @@ def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
         notes: token of the first sign of notes.
     """
     asked = labels != IGNORED
-    starts = asked & ~F.pad(asked, (1, 0))[:, :-1]
+    starts = asked & ~_of_token_before(asked)
     is_place = (labels >= FOUND_ID) & (labels < notes)
     others_before = (asked & ~is_place).cumsum(dim=1) - (asked & ~is_place).long()
     of_start = (others_before * starts).cummax(dim=1).values
     finds = starts | (is_place & (others_before == of_start))
-    # After a note, the place of the next number, or of the best one.
-    after_note = is_place & F.pad(labels >= notes, (1, 0))[:, :-1]
-    finds |= after_note | (is_place & F.pad(after_note, (1, 0))[:, :-1])
-    follows = F.pad(is_place, (1, 0))[:, :-1] & (labels >= notes)  # a length, or the number of what is counted
+    # After a note, the place of the next number, or of the best one, with its slice if it has one.
+    after_note = is_place & _of_token_before(labels >= notes)
+    finds |= after_note | (is_place & _of_token_before(after_note))
+    follows = _of_token_before(is_place) & (labels >= notes)  # a length, or the number of what is counted
     finds |= follows | _is_comparison(labels, notes)
     return torch.where(finds, FINDING, 1.0)
+
+
+def _of_token_before(mask: torch.Tensor) -> torch.Tensor:
+    """A mask of tokens, (B, L), moved to the tokens after them."""
+    return F.pad(mask, (1, 0))[:, :-1]
 
 
 def _is_comparison(labels: torch.Tensor, notes: int) -> torch.Tensor:
@@ -149,7 +154,7 @@ def _is_comparison(labels: torch.Tensor, notes: int) -> torch.Tensor:
 
 
 def _count_leads(network: Network, hidden: torch.Tensor, labels: torch.Tensor, notes: int) -> tuple[int, int]:
-    """Signs of comparisons that are predicted rightly, those of equal signs left out, and all of them."""
+    """Counts of rightly predicted signs of comparisons and of all of them, without those that say equal."""
     targets = labels[:, 1:]
     asked = _is_comparison(targets, notes)
     predicted = network.model.lm_head(hidden[:, :-1][asked]).argmax(dim=-1)
