@@ -221,10 +221,10 @@ def is_imitated(dtype: "torch.dtype") -> bool:
 
     if dtype not in (torch.bfloat16, torch.float16):
         return False
-    if not torch.backends.mkldnn.is_available():  # oneDNN, which has these kernels and the operators that ask for them
-        return True
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
-    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()
+    # oneDNN has these kernels; a PyTorch that is built without it has no operator to ask.
+    has_kernels = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return has_kernels is None or not has_kernels()
 
 
 def widen(model: "LlavaUhdForConditionalGeneration") -> None:
