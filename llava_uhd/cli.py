@@ -63,7 +63,7 @@ def ask(
     pages: Pages = None,
     max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     device: Device = None,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
@@ -87,7 +87,7 @@ def ask(
 
     planner = ImagePlanner.load(model)
     opened = _open(images, planner, pages, max_pages, max_slices)
-    planner.check_context([page.image.size for page in opened], max_slices, max_new_tokens)
+    planner.check_context([planner.reduce(page.image).size for page in opened], max_slices, max_new_tokens)
     from .threads import use_threads, wait_passively
 
     # One answer is a chain of small operations: threads that spin while they wait for the next cost half as much CPU

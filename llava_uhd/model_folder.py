@@ -197,6 +197,7 @@ def check_processor(processor: "LlavaUhdProcessor", config: LlavaUhdConfig, fold
         "slice_grid": (images.slice_grid, config.slice_grid),
         "pad_to_square": (images.pad_to_square, config.pad_to_square),
         "pad_to_grid": (images.pad_to_grid, config.pad_to_grid),
+        "letter_height": (images.letter_height, config.letter_height),
         "view_size": (images.view_size, config.vision_config.image_size),
         "patch_size": (images.patch_size, config.vision_config.patch_size),
     }

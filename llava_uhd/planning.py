@@ -16,6 +16,8 @@ from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
 from .model.slicing import SlicePlan, enlarged_size, plan_views
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .model.processing_llava_uhd import LlavaUhdProcessor
 
 CONFIG_FILE = "processor_config.json"
@@ -29,6 +31,7 @@ IMAGE_OPTIONS = (
     "slice_grid",
     "pad_to_square",
     "pad_to_grid",
+    "letter_height",
     "max_view_patches",
 )
 
@@ -47,6 +50,7 @@ class ImagePlanner:
         slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
         pad_to_square: pad images to squares before slicing.
         pad_to_grid: pad images so that every slice is a square.
+        letter_height: height in pixels to which images of higher letters are reduced, or None.
         max_view_patches: most patches of a view; None for the default of `slicing.max_view_patches`.
         context: context length of the language model in tokens; None if it is not known.
     """
@@ -60,6 +64,7 @@ class ImagePlanner:
     slice_grid: Sequence[int] | None = None
     pad_to_square: bool = False
     pad_to_grid: bool = False
+    letter_height: int | None = None
     max_view_patches: int | None = None
     context: int | None = None
 
@@ -77,6 +82,7 @@ class ImagePlanner:
             images.slice_grid,
             images.pad_to_square,
             images.pad_to_grid,
+            images.letter_height,
             images.max_view_patches,
         )
 
@@ -115,13 +121,19 @@ class ImagePlanner:
         """Return the most pixels of an image that its slices show."""
         return (max_slices or self.max_slices) * self.num_view_pixels
 
+    def reduce(self, image: "Image.Image") -> "Image.Image":
+        """Return a decoded image at the size whose views are planned; see `LlavaUhdImageProcessor.reduce`."""
+        from .model.letter_height import reduce_letters
+
+        return reduce_letters(image, self.letter_height, self.num_pixels(), self.max_side)
+
     def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
         """Return the views of an image of this size in pixels.
 
         Raises:
             ValueError: it is so narrow that a view has more than `max_view_patches`.
         """
-        if self.max_side is not None:
+        if self.max_side is not None and self.letter_height is None:
             width, height = enlarged_size(width, height, self.max_side)
         return plan_views(
             width,

@@ -8,11 +8,12 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+from PIL import Image
 
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.layout import TokenType, plan_layout
 from llava_uhd.model.slicing import SlicePlan
-from llava_uhd.synthetic.varied import SCRIBBLE, VariedDocument, make_varied
+from llava_uhd.synthetic.varied import SCRIBBLE, make_varied
 from llava_uhd.synthetic.varied.notes import NOTED, noted_digits
 from llava_uhd.synthetic.varied.questions import Asked
 
@@ -23,6 +24,7 @@ from .comparisons import practice_list
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
 from .locations import FOUND_ID, first_note_id, location_id, move_locations, slice_id
+from .reduction import AnyPage, reduce
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -132,21 +134,20 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     """
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
-    # The first generator's pages have large print alone: with fewer slices, as half of them have, it is seen smaller.
-    smaller = not isinstance(document, VariedDocument) and rng.random() < 0.5
-    views = _draw_views(phase, rng) if smaller else phase.views
-    plan = plan_of(document, setting, views)
     compared = is_compared(phase, seed, index)
     coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols) or compared
+    image = None if coded else document.render()
+    reduced = reduce(document, setting, image)
+    plan = plan_of(reduced, setting, phase.views)
     if phase.kind == "vision":
-        symbols = view_symbols(document, plan, setting).reshape(-1, setting.slots)
+        symbols = view_symbols(reduced, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
-        symbols = sequence_symbols(document, plan, setting)
+        symbols = sequence_symbols(reduced, plan, setting)
         continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
         most = min(phase.questions, COMPARED_QUESTIONS) if compared else phase.questions
         turns = continued or question_turns(document, rng, most, coded, COMPARED if compared else ())
-        ids, labels, pointers = converse(document, plan, setting, turns)
+        ids, labels, pointers = converse(reduced, plan, setting, turns)
         if compared:
             lists = converse_about_lists(setting, plan.grid is not None, phase.lists, rng)
             ids, labels, pointers = ids + lists[0], labels + lists[1], pointers + lists[2]
@@ -154,7 +155,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if coded:
             jitter = np.random.default_rng(rng.getrandbits(32))
-            drafts = [sequence_symbols(document, plan, setting, jitter) for _ in range(DRAFTS)]
+            drafts = [sequence_symbols(reduced, plan, setting, jitter) for _ in range(DRAFTS)]
             sample.drafts = torch.from_numpy(np.stack(drafts))
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
@@ -163,11 +164,16 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     sample.windows = order % setting.query_grid**2
     sample.slices = _slices(order // setting.query_grid**2, plan, setting.max_slices)
     sample.view_shapes = torch.tensor(plan.view_shapes)
-    if not coded:
+    if image is not None:
         process = LlavaUhdImageProcessor(
-            max_slices=views, view_size=setting.view_size, patch_size=setting.patch_size, pad_to_grid=True
+            max_slices=phase.views,
+            view_size=setting.view_size,
+            patch_size=setting.patch_size,
+            pad_to_grid=True,
         )
-        sample.patches = process(document.render(), return_tensors="pt")["pixel_values"].half()
+        if reduced.size != image.size:
+            image = image.resize(reduced.size, Image.Resampling.BICUBIC)
+        sample.patches = process(image, return_tensors="pt")["pixel_values"].half()
     return sample
 
 
@@ -298,7 +304,7 @@ def continued_turns(document: AnyDocument, rng: random.Random, most: int) -> lis
 
 
 def converse(
-    document: AnyDocument, plan: SlicePlan, setting: Setting, turns: list[Turn]
+    document: AnyPage, plan: SlicePlan, setting: Setting, turns: list[Turn]
 ) -> tuple[list[int], list[int], list[int]]:
     """Tokens, labels and pointers of a conversation about a page; the loss is on the answers alone.
 

@@ -28,6 +28,7 @@ class Setting:
         cells: rows and columns of the cells of a patch whose characters the tower's first phases name.
         query_grid: a view gives `query_grid`² tokens.
         max_slices: most slices of an image.
+        letter_height: pages with higher letters, in pixels, are seen reduced; None for their own size.
         slots: characters that the code of one token holds, half of them in the upper half of its window; `width` is
             a multiple of it.
         width: hidden size of the language model. `vision_width`: of the tower.
@@ -41,6 +42,7 @@ class Setting:
     cells: tuple[int, int] = (2, 5)
     query_grid: int = 16
     max_slices: int = 12
+    letter_height: int | None = 11
     slots: int = 6
     width: int = 288
     text_layers: int = 6
@@ -209,6 +211,7 @@ def build_config(setting: Setting) -> LlavaUhdConfig:
         row_separator_id=byte_id("\n"),
         max_slices=setting.max_slices,
         pad_to_grid=True,
+        letter_height=setting.letter_height,
         # No layer is built that is not used.
         vision_feature_layer=-1,
     )

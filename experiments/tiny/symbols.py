@@ -25,8 +25,8 @@ from llava_uhd.model.slicing import SlicePlan, plan_slices
 from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.fonts import CHARACTERS
 
-from .earlier import AnyDocument
 from .locations import HALVES, SIDES
+from .reduction import AnyPage
 from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2
@@ -103,7 +103,7 @@ def encode_symbols(
     return codes.flatten(-2)
 
 
-def plan_of(document: AnyDocument, setting: Setting, max_slices: int) -> SlicePlan:
+def plan_of(document: AnyPage, setting: Setting, max_slices: int) -> SlicePlan:
     """Views of a document as the image processor cuts them."""
     return plan_slices(
         *document.size,
@@ -119,7 +119,7 @@ def token_grid(setting: Setting) -> TokenGrid:
 
 
 def window_symbols(
-    document: AnyDocument,
+    document: AnyPage,
     shape: tuple[int, int],
     slots: int,
     rng: np.random.Generator | None = None,
@@ -140,7 +140,7 @@ def window_symbols(
     return _place(document.glyphs, _areas(document, shape, rng, padded_size), shape, slots)
 
 
-def crop_symbols(document: AnyDocument, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
+def crop_symbols(document: AnyPage, scale: float, left: int, top: int, setting: Setting) -> np.ndarray:
     """Characters in each window of a view at any place of a page enlarged by `scale`: (G², S)."""
     glyphs, grid = document.glyphs, setting.query_grid
     side = setting.view_size / grid
@@ -212,7 +212,7 @@ def _join(symbols: np.ndarray) -> np.ndarray:
 
 
 def _areas(
-    document: AnyDocument,
+    document: AnyPage,
     shape: tuple[int, int],
     rng: np.random.Generator | None,
     padded_size: tuple[int, int] | None,
@@ -239,7 +239,7 @@ def _lines(glyphs: Glyphs) -> np.ndarray:
 
 
 def view_symbols(
-    document: AnyDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+    document: AnyPage, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Symbols of all views, slices row by row, then the overview: (views, G², S).
 
@@ -265,7 +265,7 @@ def _without_names(symbols: np.ndarray) -> np.ndarray:
 
 
 def sequence_symbols(
-    document: AnyDocument, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
+    document: AnyPage, plan: SlicePlan, setting: Setting, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Symbols in the order of the image tokens: (T, S)."""
     order = plan_layout(plan, token_grid(setting), "stitched").order
@@ -277,7 +277,7 @@ def row_stride(plan: SlicePlan, setting: Setting) -> int:
     return (plan.grid or (1, 1))[0] * setting.query_grid + (plan.grid is not None)
 
 
-def run_positions(document: AnyDocument, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
+def run_positions(document: AnyPage, plan: SlicePlan, setting: Setting) -> list[np.ndarray]:
     """Return for each run of a page where each visible character stands, (N, 2).
 
     That is the position of its token in the sequence of the image, and the number of its quarter of the window.

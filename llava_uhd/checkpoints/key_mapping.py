@@ -79,7 +79,7 @@ def build_key_mapping(config: "LlavaUhdConfig", shapes: dict[str, Shape]) -> lis
         )
     defaults = LlavaUhdProjectorConfig()
     options = [(name, getattr(projector, name), getattr(defaults, name)) for name in RESEARCH_OPTIONS]
-    options += [("slice_grid", config.slice_grid, None)]
+    options += [(name, getattr(config, name), None) for name in ("slice_grid", "letter_height")]
     options += [(name, getattr(config, name), False) for name in ("pad_to_square", "pad_to_grid")]
     if changed := [f"{name} {value!r}" for name, value, off in options if value != off]:
         raise ValueError(f"the original layout has no model with {', '.join(changed)}")

@@ -154,7 +154,7 @@ def answer_activation(
     question: str,
     word: str | None = None,
     max_slices: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 256,
 ) -> Activation:
     """Ask a question, and compute the activation of the answer, or of one word of it, by level.
 

@@ -26,11 +26,13 @@ def explain_image(
     from ..model.images import decode_image
 
     planner = processor if isinstance(processor, ImagePlanner) else ImagePlanner.from_processor(processor)
-    size = decode_image(image).size
-    plan = planner.plan(*size, max_slices=max_slices)
-    layout = planner.image_layout(*size, max_slices=max_slices)
+    decoded = decode_image(image)
+    width, height = planner.reduce(decoded).size
+    plan = planner.plan(width, height, max_slices=max_slices)
+    layout = planner.image_layout(width, height, max_slices=max_slices)
     return {
-        "size": list(size),
+        "size": list(decoded.size),
+        **({} if planner.letter_height is None else {"reduced_size": [width, height]}),
         "grid": list(plan.grid) if plan.grid else None,
         "slice_size": list(plan.slice_size) if plan.slice_size else None,
         "overview_size": list(plan.overview_size),

@@ -69,7 +69,7 @@ def answer_figure(
     question: str | None = None,
     word: str | None = None,
     method: str = "rollout",
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 256,
 ) -> "Figure":
     """Ask a question and draw the attribution of the answer, or of one word of it; see `make_figure`."""
     check_figure("answer", question)

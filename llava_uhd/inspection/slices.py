@@ -33,8 +33,10 @@ def draw_slices(
 ) -> None:
     """Draw an image with its slices outlined and numbered in sequence order."""
     axis.imshow(image)
-    plan = processor.image_processor.plan(*image.size, max_slices=max_slices)
-    boxes = slice_boxes(processor, *image.size, max_slices)
+    width, height = processor.image_processor.reduce(image).size
+    plan = processor.image_processor.plan(width, height, max_slices=max_slices)
+    scale = np.array([image.width / width, image.height / height] * 2)
+    boxes = slice_boxes(processor, width, height, max_slices) * scale
     for number, (left, top, right, bottom) in enumerate(boxes, start=1):
         corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
         axis.plot(*(np.array(side) - 0.5 for side in corners), color="tab:red", linewidth=1)
@@ -54,12 +56,13 @@ def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | N
     from ..model.image_processing_llava_uhd import cut_views
 
     decoded = decode_image(image)
-    plan = processor.image_processor.plan(*decoded.size, max_slices=max_slices)
-    layout = processor.image_layout(*decoded.size, max_slices=max_slices)
+    reduced = processor.image_processor.reduce(decoded)
+    plan = processor.image_processor.plan(*reduced.size, max_slices=max_slices)
+    layout = processor.image_layout(*reduced.size, max_slices=max_slices)
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_slices(left, decoded, processor, max_slices)
-    right.imshow(cut_views(decoded, plan)[-1])
+    right.imshow(cut_views(reduced, plan)[-1])
     right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
     right.set_axis_off()
     sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""

@@ -52,6 +52,7 @@ def from_parts(
     slice_grid: Sequence[int] | None = None,
     pad_to_square: bool = False,
     pad_to_grid: bool = False,
+    letter_height: int | None = None,
     vision_feature_layer: int = -2,
     chat_template: str | None = None,
     image_token: str = "<image>",
@@ -73,6 +74,7 @@ def from_parts(
         slice_grid: (columns, rows) that every image is cut into; None to choose them by the image.
         pad_to_square: whether to pad images to squares before slicing.
         pad_to_grid: whether to pad images so that every slice is a square; see `plan_slices`.
+        letter_height: height in pixels to which images of higher letters are reduced; None for their own resolution.
         vision_feature_layer: hidden state of the tower that is used.
         chat_template: a name of `CHAT_TEMPLATES` or Jinja; None for the tokenizer's own, with images in it.
         image_token: placeholder of an image in a prompt.
@@ -115,6 +117,7 @@ def from_parts(
         slice_grid=slice_grid,
         pad_to_square=pad_to_square,
         pad_to_grid=pad_to_grid,
+        letter_height=letter_height,
         vision_feature_layer=vision_feature_layer,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
         tie_word_embeddings=bool(text_config.tie_word_embeddings),

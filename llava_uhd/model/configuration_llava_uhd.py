@@ -22,6 +22,7 @@ from .validation import (
     check_dtype,
     check_int,
     check_keys,
+    check_letter_height,
     check_misspelled,
     check_padding,
     check_sizes,
@@ -157,6 +158,8 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
             as published.
         pad_to_square: pad images to squares before slicing.
         pad_to_grid: pad images so that every slice is a square; see `plan_slices`.
+        letter_height: reduce images whose letters are higher than this many pixels, before slicing; None for every
+            image at its own resolution, as published.
         vision_feature_layer: hidden state of the tower that is used, -2 as published.
     """
 
@@ -174,6 +177,7 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
     slice_grid: Any = None
     pad_to_square: bool = False
     pad_to_grid: bool = False
+    letter_height: int | None = None
     vision_feature_layer: int = -2
     tie_word_embeddings: bool = False
 
@@ -231,6 +235,7 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
         check_int("max_slices", self.max_slices, 1, MAX_SLICES)
         self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
         check_padding(self.pad_to_square, self.pad_to_grid)
+        check_letter_height(self.letter_height)
         check_int("image_token_id", self.image_token_id, 0, TOKEN_ID)
         for key in ("slice_separator_id", "row_separator_id"):
             check_int(f"{key} (a token of the vocabulary)", getattr(self, key), 0, text.vocab_size - 1)

@@ -28,8 +28,9 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
+from .letter_height import reduce_letters
 from .slicing import SlicePlan, enlarged_size, plan_views
-from .validation import LARGEST, MAX_SLICES, check_int, check_padding, check_slice_grid, is_number
+from .validation import LARGEST, MAX_SLICES, check_int, check_letter_height, check_padding, check_slice_grid, is_number
 
 # Mean and deviation of each channel that the towers of a kind were trained with.
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
@@ -59,10 +60,13 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
         max_slices: most slices an image is cut into; 1 for the overview alone.
         view_size: side of the square whose area a view has, in pixels: the vision tower's `image_size`.
         patch_size: side of a patch, in pixels.
-        max_side: enlarge smaller images to this long side before slicing, as some evaluation protocols do.
+        max_side: enlarge smaller images to this long side before slicing, as some evaluation protocols do, and before
+            their letters are measured.
         slice_grid: [columns, rows] that every image is cut into; None to choose them by the image, as published.
         pad_to_square: pad images to squares with the mean color before slicing.
         pad_to_grid: pad images with the mean color so that every slice is a square; see `plan_slices`.
+        letter_height: reduce images whose letters are higher than this many pixels until they are so high, before
+            slicing; see `letter_height`. None, as published, for every image at its own resolution.
         max_view_patches: most patches of a view; images so narrow that one has more are refused. None for twice those
             of a square view, 1,152 at least.
     """
@@ -74,6 +78,7 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
     slice_grid: list[int] | None
     pad_to_square: bool | None
     pad_to_grid: bool | None
+    letter_height: int | None
     max_view_patches: int | None
 
 
@@ -106,6 +111,7 @@ class LlavaUhdImageProcessor(PilBackend):
     slice_grid: list[int] | None = None
     pad_to_square = False
     pad_to_grid = False
+    letter_height: int | None = None
     max_view_patches: int | None = None
 
     def __init__(self, max_pixels: int = MAX_PIXELS, **kwargs: Any):
@@ -139,6 +145,7 @@ class LlavaUhdImageProcessor(PilBackend):
             check_int("max_side", self.max_side, 1, 2**20)
         self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
         check_padding(self.pad_to_square, self.pad_to_grid)
+        check_letter_height(self.letter_height)
         if self.max_view_patches is not None:
             check_int("max_view_patches", self.max_view_patches, (self.view_size // self.patch_size) ** 2, 2**20)
         for name in ("image_mean", "image_std"):
@@ -162,8 +169,24 @@ class LlavaUhdImageProcessor(PilBackend):
             return [self._fetch(image, indices) for image in images]
         return decode_image(images, name=f"image {next(indices)}", max_pixels=self.max_pixels)
 
+    def reduce(self, image: Image.Image, letter_height: int | None = None, max_side: int | None = None) -> Image.Image:
+        """Return an image at the size whose views are planned: its own, unless the processor has a `letter_height`.
+
+        With one, the image is enlarged to `max_side`, where that is given, and then reduced.
+
+        Args:
+            image: decoded RGB image.
+            letter_height: height in pixels in place of the processor's own.
+            max_side: long side in place of the processor's own.
+        """
+        height = self.letter_height if letter_height is None else letter_height
+        side = self.max_side if max_side is None else max_side
+        return reduce_letters(image, height, self.max_slices * self.view_size**2, side)
+
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
         """Plan the views of an image of this size, by the processor's options or those given instead.
+
+        With `letter_height` the size is that of the image that `reduce` returns, and is not enlarged to `max_side`.
 
         Raises:
             ValueError: it is so narrow that a view has more than `max_view_patches`.
@@ -172,7 +195,7 @@ class LlavaUhdImageProcessor(PilBackend):
         def option(name: str) -> Any:
             return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
 
-        if (max_side := option("max_side")) is not None:
+        if (max_side := option("max_side")) is not None and option("letter_height") is None:
             width, height = enlarged_size(width, height, max_side)
         return plan_views(
             width,
@@ -188,12 +211,15 @@ class LlavaUhdImageProcessor(PilBackend):
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
+        max_side = kwargs["max_side"]
+        if (letter_height := kwargs["letter_height"]) is not None:
+            images, max_side = [self.reduce(image, letter_height, max_side) for image in images], None
         plans = [self.plan(*image.size, **kwargs) for image in images]
         background = tuple(int(255 * mean) for mean in kwargs["image_mean"])
         patches = [
             _patches(view, plan.patch_size)
             for image, plan in zip(images, plans, strict=True)
-            for view in cut_views(image, plan, kwargs["resample"], kwargs["max_side"], background)
+            for view in cut_views(image, plan, kwargs["resample"], max_side, background)
         ]
         patch_size = plans[0].patch_size if plans else self.patch_size
         packed = np.concatenate([np.zeros((0, 3, patch_size**2), np.uint8), *patches])

@@ -146,6 +146,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
                 slice_grid=config.slice_grid,
                 pad_to_square=config.pad_to_square,
                 pad_to_grid=config.pad_to_grid,
+                letter_height=config.letter_height,
             ),
             tokenizer,
             chat_template=CHAT_TEMPLATES.get(chat_template, chat_template) if chat_template else None,
@@ -446,10 +447,16 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         return plan_layout(self.image_processor.plan(width, height, **kwargs), self.token_grid, self.layout)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Count the image tokens, and the rows of `pixel_values`, of images of (height, width): for vLLM."""
+        """Count the image tokens, and the rows of `pixel_values`, of images of (height, width): for vLLM.
+
+        Raises:
+            ValueError: the counts follow from more than the sizes, by `letter_height`.
+        """
         if image_sizes is None:
             return MultiModalData()
         options = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
+        if (height := options.get("letter_height") or self.image_processor.letter_height) is not None:
+            raise ValueError(f"images are reduced to a letter_height of {height}: sizes alone give no token count")
         return MultiModalData(
             num_image_tokens=[
                 self.image_layout(width, height, **options).num_image_tokens for height, width in image_sizes

@@ -26,6 +26,8 @@ TRANSFORMERS_KEYS = frozenset(
     "decoder_start_token_id task_specific_params transformers_version".split()
 )
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Heights in pixels that letters may be reduced to: lower ones are not measured.
+LETTER_HEIGHTS = (5, 64)
 # Largest accepted values of sizes.
 LARGEST = {
     "hidden_size": 2**18,
@@ -166,6 +168,12 @@ def check_padding(pad_to_square: Any, pad_to_grid: Any) -> None:
             raise ValueError(f"{name} must be true or false, got {value!r}")
     if pad_to_square and pad_to_grid:
         raise ValueError("only one of pad_to_square and pad_to_grid can be true")
+
+
+def check_letter_height(height: Any) -> None:
+    """Check the height in pixels to which letters are reduced; None for no reduction."""
+    if height is not None:
+        check_int("letter_height", height, *LETTER_HEIGHTS)
 
 
 def check_slice_grid(grid: Any, max_slices: int) -> list[int] | None:

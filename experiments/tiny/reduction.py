@@ -1,0 +1,71 @@
+"""Pages as the image processor reduces them: no larger than their letters need."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from llava_uhd.model.letter_height import QUARTILE, measure_letters, reduced_size
+from llava_uhd.synthetic.page import Page
+from llava_uhd.synthetic.varied import Glyphs
+from llava_uhd.synthetic.varied.sheet import Sheet
+
+from .earlier import AnyDocument
+from .setting import Setting
+
+# Height of the letters in font sizes: the median over pages of many fonts.
+LETTER = 0.6
+
+
+@dataclass(frozen=True)
+class ReducedDocument:
+    """A document at another size than its own.
+
+    Attributes:
+        document: page or image.
+        size: (width, height) in pixels at which it is seen before it is cut into slices.
+    """
+
+    document: AnyDocument
+    size: tuple[int, int]
+
+    @property
+    def sheet(self) -> Sheet | Page | None:
+        return self.document.sheet
+
+    @cached_property
+    def glyphs(self) -> Glyphs:
+        """The characters of the document, in pixels of its reduced image."""
+        glyphs = self.document.glyphs
+        scale = np.array(self.size) / self.document.size
+        return Glyphs(
+            glyphs.text,
+            glyphs.runs,
+            glyphs.points * scale,
+            glyphs.sizes * scale[1],
+            glyphs.edges * scale[0],
+            glyphs.begins,
+        )
+
+
+def reduce(document: AnyDocument, setting: Setting, image: Image.Image | None) -> ReducedDocument:
+    """Return a document at the size at which the model is shown it.
+
+    Args:
+        document: page or image.
+        setting: sizes of the model.
+        image: its pixels; None where it is given as codes, and the font sizes say how high its letters are.
+    """
+    if setting.letter_height is None:
+        return ReducedDocument(document, document.size)
+    num_pixels = setting.max_slices * setting.view_size**2
+    if image is not None:
+        measured = measure_letters(image, num_pixels)
+    else:
+        sizes = document.glyphs.sizes
+        measured = LETTER * float(np.percentile(sizes, QUARTILE)) if len(sizes) else None
+    return ReducedDocument(document, reduced_size(document.size, measured, setting.letter_height, num_pixels))
+
+
+AnyPage = AnyDocument | ReducedDocument

@@ -1,0 +1,152 @@
+"""Height of letters, and images reduced by it, on drawn lines of known print."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageOps
+
+from llava_uhd.inspection.explanation import explain_image
+from llava_uhd.inspection.slices import draw_slices
+from llava_uhd.loading import load_processor, resolve
+from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
+from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from llava_uhd.model.letter_height import LEAST_REDUCTION, measure_letters, reduce_letters, reduced_size
+from llava_uhd.model_folder import check_processor
+from llava_uhd.planning import ImagePlanner
+from llava_uhd.synthetic import held_out_documents, render
+from llava_uhd.synthetic.fonts import FONTS, load_font
+
+NUM_PIXELS = 12 * 224**2
+TEXT = "Subtotal 39.90 for hammer, nails and paint\nof March 2026: see page 48 of the catalog"
+
+
+def draw_page(size: int, font: int = 0) -> Image.Image:
+    """Dark print of a size in pixels on light paper."""
+    page = Image.new("RGB", (26 * size, 8 * size), (240, 238, 230))
+    ImageDraw.Draw(page).multiline_text((size, size), TEXT, (30, 30, 40), load_font(FONTS[font], size), spacing=size)
+    return page
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(12, 60), st.integers(0, len(FONTS) - 1), st.booleans())
+def test_letters_are_about_half_the_print_s_size_high_dark_or_light(size, font, is_light):
+    page = draw_page(size, font)
+    measured = measure_letters(ImageOps.invert(page) if is_light else page, NUM_PIXELS)
+    assert measured is not None and 0.4 * size < measured < 0.9 * size
+
+
+def test_letters_of_synthetic_documents_are_measured_whatever_paper_light_and_noise():
+    for document in held_out_documents(40):
+        size = np.median([text.size for text in document.page.texts])
+        assert 0.45 * size < measure_letters(render(document.page), NUM_PIXELS) < 0.85 * size, document.kind
+
+
+def test_images_without_letters_are_not_measured():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    assert measure_letters(Image.new("RGB", (300, 200), "white"), NUM_PIXELS) is None
+    assert measure_letters(Image.new("L", (1, 1)), NUM_PIXELS) is None
+    assert reduce_letters(Image.fromarray(noise), 11, NUM_PIXELS).size == (300, 200)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4000), st.integers(1, 4000)),
+    st.floats(1, 300),
+    st.integers(5, 64),
+    st.integers(224**2, 24 * 224**2),
+)
+def test_images_are_never_enlarged_and_reduced_only_below_the_size_at_which_they_are_seen(
+    size, measured, height, num_pixels
+):
+    width, reduced_height = reduced_size(size, measured, height, num_pixels)
+    assert 1 <= width <= size[0] and 1 <= reduced_height <= size[1]
+    if (width, reduced_height) != size:
+        scale = height / measured
+        assert scale**2 * size[0] * size[1] <= LEAST_REDUCTION**2 * num_pixels * (1 + 1e-9) or scale <= LEAST_REDUCTION
+        assert abs(width - scale * size[0]) <= 1 and abs(reduced_height - scale * size[1]) <= 1
+
+
+def test_a_reduced_page_has_letters_of_the_height_asked_for_and_is_not_reduced_again():
+    page = draw_page(48)
+    reduced = reduce_letters(page, 11, NUM_PIXELS)
+    assert reduced.width < 0.5 * page.width
+    assert abs(measure_letters(reduced, NUM_PIXELS) - 11) <= 1.5
+    assert reduce_letters(reduced, 11, NUM_PIXELS) is reduced
+    assert reduce_letters(page, None, NUM_PIXELS) is page
+
+
+def test_the_image_processor_reduces_before_it_cuts(tmp_path):
+    page, plain = draw_page(48), LlavaUhdImageProcessor(view_size=224, max_slices=12)
+    reducing = LlavaUhdImageProcessor(view_size=224, max_slices=12, letter_height=11)
+    reducing.save_pretrained(tmp_path)
+    for processor in (reducing, LlavaUhdImageProcessor.from_pretrained(tmp_path)):
+        outputs, expected = processor([page, draw_page(12)]), plain([processor.reduce(page), draw_page(12)])
+        for name in processor.model_input_names:
+            np.testing.assert_array_equal(outputs[name], expected[name])
+    assert outputs["num_views"][0] < plain(page)["num_views"][0]
+    np.testing.assert_array_equal(plain(page, letter_height=11)["pixel_values"], reducing(page)["pixel_values"])
+
+
+def test_an_image_is_enlarged_before_its_letters_are_measured_and_not_after():
+    page, processor = draw_page(20), LlavaUhdImageProcessor(view_size=224, max_slices=12, letter_height=11)
+    assert max(page.size) < 1024 < max(draw_page(48).size)
+    outputs = processor(page, max_side=1024)
+    reduced = processor.reduce(page, max_side=1024)
+    assert reduced.width < 1024 and processor.plan(*reduced.size, max_side=1024).num_views == outputs["num_views"][0]
+    np.testing.assert_array_equal(outputs["pixel_values"], processor(reduced)["pixel_values"])
+
+
+@pytest.mark.parametrize("value", [0, 4, 65, 11.5, "11", True])
+def test_a_height_that_cannot_be_measured_is_refused(value):
+    with pytest.raises((ValueError, TypeError), match="letter_height"):
+        LlavaUhdImageProcessor(letter_height=value)
+    with pytest.raises((ValueError, TypeError), match="letter_height"):
+        LlavaUhdConfig(letter_height=value)
+
+
+@pytest.fixture
+def reducing_processor():
+    processor = load_processor("tiny")
+    processor.image_processor.letter_height = 6
+    return processor
+
+
+def test_the_processor_s_option_is_that_of_the_model_s_config(reducing_processor):
+    config = LlavaUhdConfig.from_pretrained(resolve("tiny"))
+    with pytest.raises(ValueError, match="letter_height is None in config.json and 6"):
+        check_processor(reducing_processor, config, "model")
+    config.letter_height = 6
+    check_processor(reducing_processor, config, "model")
+
+
+def test_explain_and_the_figure_of_slices_show_the_plan_of_the_reduced_image(reducing_processor):
+    page = draw_page(48)
+    plain, explained = explain_image(load_processor("tiny"), page), explain_image(reducing_processor, page)
+    assert "reduced_size" not in plain and explained["size"] == plain["size"] == list(page.size)
+    assert explained["reduced_size"] == list(ImagePlanner.from_processor(reducing_processor).reduce(page).size)
+    outputs = reducing_processor.image_processor(page)
+    assert explained["num_views"] == outputs["num_views"][0] < plain["num_views"]
+    axis = Figure().subplots()
+    draw_slices(axis, page, reducing_processor)
+    corners = np.concatenate([line.get_xydata() for line in axis.lines])
+    assert corners.max(0).round().tolist() == pytest.approx(
+        [page.width - 0.5, page.height - 0.5], abs=page.width * 0.05
+    )
+
+
+def test_a_planner_reads_the_option_from_a_folder(reducing_processor, tmp_path):
+    shutil.copy(Path(resolve("tiny"), "config.json"), tmp_path)
+    reducing_processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["image_processor"]["letter_height"] == 6
+    assert ImagePlanner.load(str(tmp_path)).letter_height == 6
+
+
+def test_tokens_are_not_counted_from_sizes_alone(reducing_processor):
+    with pytest.raises(ValueError, match="letter_height of 6"):
+        reducing_processor._get_num_multimodal_tokens(image_sizes=[(100, 100)])
