@@ -50,7 +50,7 @@ class ImagePlanner:
         slice_grid: (columns, rows) that every image is cut into, or None to choose them by the image.
         pad_to_square: pad images to squares before slicing.
         pad_to_grid: pad images so that every slice is a square.
-        letter_height: height in pixels to which images of higher letters are reduced, or None.
+        letter_height: height in pixels to which the letters of images are brought, or None.
         max_view_patches: most patches of a view; None for the default of `slicing.max_view_patches`.
         context: context length of the language model in tokens; None if it is not known.
     """
@@ -121,11 +121,11 @@ class ImagePlanner:
         """Return the most pixels of an image that its slices show."""
         return (max_slices or self.max_slices) * self.num_view_pixels
 
-    def reduce(self, image: "Image.Image") -> "Image.Image":
-        """Return a decoded image at the size whose views are planned; see `LlavaUhdImageProcessor.reduce`."""
-        from .model.letter_height import reduce_letters
+    def fit_letters(self, image: "Image.Image") -> "Image.Image":
+        """Return a decoded image at the size whose views are planned; see `LlavaUhdImageProcessor.fit_letters`."""
+        from .model.letter_height import fit_letters
 
-        return reduce_letters(image, self.letter_height, self.num_pixels(), self.max_side)
+        return fit_letters(image, self.letter_height, self.num_pixels(), self.max_side)
 
     def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
         """Return the views of an image of this size in pixels.

@@ -23,8 +23,8 @@ from ..tiny_v1.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, IMAGE_ID, USER_ID,
 from .comparisons import practice_list
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
+from .fitting import AnyPage, fit_letters
 from .locations import FOUND_ID, first_note_id, location_id, move_locations, slice_id
-from .reduction import AnyPage, reduce
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -137,17 +137,17 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     compared = is_compared(phase, seed, index)
     coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols) or compared
     image = None if coded else document.render()
-    reduced = reduce(document, setting, image)
-    plan = plan_of(reduced, setting, phase.views)
+    fitted = fit_letters(document, setting, image)
+    plan = plan_of(fitted, setting, phase.views)
     if phase.kind == "vision":
-        symbols = view_symbols(reduced, plan, setting).reshape(-1, setting.slots)
+        symbols = view_symbols(fitted, plan, setting).reshape(-1, setting.slots)
         sample = Sample([], [], [], torch.from_numpy(symbols))
     else:
-        symbols = sequence_symbols(reduced, plan, setting)
+        symbols = sequence_symbols(fitted, plan, setting)
         continued = continued_turns(document, rng, phase.questions) if rng.random() < phase.continued else []
         most = min(phase.questions, COMPARED_QUESTIONS) if compared else phase.questions
         turns = continued or question_turns(document, rng, most, coded, COMPARED if compared else ())
-        ids, labels, pointers = converse(reduced, plan, setting, turns)
+        ids, labels, pointers = converse(fitted, plan, setting, turns)
         if compared:
             lists = converse_about_lists(setting, plan.grid is not None, phase.lists, rng)
             ids, labels, pointers = ids + lists[0], labels + lists[1], pointers + lists[2]
@@ -155,7 +155,7 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if coded:
             jitter = np.random.default_rng(rng.getrandbits(32))
-            drafts = [sequence_symbols(reduced, plan, setting, jitter) for _ in range(DRAFTS)]
+            drafts = [sequence_symbols(fitted, plan, setting, jitter) for _ in range(DRAFTS)]
             sample.drafts = torch.from_numpy(np.stack(drafts))
         if rng.random() >= phase.blanks:
             leave_out_blanks(sample)
@@ -171,8 +171,8 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
             patch_size=setting.patch_size,
             pad_to_grid=True,
         )
-        if reduced.size != image.size:
-            image = image.resize(reduced.size, Image.Resampling.BICUBIC)
+        if fitted.size != image.size:
+            image = image.resize(fitted.size, Image.Resampling.BICUBIC)
         sample.patches = process(image, return_tensors="pt")["pixel_values"].half()
     return sample
 

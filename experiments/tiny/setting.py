@@ -28,7 +28,7 @@ class Setting:
         cells: rows and columns of the cells of a patch whose characters the tower's first phases name.
         query_grid: a view gives `query_grid`² tokens.
         max_slices: most slices of an image.
-        letter_height: pages with higher letters, in pixels, are seen reduced; None for their own size.
+        letter_height: height in pixels to which the letters of pages are brought; None for their own size.
         slots: characters that the code of one token holds, half of them in the upper half of its window; `width` is
             a multiple of it.
         width: hidden size of the language model. `vision_width`: of the tower.

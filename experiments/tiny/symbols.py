@@ -25,8 +25,8 @@ from llava_uhd.model.slicing import SlicePlan, plan_slices
 from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.fonts import CHARACTERS
 
+from .fitting import AnyPage
 from .locations import HALVES, SIDES
-from .reduction import AnyPage
 from .setting import Setting
 
 EMPTY, SMALL, FIRST = 0, 1, 2

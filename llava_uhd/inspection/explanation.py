@@ -27,12 +27,12 @@ def explain_image(
 
     planner = processor if isinstance(processor, ImagePlanner) else ImagePlanner.from_processor(processor)
     decoded = decode_image(image)
-    width, height = planner.reduce(decoded).size
+    width, height = planner.fit_letters(decoded).size
     plan = planner.plan(width, height, max_slices=max_slices)
     layout = planner.image_layout(width, height, max_slices=max_slices)
     return {
         "size": list(decoded.size),
-        **({} if planner.letter_height is None else {"reduced_size": [width, height]}),
+        **({} if planner.letter_height is None else {"fitted_size": [width, height]}),
         "grid": list(plan.grid) if plan.grid else None,
         "slice_size": list(plan.slice_size) if plan.slice_size else None,
         "overview_size": list(plan.overview_size),

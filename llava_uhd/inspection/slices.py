@@ -33,7 +33,7 @@ def draw_slices(
 ) -> None:
     """Draw an image with its slices outlined and numbered in sequence order."""
     axis.imshow(image)
-    width, height = processor.image_processor.reduce(image).size
+    width, height = processor.image_processor.fit_letters(image).size
     plan = processor.image_processor.plan(width, height, max_slices=max_slices)
     scale = np.array([image.width / width, image.height / height] * 2)
     boxes = slice_boxes(processor, width, height, max_slices) * scale
@@ -56,13 +56,13 @@ def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | N
     from ..model.image_processing_llava_uhd import cut_views
 
     decoded = decode_image(image)
-    reduced = processor.image_processor.reduce(decoded)
-    plan = processor.image_processor.plan(*reduced.size, max_slices=max_slices)
-    layout = processor.image_layout(*reduced.size, max_slices=max_slices)
+    fitted = processor.image_processor.fit_letters(decoded)
+    plan = processor.image_processor.plan(*fitted.size, max_slices=max_slices)
+    layout = processor.image_layout(*fitted.size, max_slices=max_slices)
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_slices(left, decoded, processor, max_slices)
-    right.imshow(cut_views(reduced, plan)[-1])
+    right.imshow(cut_views(fitted, plan)[-1])
     right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
     right.set_axis_off()
     sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""

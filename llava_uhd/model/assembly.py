@@ -74,7 +74,7 @@ def from_parts(
         slice_grid: (columns, rows) that every image is cut into; None to choose them by the image.
         pad_to_square: whether to pad images to squares before slicing.
         pad_to_grid: whether to pad images so that every slice is a square; see `plan_slices`.
-        letter_height: height in pixels to which images of higher letters are reduced; None for their own resolution.
+        letter_height: height in pixels to which the letters of images are brought; None for their own resolution.
         vision_feature_layer: hidden state of the tower that is used.
         chat_template: a name of `CHAT_TEMPLATES` or Jinja; None for the tokenizer's own, with images in it.
         image_token: placeholder of an image in a prompt.

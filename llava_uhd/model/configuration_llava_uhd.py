@@ -158,7 +158,7 @@ class LlavaUhdConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # `__i
             as published.
         pad_to_square: pad images to squares before slicing.
         pad_to_grid: pad images so that every slice is a square; see `plan_slices`.
-        letter_height: reduce images whose letters are higher than this many pixels, before slicing; None for every
+        letter_height: resize images before slicing so that their letters are this many pixels high; None for every
             image at its own resolution, as published.
         vision_feature_layer: hidden state of the tower that is used, -2 as published.
     """

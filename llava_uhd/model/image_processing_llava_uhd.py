@@ -28,7 +28,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
-from .letter_height import reduce_letters
+from .letter_height import fit_letters
 from .slicing import SlicePlan, enlarged_size, plan_views
 from .validation import LARGEST, MAX_SLICES, check_int, check_letter_height, check_padding, check_slice_grid, is_number
 
@@ -65,8 +65,8 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
         slice_grid: [columns, rows] that every image is cut into; None to choose them by the image, as published.
         pad_to_square: pad images to squares with the mean color before slicing.
         pad_to_grid: pad images with the mean color so that every slice is a square; see `plan_slices`.
-        letter_height: reduce images whose letters are higher than this many pixels until they are so high, before
-            slicing; see `letter_height`. None, as published, for every image at its own resolution.
+        letter_height: resize images before slicing so that their letters are this many pixels high; see
+            `letter_height.fitted_size`. None, as published, for every image at its own resolution.
         max_view_patches: most patches of a view; images so narrow that one has more are refused. None for twice those
             of a square view, 1,152 at least.
     """
@@ -169,10 +169,12 @@ class LlavaUhdImageProcessor(PilBackend):
             return [self._fetch(image, indices) for image in images]
         return decode_image(images, name=f"image {next(indices)}", max_pixels=self.max_pixels)
 
-    def reduce(self, image: Image.Image, letter_height: int | None = None, max_side: int | None = None) -> Image.Image:
+    def fit_letters(
+        self, image: Image.Image, letter_height: int | None = None, max_side: int | None = None
+    ) -> Image.Image:
         """Return an image at the size whose views are planned: its own, unless the processor has a `letter_height`.
 
-        With one, the image is enlarged to `max_side`, where that is given, and then reduced.
+        With one, the image is enlarged to `max_side`, where that is given, and then fitted.
 
         Args:
             image: decoded RGB image.
@@ -181,12 +183,12 @@ class LlavaUhdImageProcessor(PilBackend):
         """
         height = self.letter_height if letter_height is None else letter_height
         side = self.max_side if max_side is None else max_side
-        return reduce_letters(image, height, self.max_slices * self.view_size**2, side)
+        return fit_letters(image, height, self.max_slices * self.view_size**2, side)
 
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
         """Plan the views of an image of this size, by the processor's options or those given instead.
 
-        With `letter_height` the size is that of the image that `reduce` returns, and is not enlarged to `max_side`.
+        With `letter_height` the size is that of the image that `fit_letters` returns: `max_side` has no effect on it.
 
         Raises:
             ValueError: it is so narrow that a view has more than `max_view_patches`.
@@ -213,7 +215,7 @@ class LlavaUhdImageProcessor(PilBackend):
         images = _flatten(self.fetch_images(images))
         max_side = kwargs["max_side"]
         if (letter_height := kwargs["letter_height"]) is not None:
-            images, max_side = [self.reduce(image, letter_height, max_side) for image in images], None
+            images, max_side = [self.fit_letters(image, letter_height, max_side) for image in images], None
         plans = [self.plan(*image.size, **kwargs) for image in images]
         background = tuple(int(255 * mean) for mean in kwargs["image_mean"])
         patches = [

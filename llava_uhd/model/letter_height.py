@@ -1,4 +1,4 @@
-"""Height of the letters in an image, so that a page of large print is shown no larger than reading it takes.
+"""Height of the letters in an image, so that a page is shown as large as reading it takes, and no larger.
 
 A page's own resolution says how it was scanned or drawn, not how large its letters are. Twelve slices of a page whose
 letters are 40 pixels high cost several times as much as those of the same page reduced, and a small tower that sees a
@@ -24,8 +24,8 @@ WIDEST, NARROWEST = 4, 1 / 6  # of its height
 FILLED = (0.12, 0.9)  # part of the box that a letter covers; a rule or a bar covers all of it
 FEWEST = 8
 QUARTILE = 25
-# A page is not resampled for less.
-LEAST_REDUCTION = 0.9
+# A page is not resampled for less, and not enlarged by more: what is blurred is no easier to read.
+LEAST_CHANGE, MOST_ENLARGED = 1.1, 1.6
 
 
 def measure_letters(image: Image.Image, num_pixels: int) -> float | None:
@@ -62,33 +62,37 @@ def _letter_heights(ink: np.ndarray) -> np.ndarray:
     return np.asarray(height[is_letter])
 
 
-def reduced_size(
+def fitted_size(
     size: tuple[int, int], measured: float | None, letter_height: float, num_pixels: int
 ) -> tuple[int, int]:
-    """Size at which letters are `letter_height` pixels high; the image's own where they are seen no higher.
+    """Size at which an image's letters are `letter_height` pixels high, or as near to it as the slices show them.
 
     Args:
         size: (width, height) of the image in pixels.
-        measured: height of its letters in its pixels, or None.
+        measured: height of its letters in its pixels; None for an image that keeps its size.
         letter_height: height in pixels.
-        num_pixels: pixels at which the model sees it at most.
+        num_pixels: pixels at which the model sees it at most: it is not enlarged beyond them, nor by more than
+            `MOST_ENLARGED`.
     """
+    if not measured:
+        return size
     width, height = size
-    limit = min(math.sqrt(num_pixels / (width * height)), 1.0)
-    scale = letter_height / measured if measured else 1.0
-    if scale > LEAST_REDUCTION * limit:
+    most = math.sqrt(num_pixels / (width * height))
+    scale = min(letter_height / measured, MOST_ENLARGED, most)
+    # The slices show a large image at `most` in any case: what they reduce as far needs no resampling before.
+    if 1 / LEAST_CHANGE < scale / min(most, 1.0) < LEAST_CHANGE:
         return size
     return max(round(scale * width), 1), max(round(scale * height), 1)
 
 
-def reduce_letters(
+def fit_letters(
     image: Image.Image,
     letter_height: float | None,
     num_pixels: int,
     max_side: int | None = None,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Return an image reduced to `reduced_size`; unchanged if its letters are not higher, or if no height is given.
+    """Return an image at its `fitted_size`; unchanged if no height is given.
 
     Args:
         image: image of any mode.
@@ -101,5 +105,5 @@ def reduce_letters(
         return image
     if max_side is not None and (enlarged := enlarged_size(*image.size, max_side)) != image.size:
         image = image.resize(enlarged, resample)
-    size = reduced_size(image.size, measure_letters(image, num_pixels), letter_height, num_pixels)
+    size = fitted_size(image.size, measure_letters(image, num_pixels), letter_height, num_pixels)
     return image if size == image.size else image.resize(size, resample)

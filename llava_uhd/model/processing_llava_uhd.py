@@ -456,7 +456,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
             return MultiModalData()
         options = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
         if (height := options.get("letter_height") or self.image_processor.letter_height) is not None:
-            raise ValueError(f"images are reduced to a letter_height of {height}: sizes alone give no token count")
+            raise ValueError(f"images are resized to a letter_height of {height}: sizes alone give no token count")
         return MultiModalData(
             num_image_tokens=[
                 self.image_layout(width, height, **options).num_image_tokens for height, width in image_sizes

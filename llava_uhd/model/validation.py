@@ -26,7 +26,7 @@ TRANSFORMERS_KEYS = frozenset(
     "decoder_start_token_id task_specific_params transformers_version".split()
 )
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-# Heights in pixels that letters may be reduced to: lower ones are not measured.
+# Heights in pixels that letters may be brought to: lower ones are not measured.
 LETTER_HEIGHTS = (5, 64)
 # Largest accepted values of sizes.
 LARGEST = {
@@ -171,7 +171,7 @@ def check_padding(pad_to_square: Any, pad_to_grid: Any) -> None:
 
 
 def check_letter_height(height: Any) -> None:
-    """Check the height in pixels to which letters are reduced; None for no reduction."""
+    """Check the height in pixels to which letters are brought; None for images at their own resolution."""
     if height is not None:
         check_int("letter_height", height, *LETTER_HEIGHTS)
 

@@ -109,9 +109,9 @@ class Chat:
     def describe(self, part: Message) -> str:
         """Return how an image is seen, in a line."""
         width, height = part["image"].size
-        reduced = self.planner.reduce(part["image"]).size
-        plan = self.planner.plan(*reduced, part["max_slices"])
-        layout = self.planner.image_layout(*reduced, part["max_slices"])
+        fitted = self.planner.fit_letters(part["image"]).size
+        plan = self.planner.plan(*fitted, part["max_slices"])
+        layout = self.planner.image_layout(*fitted, part["max_slices"])
         cut = f"{plan.grid[0]} x {plan.grid[1]} slices and the overview" if plan.grid else "the overview alone"
         return f"{part['path']}: {width} x {height} pixels, {cut}, {layout.num_image_tokens} tokens"
 

@@ -1,4 +1,4 @@
-"""Pages as the image processor reduces them: no larger than their letters need."""
+"""Pages as the image processor resizes them: as large as their letters need."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from llava_uhd.model.letter_height import QUARTILE, measure_letters, reduced_size
+from llava_uhd.model.letter_height import QUARTILE, fitted_size, measure_letters
 from llava_uhd.synthetic.page import Page
 from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.sheet import Sheet
@@ -19,7 +19,7 @@ LETTER = 0.6
 
 
 @dataclass(frozen=True)
-class ReducedDocument:
+class FittedDocument:
     """A document at another size than its own.
 
     Attributes:
@@ -36,7 +36,7 @@ class ReducedDocument:
 
     @cached_property
     def glyphs(self) -> Glyphs:
-        """The characters of the document, in pixels of its reduced image."""
+        """The characters of the document, in pixels of its resized image."""
         glyphs = self.document.glyphs
         scale = np.array(self.size) / self.document.size
         return Glyphs(
@@ -49,7 +49,7 @@ class ReducedDocument:
         )
 
 
-def reduce(document: AnyDocument, setting: Setting, image: Image.Image | None) -> ReducedDocument:
+def fit_letters(document: AnyDocument, setting: Setting, image: Image.Image | None) -> FittedDocument:
     """Return a document at the size at which the model is shown it.
 
     Args:
@@ -58,14 +58,14 @@ def reduce(document: AnyDocument, setting: Setting, image: Image.Image | None) -
         image: its pixels; None where it is given as codes, and the font sizes say how high its letters are.
     """
     if setting.letter_height is None:
-        return ReducedDocument(document, document.size)
+        return FittedDocument(document, document.size)
     num_pixels = setting.max_slices * setting.view_size**2
     if image is not None:
         measured = measure_letters(image, num_pixels)
     else:
         sizes = document.glyphs.sizes
         measured = LETTER * float(np.percentile(sizes, QUARTILE)) if len(sizes) else None
-    return ReducedDocument(document, reduced_size(document.size, measured, setting.letter_height, num_pixels))
+    return FittedDocument(document, fitted_size(document.size, measured, setting.letter_height, num_pixels))
 
 
-AnyPage = AnyDocument | ReducedDocument
+AnyPage = AnyDocument | FittedDocument
