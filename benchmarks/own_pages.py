@@ -71,7 +71,7 @@ def main() -> None:
         for question, expected in questions:
             start = time.perf_counter()
             prompt = build_prompt(processor, [question_message([image], question)], None)
-            answer = [event for event in generator.generate(prompt, Sampling(64)) if not isinstance(event, str)][-1]
+            answer = [event for event in generator.generate(prompt, Sampling(256)) if not isinstance(event, str)][-1]
             seconds = time.perf_counter() - start
             confidence = answer.confidence(calibration)
             if answer.text.lower() == expected.lower():
@@ -81,7 +81,10 @@ def main() -> None:
             else:
                 verdict = "a guess" if confidence.is_guess else "wrong"
             unmarked += verdict == "wrong"
-            print(f"{name}: {question} {answer.text} ({expected}): {verdict}, {seconds:.2f} s")
+            print(
+                f"{name}: {question} {answer.text} ({expected}): {verdict}, "
+                f"confidence {confidence.confidence:.2f}, {seconds:.2f} s"
+            )
     sys.exit(int(unmarked > 0))
 
 

@@ -40,11 +40,7 @@ def test_first_command_shows_what_it_prints():
     arguments = re.findall(r'"[^"]*"|\S+', command)[1:]
     _, _, *printed = shown.strip().splitlines()
     found = run([tool, *(argument.strip('"') for argument in arguments)]).splitlines()[-len(printed) :]
-    # Processors round products otherwise: without products in bfloat16 the confidence is 37 or 38 %, not 44.
-    confidence = re.compile(r"\d+(?= %)")
-    assert [confidence.sub("", line) for line in found] == [confidence.sub("", line) for line in printed]
-    percents = [[int(each) for each in confidence.findall("\n".join(lines))] for lines in (found, printed)]
-    assert percents[0] == pytest.approx(percents[1], abs=10)
+    assert found == printed
 
 
 @pytest.mark.parametrize("command", [line for block in blocks("bash") for line in commands(block)])
