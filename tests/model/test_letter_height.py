@@ -50,7 +50,9 @@ def test_letters_of_synthetic_documents_are_measured_whatever_paper_light_and_no
 def test_images_without_letters_are_not_measured():
     assert measure_letters(Image.new("RGB", (300, 200), "white"), NUM_PIXELS) is None
     assert measure_letters(Image.new("L", (1, 1)), NUM_PIXELS) is None
-    assert fit_letters(Image.new("RGB", (300, 200), "white"), 11, NUM_PIXELS).size == (300, 200)
+    blank = Image.new("RGB", (300, 200), "white")
+    assert fit_letters(blank, 11, NUM_PIXELS).size == (300, 200)
+    assert fit_letters(blank, 11, NUM_PIXELS, max_side=600).size == (600, 400)
 
 
 @settings(max_examples=200, deadline=None)
