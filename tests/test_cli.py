@@ -324,12 +324,17 @@ def test_results_are_utf8_whatever_the_code_page():
     assert done.stdout.decode("utf-8").split() == ["\u20ac", "\U0001f9fe"], done.stderr
 
 
-def test_explain_needs_neither_torch_nor_transformers(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "num_image_tokens", "unneeded"),
+    [("small", 5 * 256, {"torch", "transformers"}), ("tiny", 7 * 64, {"torch", "transformers", "scipy"})],
+)
+def test_explain_needs_neither_torch_nor_transformers(model, num_image_tokens, unneeded):
     script = (
-        "import sys; sys.argv = ['llava-uhd', 'explain', 'examples/receipt.png', '--json']\n"
+        f"import sys; sys.argv = ['llava-uhd', 'explain', 'examples/receipt.png', '--model', {model!r}, '--json']\n"
         "from llava_uhd.cli import main\n"
-        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+        f"try:\n    main()\nfinally:\n    print(sorted({unneeded!r} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     explained, imported = result.stdout.splitlines()
-    assert result.returncode == 0 and imported == "[]" and json.loads(explained)["num_image_tokens"] == 5 * 256
+    assert result.returncode == 0 and imported == "[]"
+    assert json.loads(explained)["num_image_tokens"] == num_image_tokens
