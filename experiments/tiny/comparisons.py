@@ -1,9 +1,9 @@
 """Lists of numbers to compare, without a page: practice for the notes of `llava_uhd.synthetic.varied.notes`.
 
-Whether a number leads is one token of the fifteen that it takes to find a number on a page and to note it, and all
-questions about a page compare the same few numbers. Here the numbers and their places are given, others in every list,
-and the loss is on what follows from them alone: the signs of the best number before, which one is larger, whether the
-number leads, and at the end the place of the best.
+Whether a number leads is one token of the twenty that it takes to find a number on a page and to note it, and all
+questions about a page compare the same few numbers. Here the rows, their numbers and the places of both are given,
+others in every list, and the loss is on what follows from them alone: the signs of the best number before, which one
+is larger, whether the number leads, and the place of the row that leads.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llava_uhd.synthetic.charts import HIGHEST as LONGEST_BAR
 from llava_uhd.synthetic.charts import LOWEST as SHORTEST_BAR
-from llava_uhd.synthetic.varied.notes import COMPARED_SIGNS, DIGITS, LEADS, NOTED, note_compared
+from llava_uhd.synthetic.varied.notes import COMPARED_SIGNS, DIGITS, LAST, LEADS, MORE, NOTED, note_compared
 from llava_uhd.synthetic.varied.wordings import CHEAPEST, DEAREST, HIGHEST, LARGEST, LOWEST, SMALLEST
 
 from ..tiny_v1.samples import IGNORED
@@ -30,12 +30,12 @@ RANGES = ((100, 10_000), (1_000, 100_000), (10_000, 1_000_000), (50, 2_000), (10
 FEWEST, MOST = 2, 12
 # Of lists, the part whose numbers are near each other, and the part in which most numbers lead.
 NEAR, RISING = 0.4, 0.4
-# Of numbers, the part that is named on another slice than the one before.
+# Of places, the part that is on another slice than the one before.
 OTHER_SLICE = 0.3
 
 
 def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[str, list[int], list[int]]:
-    """Return a question, the tokens of its answer up to the place of the best number, and their labels.
+    """Return a question, the tokens of its answer up to the place of the best row, and their labels.
 
     Args:
         setting: sizes of the model.
@@ -50,20 +50,32 @@ def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[s
         notes = note_compared([f"{number:.2f}" for number in numbers], numbers, best)
     grid, first_note = setting.query_grid, first_note_id(setting.query_grid, setting.max_slices)
     ids, labels = [FOUND_ID], [IGNORED]
-    last_slice, of_best = -1, (-1, -1)
+    last_slice = -1
     in_slice = _draw_slice(setting, rng)
-    for note in notes:
-        in_slice = _draw_slice(setting, rng) if rng.random() < OTHER_SLICE else in_slice
-        place = LOCATION_ID + rng.randrange(HALVES * SIDES * grid**2)
-        where = [in_slice, place] if sliced and in_slice != last_slice else [place]
-        last_slice = in_slice
+
+    def name_place(of_slice: int, place: int, *, predicted: bool) -> None:
+        nonlocal last_slice
+        where = [of_slice, place] if sliced and of_slice != last_slice else [place]
+        last_slice = of_slice
+        ids.extend(where)
+        labels.extend(where if predicted else [IGNORED] * len(where))
+
+    leader = (-1, -1)
+    for number, note in enumerate(notes, start=1):
+        of_row = []
+        for _ in ("name", "number"):
+            in_slice = _draw_slice(setting, rng) if rng.random() < OTHER_SLICE else in_slice
+            of_row.append((in_slice, LOCATION_ID + rng.randrange(HALVES * SIDES * grid**2)))
+            name_place(*of_row[-1], predicted=False)
         signs = [first_note + NOTED.index(sign) for sign in note]
-        ids += [*where, *signs]
-        labels += [IGNORED] * len(where) + signs
+        ids += signs
+        labels += signs
         labels[-COMPARED_SIGNS:-1:3] = [IGNORED] * (DIGITS + 1)  # the number's own signs
-        of_best = (in_slice, place) if note.endswith(LEADS) else of_best
-    found = [*of_best] if sliced and of_best[0] != last_slice else [of_best[1]]
-    return question, ids + found, labels + found
+        leader = of_row[0] if note.endswith(LEADS) else leader
+        name_place(*leader, predicted=True)
+        ids.append(first_note + NOTED.index(MORE if number < len(notes) else LAST))
+        labels.append(IGNORED)
+    return question, ids, labels
 
 
 def _draw_numbers(rng: random.Random, best: Best) -> list[float]:

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from llava_uhd.synthetic.canvas import Question
-from llava_uhd.synthetic.charts import HIGHEST, HIGHEST_VALUE, LOWEST, LOWEST_VALUE
+from llava_uhd.synthetic.charts import HIGHEST, HIGHEST_VALUE, LOWEST, LOWEST_VALUE, WHICH
 from llava_uhd.synthetic.documents import Document, make_document
 from llava_uhd.synthetic.fonts import advance
 from llava_uhd.synthetic.page import Page, Text
 from llava_uhd.synthetic.render import render
 from llava_uhd.synthetic.varied import NOT_THERE, Glyphs, VariedDocument
-from llava_uhd.synthetic.varied.notes import note_compared
+from llava_uhd.synthetic.varied.notes import compare_rows
 from llava_uhd.synthetic.varied.sheet import Run
 from llava_uhd.synthetic.vocabulary import FIRST_NAMES, GOODS, THINGS
 
@@ -82,7 +82,7 @@ class EarlierDocument:
         return []
 
     def _keys(self, question: Question) -> tuple[tuple[Text, ...], tuple[str, ...]]:
-        """Texts that a question is answered by, with notes: all values of the bars that are compared, or a name."""
+        """Texts that a question is answered by, with notes: all bars where they are compared, or a name."""
         if question.text in HIGHEST:
             return self._bars(HIGHEST_VALUE, max)
         if question.text in LOWEST:
@@ -92,12 +92,15 @@ class EarlierDocument:
     def _bars(
         self, of_value: str, best: Callable[[Sequence[float]], float]
     ) -> tuple[tuple[Text, ...], tuple[str, ...]]:
-        """All values of a chart, then the best of them, which the document's hints ask for."""
-        found = tuple(hint.source for hint in self.document.hints if hint.text == of_value)
+        """All bars as they are read; the best value if notes do not tell it. The document's hints ask for both."""
         values = [text for text in self.document.page.texts if text.text.rstrip("%").isdecimal()]
-        printed = [text.text for text in values]
-        notes = note_compared(printed, [float(text.rstrip("%")) for text in printed], best)
-        return ((*values, *found), (*notes, "")) if notes else (found, ())
+        asked = {WHICH.format(value=value.text) for value in values}
+        names = [hint.source for hint in self.document.hints if hint.text in asked]
+        keys, notes = compare_rows(names, values, [float(value.text.rstrip("%")) for value in values], best)
+        return (keys, notes) if notes else (self._hinted(of_value), ())
+
+    def _hinted(self, asked: str) -> tuple[Text, ...]:
+        return tuple(hint.source for hint in self.document.hints if hint.text == asked)
 
     def _named(self, question: Question) -> tuple[Text, ...]:
         """The text that a question names on the line of its answer, in tables also the one above, or else a bar's."""
@@ -149,9 +152,9 @@ class EarlierDocument:
         )
 
 
-def make_earlier(seed: int | str, index: int) -> EarlierDocument:
-    """Return the document of a seed and an index; `make_document` never gives one without text."""
-    return EarlierDocument(make_document(seed, index))
+def make_earlier(seed: int | str, index: int, kind: str | None = None) -> EarlierDocument:
+    """Return the document of a seed, an index and a kind; `make_document` never gives one without text."""
+    return EarlierDocument(make_document(seed, index, kind=kind))
 
 
 AnyDocument = VariedDocument | EarlierDocument

@@ -124,21 +124,16 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
 def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     """Weights of labels, (B, L): `FINDING` for what an answer depends on.
 
-    These are its first token, places up to a character, and of notes the first sign and comparisons.
+    These are its first token, places up to a character, and of notes the first sign and what they decide.
 
     Args:
         labels: (B, L), `IGNORED` outside of answers.
         notes: token of the first sign of notes.
     """
     asked = labels != IGNORED
-    starts = asked & ~_of_token_before(asked)
     is_place = (labels >= FOUND_ID) & (labels < notes)
-    others_before = (asked & ~is_place).cumsum(dim=1) - (asked & ~is_place).long()
-    of_start = (others_before * starts).cummax(dim=1).values
-    finds = starts | (is_place & (others_before == of_start))
-    # After a note, the place of the next number, or of the best one, with its slice if it has one.
-    after_note = is_place & _of_token_before(labels >= notes)
-    finds |= after_note | (is_place & _of_token_before(after_note))
+    finds = asked & ~_of_token_before(asked)
+    finds |= is_place & _of_token_before(labels >= FOUND_ID)
     follows = _of_token_before(is_place) & (labels >= notes)  # a length, or the number of what is counted
     finds |= follows | _is_comparison(labels, notes)
     return torch.where(finds, FINDING, 1.0)

@@ -95,10 +95,11 @@ def draw_document(setting: Setting, phase: Phase, seed: int, index: int) -> AnyD
     """The page of an index: one that so many slices show legibly, random characters, or one of the first generator."""
     rng = random.Random(f"{phase.name}:{seed}:{index}")
     kind: str | None
-    if is_compared(phase, seed, index):
+    compared = is_compared(phase, seed, index)
+    if rng.random() < phase.earlier:
+        return make_earlier(f"{phase.name}:{seed}", index, kind="chart" if compared else None)
+    if compared:
         kind, views = rng.choice(COMPARED_KINDS), rng.randint(1, COMPARED_VIEWS)
-    elif rng.random() < phase.earlier:
-        return make_earlier(f"{phase.name}:{seed}", index)
     else:
         kind, views = SCRIBBLE if rng.random() < phase.scribble else None, _draw_views(phase, rng)
     shown = views * setting.view_size**2

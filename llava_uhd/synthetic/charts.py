@@ -8,6 +8,7 @@ TITLES = ("Sales", "Visitors", "Orders", "Hours", "Exports", "Members", "Output"
 VALUE = ("What is the value of {name}?", "Value of {name}?", "{name}?")
 HIGHEST = ("Which is the highest?", "Which bar is the longest?")
 LOWEST = ("Which is the lowest?", "Which bar is the shortest?")
+WHICH = "Which bar is {value}?"
 HIGHEST_VALUE, LOWEST_VALUE = "What is the highest value?", "What is the lowest value?"
 COMPARISONS = (*HIGHEST, *LOWEST, HIGHEST_VALUE, LOWEST_VALUE)
 TITLE = ("What is the title?", "Title?")
@@ -28,7 +29,7 @@ def lay_out_chart(canvas: Canvas) -> None:
     bars = lay_out(canvas, names, values, unit)
     for name, value in bars:
         canvas.ask(VALUE, value.text, value, name=name.text)
-        canvas.hint(f"Which bar is {value.text}?", name.text, name)
+        canvas.hint(WHICH.format(value=value.text), name.text, name)
     if len(bars) >= 3:
         of = dict(zip(values, bars, strict=False))
         (highest, highest_value), (lowest, lowest_value) = of[max(of)], of[min(of)]

@@ -1,5 +1,7 @@
 """Notes of numbers, by which they can be compared digit by digit."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +13,12 @@ from llava_uhd.synthetic.varied.notes import (
     DIGITS,
     EQUAL,
     LARGER,
+    LAST,
     LEADS,
+    MORE,
     SMALLER,
     TRAILS,
+    compare_rows,
     note_compared,
     note_number,
     noted_digits,
@@ -89,6 +94,18 @@ def test_the_notes_of_two_numbers_are_compared_from_the_first_sign_that_differs(
     assert note_compared(["31", "4"], [31, 4], max) == ("220330110000+", "12-43-01-00--")
     assert note_compared(["31", "4"], [31, 4], min) == ("220330110000+", "12-43-01-00-+")
     assert note_compared(["31", "35"], [31, 35], max) == ("220330110000+", "22033051+00++")
+
+
+def test_each_row_is_read_by_its_name_and_number_and_ends_with_the_row_that_leads():
+    rows = [SimpleNamespace(text=text) for text in ("Mon", "31", "Tue", "4", "Wed", "35")]
+    mon, _, tue, _, wed, _ = rows
+    names, cells, numbers = rows[::2], rows[1::2], (31.0, 4.0, 35.0)
+    for best, leaders in ((max, [mon, mon, wed]), (min, [mon, tue, tue])):
+        keys, notes = compare_rows(names, cells, numbers, best)
+        assert list(keys[::3]) == names and list(keys[1::3]) == cells and list(keys[2::3]) == leaders
+        assert notes[::3] == ("",) * 3 and notes[2::3] == (MORE, MORE, LAST)
+        assert notes[1::3] == note_compared(["31", "4", "35"], numbers, best)
+    assert compare_rows(names, [mon, tue, wed], numbers, max) == ((), ())  # no number is printed
 
 
 @given(cents=CENTS, form=FORMS)

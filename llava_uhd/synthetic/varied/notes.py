@@ -5,19 +5,36 @@ digits before the decimal point and its first three digits, so that the larger o
 alphabetical order. Numbers are compared sign by sign: each sign of a note is followed by that of the best number
 before, and by which of the two is larger so far. Each such decision is about the two signs just written and the
 decision before, however long ago the best number was read; whether the number leads stands at the end.
+
+Numbers are read row by row: the name of a row, its number with the note, then the name of the row that leads so far,
+with a note that says whether rows follow. A number is found beside its name, and names stand below each other or side
+by side, however far the numbers are apart; where the best row is was written in the row before; and whether there is
+another row is one decision, not the sum of all places where it might be.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 LEADS, TRAILS = "+", "-"
 LARGER, SMALLER, EQUAL = LEADS, TRAILS, "0"
+MORE, LAST = LEADS, TRAILS
 NOTED = f"0123456789{LEADS}{TRAILS}"
 DIGITS = 3
 # Signs of a comparison: for each sign of a note three, then whether the number leads.
 COMPARED_SIGNS = 3 * (DIGITS + 1) + 1
 # Digits in groups of three, or without groups, then one or two behind a decimal sign.
 _NUMBER = re.compile(r"(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d{1,2}))?(?!\d)")
+
+
+class Printed(Protocol):
+    """A printed text."""
+
+    @property
+    def text(self) -> str: ...
+
+
+AnyPrinted = TypeVar("AnyPrinted", bound=Printed)
 
 
 def note_number(text: str) -> str | None:
@@ -56,6 +73,32 @@ def note_compared(
         compared.append(_compare(note, notes[leader]) + (LEADS if leads else TRAILS))
         leader = place if leads else leader
     return tuple(compared)
+
+
+def compare_rows(
+    names: Sequence[AnyPrinted],
+    cells: Sequence[AnyPrinted],
+    numbers: Sequence[float],
+    best: Callable[[Sequence[float]], float],
+) -> tuple[tuple[AnyPrinted, ...], tuple[str, ...]]:
+    """Return the texts that are read to find the best of some rows, and the note of each; none if they do not tell it.
+
+    Of each row these are its name, its number and the name of the row that leads so far, whose note says whether
+    another row follows. The last text is the name of the best row.
+
+    Args:
+        names: printed names of the rows.
+        cells: their printed numbers.
+        numbers: values of these.
+        best: `max` or `min`.
+    """
+    notes = note_compared([cell.text for cell in cells], numbers, best)
+    read: list[AnyPrinted] = []
+    noted: list[str] = []
+    for name, cell, note in zip(names, cells, notes, strict=bool(notes)):
+        read += [name, cell, name if note.endswith(LEADS) else read[-1]]
+        noted += ["", note, MORE]
+    return tuple(read), (*noted[:-1], LAST) if noted else ()
 
 
 def _compare(note: str, best: str) -> str:

@@ -9,7 +9,7 @@ from .content import MONTHS, WEEKDAYS, Content
 from .facts import Entries, Field, Line
 from .label_wordings import LABELED
 from .labels import LABELS
-from .notes import note_compared
+from .notes import compare_rows
 from .sheet import Run, Sheet
 from .wordings import (
     ANYTHING,
@@ -81,8 +81,8 @@ class Asked:
             `yes/no`, `unanswerable` or `no document`.
         sources: runs that contain the answer; empty if it is not printed.
         keys: runs by which the answer is found: its label, the name of its row and then of the column that the
-            question names, the names that are counted, the names and values of two rows that are compared, or up to
-            `MAX_COUNT` values and then the largest or smallest of them; empty if there are none.
+            question names, the names that are counted, or what is read to compare two rows or up to `MAX_COUNT`
+            (`notes.compare_rows`), after the name of the column; empty if there are none.
         notes: note of each key, see `notes.py`, "" for none; empty if no key has one.
     """
 
@@ -267,7 +267,10 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
             if numbers.count(best(numbers)) == 1:
                 place = numbers.index(best(numbers))
                 found = fact.names[place]
-                keys, notes = _told_apart(cells, numbers, place, best)
+                keys, notes = _told_apart(fact.names, cells, numbers, best)
+                if notes and column != fact.key:
+                    heading = _heading_of(column, keys[1], sheet)
+                    keys, notes = (*heading, *keys), (*[""] * len(heading), *notes)
                 asked.append(Asked(rng.choice(wordings).format(**words), found.text, "extreme", (found,), keys, notes))
         one, two = rng.sample(range(len(numbers)), k=2)
         if column == fact.key and numbers[one] != numbers[two]:
@@ -292,35 +295,37 @@ def _ask_entries(fact: Entries, sheet: Sheet, printed: str) -> list[Asked]:
 
 
 def _told_apart(
-    cells: Sequence[Run | None], numbers: Sequence[float], place: int, best: Callable[[Sequence[float]], float]
+    names: Sequence[Run],
+    cells: Sequence[Run | None],
+    numbers: Sequence[float],
+    best: Callable[[Sequence[float]], float],
 ) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """Return the cells that are read to find the best of them, which comes last, and what is noted of each.
+    """Return what is read to find the best of some rows, and what is noted of it.
 
-    The best alone, without a note, where there are many, or where one is not printed.
+    The best number alone, without a note, where there are many, or where one is not printed.
     """
-    found, printed = cells[place], tuple(cell for cell in cells if cell is not None)
+    found, printed = cells[numbers.index(best(numbers))], [cell for cell in cells if cell is not None]
     if found is None:
         return (), ()
-    if len(printed) != len(cells) or len(cells) > MAX_COUNT:
-        return (found,), ()
-    notes = note_compared([cell.text for cell in printed], numbers, best)
-    return ((*printed, found), (*notes, "")) if notes else ((found,), ())
+    if len(printed) == len(cells) <= MAX_COUNT:
+        keys, notes = compare_rows(names, printed, numbers, best)
+        if notes:
+            return keys, notes
+    return (found,), ()
 
 
 def _compared(rows: Sequence[tuple[Run, Run | None, float]]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """Return what is read to compare two rows, and what is noted of it: their names, each with its number if printed.
+    """Return what is read to compare two rows, and what is noted of it; their names if not all numbers are printed.
 
     Args:
         rows: name, cell and number of each.
     """
-    cells = [cell for _, cell, _ in rows if cell is not None]
-    notes: tuple[str, ...] = ()
+    names, cells = [name for name, *_ in rows], [cell for _, cell, _ in rows if cell is not None]
     if len(cells) == len(rows):
-        notes = note_compared([cell.text for cell in cells], [number for *_, number in rows], max)
-    if not notes:
-        return tuple(name for name, *_ in rows), ()
-    keys = [run for (name, *_), cell in zip(rows, cells, strict=True) for run in (name, cell)]
-    return tuple(keys), tuple(text for note in notes for text in ("", note))
+        keys, notes = compare_rows(names, cells, [number for *_, number in rows], max)
+        if notes:
+            return keys, notes
+    return tuple(names), ()
 
 
 def _absent_name(rng: random.Random, printed: str, noun: str) -> str | None:

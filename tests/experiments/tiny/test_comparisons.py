@@ -1,6 +1,7 @@
 """Lists of numbers to compare, without a page."""
 
 import random
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -14,39 +15,53 @@ from experiments.tiny.samples import converse_about_lists, make_sample
 from experiments.tiny.setting import Phase, load_plan
 from experiments.tiny_v1.samples import IGNORED
 from experiments.tiny_v1.tokenizer import EOS_ID
-from llava_uhd.synthetic.varied.notes import COMPARED_SIGNS, LEADS, NOTED
+from llava_uhd.synthetic.varied.notes import COMPARED_SIGNS, LAST, LEADS, MORE, NOTED
 
 SETTING = load_plan().setting
 GRID = SETTING.query_grid
 NOTES = first_note_id(GRID, SETTING.max_slices)
 
 
-def read_list(ids: list[int]) -> tuple[list[tuple[int, int]], list[str], list[int]]:
-    """Slice and quarter of each number, its note, and the tokens after the last note."""
+Place = tuple[int, int]
+
+
+def read_list(ids: list[int]) -> list[tuple[Place, str, Place, str]]:
+    """Slice and quarter of each row's name, the note of its number, those of the row that leads, and what follows."""
     assert ids[0] == FOUND_ID
-    where, notes, in_slice, rest = [], [], -1, ids[1:]
-    while any(token >= NOTES for token in rest):
-        if not is_quarter(rest[0], GRID):
-            in_slice, rest = rest[0], rest[1:]
-        where.append((in_slice, rest[0]))
-        notes.append("".join(NOTED[token - NOTES] for token in rest[1 : 1 + COMPARED_SIGNS]))
-        rest = rest[1 + COMPARED_SIGNS :]
-    return where, notes, rest
+    rows, in_slice, rest = [], -1, iter(ids[1:])
+
+    def read_place(token: int) -> Place:
+        nonlocal in_slice
+        if not is_quarter(token, GRID):
+            assert token != in_slice
+            in_slice, token = token, next(rest)
+        assert is_quarter(token, GRID)
+        return in_slice, token
+
+    def read_note(count: int) -> str:
+        return "".join(NOTED[token - NOTES] for token in islice(rest, count))
+
+    for token in rest:
+        name = read_place(token)
+        read_place(next(rest))
+        rows.append((name, read_note(COMPARED_SIGNS), read_place(next(rest)), read_note(1)))
+    return rows
 
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), sliced=st.booleans())
-def test_a_list_ends_with_the_place_of_its_best_number(seed, sliced):
-    question, ids, labels = practice_list(SETTING, random.Random(seed), sliced)
-    where, notes, end = read_list(ids)
+def test_each_row_of_a_list_ends_with_the_one_that_leads(seed, sliced):
+    question, ids, _ = practice_list(SETTING, random.Random(seed), sliced)
+    names, notes, leaders, follow = zip(*read_list(ids), strict=True)
     assert "{" not in question and FEWEST <= len(notes) <= MOST
-    best = max(place for place, note in enumerate(notes) if note[-1] == LEADS)
-    in_slice, quarter = where[best]
-    assert end == ([quarter] if in_slice == where[-1][0] else [in_slice, quarter])
-    numbers = [note[:-1:3] for note in notes]
     (choose,) = {best for best, sorts in QUESTIONS for words in sorts for word in words if matches(word, question)}
-    assert numbers[best] == choose(numbers)
-    assert all(first_slice_id(GRID) <= in_slice < NOTES for in_slice, _ in where) == sliced
+    numbers = [note[:-1:3] for note in notes]
+    for count, leader in enumerate(leaders, start=1):
+        best = choose(numbers[:count])
+        assert leader in {name for name, number in zip(names[:count], numbers, strict=False) if number == best}
+        assert (leader == names[count - 1]) == (notes[count - 1][-1] == LEADS)
+    assert "".join(follow) == MORE * (len(notes) - 1) + LAST
+    assert all(first_slice_id(GRID) <= in_slice < NOTES for in_slice, _ in names) == sliced
 
 
 def matches(wording: str, question: str) -> bool:
@@ -57,13 +72,17 @@ def matches(wording: str, question: str) -> bool:
 @given(seed=st.integers(0, 10**6))
 def test_what_only_a_page_could_tell_is_not_to_be_predicted(seed):
     _, ids, labels = practice_list(SETTING, random.Random(seed), True)
-    _, notes, end = read_list(ids)
-    predicted = [token for token, label in zip(ids, labels, strict=True) if label != IGNORED]
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
-    compared = "".join(
-        sign for note in notes for place, sign in enumerate(note) if place % 3 or place == COMPARED_SIGNS - 1
-    )
-    assert predicted == [NOTES + NOTED.index(sign) for sign in compared] + end
+    predicted = []
+    for _, note, leader, _ in read_list(ids):
+        compared = [sign for place, sign in enumerate(note) if place % 3 or place == COMPARED_SIGNS - 1]
+        predicted.append(([NOTES + NOTED.index(sign) for sign in compared], leader))
+    labeled = iter(label for label in labels if label != IGNORED)
+    for signs, (in_slice, quarter) in predicted:
+        assert list(islice(labeled, len(signs))) == signs
+        place = next(labeled)
+        assert place == quarter or (place == in_slice and next(labeled) == quarter)
+    assert next(labeled, None) is None
 
 
 def test_lists_follow_a_page_of_rows():
