@@ -87,7 +87,8 @@ def ask(
 
     planner = ImagePlanner.load(model)
     opened = _open(images, planner, pages, max_pages, max_slices)
-    planner.check_context([planner.fit_letters(page.image).size for page in opened], max_slices, max_new_tokens)
+    sizes = [planner.fit_letters(page.image, max_slices).size for page in opened]
+    planner.check_context(sizes, max_slices, max_new_tokens)
     from .threads import use_threads, wait_passively
 
     # One answer is a chain of small operations: threads that spin while they wait for the next cost half as much CPU

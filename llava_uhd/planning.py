@@ -121,11 +121,11 @@ class ImagePlanner:
         """Return the most pixels of an image that its slices show."""
         return (max_slices or self.max_slices) * self.num_view_pixels
 
-    def fit_letters(self, image: "Image.Image") -> "Image.Image":
+    def fit_letters(self, image: "Image.Image", max_slices: int | None = None) -> "Image.Image":
         """Return a decoded image at the size whose views are planned; see `LlavaUhdImageProcessor.fit_letters`."""
         from .model.letter_height import fit_letters
 
-        return fit_letters(image, self.letter_height, self.num_pixels(), self.max_side)
+        return fit_letters(image, self.letter_height, self.num_pixels(max_slices), self.max_side)
 
     def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
         """Return the views of an image of this size in pixels.

@@ -27,7 +27,7 @@ def explain_image(
 
     planner = processor if isinstance(processor, ImagePlanner) else ImagePlanner.from_processor(processor)
     decoded = decode_image(image)
-    width, height = planner.fit_letters(decoded).size
+    width, height = planner.fit_letters(decoded, max_slices).size
     plan = planner.plan(width, height, max_slices=max_slices)
     layout = planner.image_layout(width, height, max_slices=max_slices)
     return {

@@ -33,7 +33,7 @@ def draw_slices(
 ) -> None:
     """Draw an image with its slices outlined and numbered in sequence order."""
     axis.imshow(image)
-    width, height = processor.image_processor.fit_letters(image).size
+    width, height = processor.image_processor.fit_letters(image, max_slices=max_slices).size
     plan = processor.image_processor.plan(width, height, max_slices=max_slices)
     scale = np.array([image.width / width, image.height / height] * 2)
     boxes = slice_boxes(processor, width, height, max_slices) * scale
@@ -56,7 +56,7 @@ def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | N
     from ..model.image_processing_llava_uhd import cut_views
 
     decoded = decode_image(image)
-    fitted = processor.image_processor.fit_letters(decoded)
+    fitted = processor.image_processor.fit_letters(decoded, max_slices=max_slices)
     plan = processor.image_processor.plan(*fitted.size, max_slices=max_slices)
     layout = processor.image_layout(*fitted.size, max_slices=max_slices)
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")

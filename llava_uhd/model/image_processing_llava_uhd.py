@@ -10,6 +10,7 @@ Shapes: P patches of all views, V views of all images, I images, p side of a pat
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -169,21 +170,21 @@ class LlavaUhdImageProcessor(PilBackend):
             return [self._fetch(image, indices) for image in images]
         return decode_image(images, name=f"image {next(indices)}", max_pixels=self.max_pixels)
 
-    def fit_letters(
-        self, image: Image.Image, letter_height: int | None = None, max_side: int | None = None
-    ) -> Image.Image:
-        """Return an image at the size whose views are planned: its own, unless the processor has a `letter_height`.
+    def fit_letters(self, image: Image.Image, **kwargs: Any) -> Image.Image:
+        """Return an image at the size whose views are planned: its own, unless there is a `letter_height`.
 
-        With one, the image is enlarged to `max_side`, where that is given, and then fitted.
+        With one, the image is enlarged to `max_side`, where that is given, and then fitted to what `max_slices` show.
 
         Args:
             image: decoded RGB image.
-            letter_height: height in pixels in place of the processor's own.
-            max_side: long side in place of the processor's own.
+            kwargs: options in place of the processor's own.
         """
-        height = self.letter_height if letter_height is None else letter_height
-        side = self.max_side if max_side is None else max_side
-        return fit_letters(image, height, self.max_slices * self.view_size**2, side)
+        num_pixels = self._option("max_slices", kwargs) * self._option("view_size", kwargs) ** 2
+        height, side = self._option("letter_height", kwargs), self._option("max_side", kwargs)
+        return fit_letters(image, height, num_pixels, side, self._option("resample", kwargs))
+
+    def _option(self, name: str, kwargs: dict[str, Any]) -> Any:
+        return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
 
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
         """Plan the views of an image of this size, by the processor's options or those given instead.
@@ -193,10 +194,7 @@ class LlavaUhdImageProcessor(PilBackend):
         Raises:
             ValueError: it is so narrow that a view has more than `max_view_patches`.
         """
-
-        def option(name: str) -> Any:
-            return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
-
+        option = partial(self._option, kwargs=kwargs)
         if (max_side := option("max_side")) is not None and option("letter_height") is None:
             width, height = enlarged_size(width, height, max_side)
         return plan_views(
@@ -214,8 +212,8 @@ class LlavaUhdImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
         max_side = kwargs["max_side"]
-        if (letter_height := kwargs["letter_height"]) is not None:
-            images, max_side = [self.fit_letters(image, letter_height, max_side) for image in images], None
+        if kwargs["letter_height"] is not None:
+            images, max_side = [self.fit_letters(image, **kwargs) for image in images], None
         plans = [self.plan(*image.size, **kwargs) for image in images]
         background = tuple(int(255 * mean) for mean in kwargs["image_mean"])
         patches = [

@@ -109,7 +109,7 @@ class Chat:
     def describe(self, part: Message) -> str:
         """Return how an image is seen, in a line."""
         width, height = part["image"].size
-        fitted = self.planner.fit_letters(part["image"]).size
+        fitted = self.planner.fit_letters(part["image"], part["max_slices"]).size
         plan = self.planner.plan(*fitted, part["max_slices"])
         layout = self.planner.image_layout(*fitted, part["max_slices"])
         cut = f"{plan.grid[0]} x {plan.grid[1]} slices and the overview" if plan.grid else "the overview alone"

@@ -168,7 +168,7 @@ def chat(
 
     planner = ImagePlanner.load(model)  # files are checked before the model is loaded
     opened = open_all(images or [], pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
-    planner.check_context([planner.fit_letters(page.image).size for page in opened], max_slices)
+    planner.check_context([planner.fit_letters(page.image, max_slices).size for page in opened], max_slices)
 
     from .chat import HELP, Chat, input_lines
     from .generation import Sampling

@@ -131,13 +131,17 @@ class PromptBuilder:
         return _Opened(name, key, image)
 
     def _num_tokens(self, opened: _Opened) -> int:
-        """Return the least number of tokens of an image: a PNG's orientation is unknown until it is decoded."""
+        """Return the least number of tokens of an image: a PNG's orientation is unknown until it is decoded.
+
+        With a `letter_height` its resized size is, too: the least is that of a single view.
+        """
         if opened.image is None:
             assert opened.encoded is not None and opened.encoded.features is not None
             return len(opened.encoded.features)
         _, max_slices = opened.key
         options = {} if max_slices is None else {"max_slices": max_slices}
-        width, height = opened.image.size
+        images = self.processor.image_processor
+        width, height = opened.image.size if images.letter_height is None else (images.view_size, images.view_size)
         sizes = ((width, height), (height, width))
         return min(self.processor.image_layout(*size, **options).num_image_tokens for size in sizes)
 

@@ -201,7 +201,8 @@ class LlavaUhdMultiModalProcessor(BaseMultiModalProcessor[LlavaUhdProcessingInfo
         max_slices = self.info.max_slices(hf_kwargs)
         images: Any = hf_data["images"]
         for index, image in enumerate(images):
-            plan = image_processor.plan(*image.size, max_slices=max_slices)
+            fitted = image_processor.fit_letters(image, max_slices=max_slices)
+            plan = image_processor.plan(*fitted.size, max_slices=max_slices)
             check_views(plan, image_processor.view_size, f"image {index + 1}")
         inputs = image_processor(images, max_slices=max_slices, return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(self.info.ctx.model_config.dtype)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 
+from llava_uhd.generation.bounded import BoundedCache
 from llava_uhd.inspection.explanation import explain_image
 from llava_uhd.inspection.slices import draw_slices
 from llava_uhd.loading import load_processor, resolve
@@ -19,8 +21,11 @@ from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.letter_height import LEAST_CHANGE, MOST_ENLARGED, fit_letters, fitted_size, measure_letters
 from llava_uhd.model_folder import check_processor
 from llava_uhd.planning import ImagePlanner
+from llava_uhd.serving.prompts import PromptBuilder
 from llava_uhd.synthetic import held_out_documents, render
 from llava_uhd.synthetic.fonts import FONTS, load_font
+from llava_uhd.training.data.check import check_source
+from llava_uhd.training.recipe import Source
 
 NUM_PIXELS = 12 * 224**2
 TEXT = "Subtotal 39.90 for hammer, nails and paint\nof March 2026: see page 48 of the catalog"
@@ -163,3 +168,44 @@ def test_a_planner_reads_the_option_from_a_folder(reducing_processor, tmp_path):
 def test_tokens_are_not_counted_from_sizes_alone(reducing_processor):
     with pytest.raises(ValueError, match="letter_height of 6"):
         reducing_processor._get_num_multimodal_tokens(image_sizes=[(100, 100)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(7, 40), max_slices=st.sampled_from((None, 1, 4, 12, 30)))
+def test_the_slices_of_a_call_decide_how_large_an_image_is_shown(size, max_slices):
+    processor = LlavaUhdImageProcessor(view_size=112, max_slices=6, letter_height=11)
+    page, options = draw_page(size), {} if max_slices is None else {"max_slices": max_slices}
+    fitted = processor.fit_letters(page, **options)
+    outputs = processor(page, **options)
+    assert outputs["num_views"][0] == processor.plan(*fitted.size, **options).num_views
+    of_call = LlavaUhdImageProcessor(view_size=112, max_slices=max_slices or 6, letter_height=11)(page)
+    np.testing.assert_array_equal(outputs["pixel_values"], of_call["pixel_values"])
+    planner = replace(ImagePlanner.load("tiny"), view_size=112, max_slices=6, letter_height=11)
+    assert planner.fit_letters(page, max_slices).size == fitted.size
+
+
+def test_more_slices_show_a_dense_page_larger():
+    processor, page = LlavaUhdImageProcessor(view_size=112, max_slices=4, letter_height=20), draw_page(20)
+    assert processor.fit_letters(page).size < processor.fit_letters(page, max_slices=20).size
+
+
+def test_images_that_fit_the_context_when_they_are_reduced_are_not_refused(reducing_processor):
+    page = draw_page(48)
+    sizes = [reducing_processor.image_processor.fit_letters(page).size, page.size]
+    reduced, plain = (3 * reducing_processor.image_layout(*size).num_image_tokens for size in sizes)
+    assert reduced < plain
+    builder = PromptBuilder(reducing_processor, BoundedCache(1000, lambda _: 1), None, context=(reduced + plain) // 2)
+    content = [*[{"type": "image", "image": page}] * 3, {"type": "text", "text": "Which page?"}]
+    prompt = builder.build([{"role": "user", "content": content}])
+    assert reduced < prompt.input_ids.shape[1] < plain
+
+
+def test_checking_data_counts_the_tokens_of_the_reduced_image(reducing_processor, tmp_path):
+    draw_page(48).save(tmp_path / "page.png")
+    turns = [{"from": "human", "value": "<image>\nWhich page?"}, {"from": "gpt", "value": "48"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "0", "image": "page.png", "conversations": turns}]))
+    source = Source(str(tmp_path / "data.json"), str(tmp_path))
+    processors = load_processor("tiny"), reducing_processor
+    plain, reduced = (each.image_layout(*each.image_processor.fit_letters(draw_page(48)).size) for each in processors)
+    counted = [check_source(source, each).tokens for each in processors]
+    assert counted[0] - counted[1] == plain.length - reduced.length > 100

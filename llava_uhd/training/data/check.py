@@ -110,7 +110,8 @@ def _check_sample(
             image = decode_image(file)
             content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
             if processor is not None:
-                num_tokens += processor.image_layout(*image.size, max_slices=max_slices).length
+                fitted = processor.image_processor.fit_letters(image, max_slices=max_slices)
+                num_tokens += processor.image_layout(*fitted.size, max_slices=max_slices).length
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
         images.append(

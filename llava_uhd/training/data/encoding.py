@@ -88,7 +88,8 @@ class Encoder:
         try:
             images = [decode_image(image) for image in images]
             for image in images:
-                self.processor.image_processor.plan(*image.size, **options)  # refuses one that is too narrow
+                fitted = self.processor.image_processor.fit_letters(image, **options)
+                self.processor.image_processor.plan(*fitted.size, **options)  # refuses one that is too narrow
         except ValueError as error:
             raise BadSample(str(error)) from error
         if self.data.vary_images:
