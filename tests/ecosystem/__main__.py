@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -106,8 +107,15 @@ def install(tool: Tool, home: Path, log: Path) -> Path:
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     run([*pip, "--no-deps", "-e", str(ROOT)], log)
+    run([*pip, *dependencies()], log)
     stamp.write_text(tool.installed_as)
     return python
+
+
+def dependencies() -> list[str]:
+    """Names of what the package requires: installed at any version that a tool leaves them at, or at the newest."""
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [re.split(r"[^\w-]", requirement)[0] for requirement in required]
 
 
 def replace_sources(site: Path, name: str, version: str) -> None:
