@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava_uhd.generation.generator import Generator
 from llava_uhd.generation.prompt import build_prompt, question_message
-from llava_uhd.generation.sampling import Sampling
+from llava_uhd.generation.sampling import MAX_NEW_TOKENS, Sampling
 from llava_uhd.loading import load, load_calibration
 from llava_uhd.synthetic.varied import NOT_A_DOCUMENT, NOT_THERE, VariedDocument, make_varied
 from llava_uhd.synthetic.varied.facts import Entries
@@ -71,7 +71,9 @@ def main() -> None:
         for question, expected in questions:
             start = time.perf_counter()
             prompt = build_prompt(processor, [question_message([image], question)], None)
-            answer = [event for event in generator.generate(prompt, Sampling(256)) if not isinstance(event, str)][-1]
+            answer = [
+                event for event in generator.generate(prompt, Sampling(MAX_NEW_TOKENS)) if not isinstance(event, str)
+            ][-1]
             seconds = time.perf_counter() - start
             confidence = answer.confidence(calibration)
             if answer.text.lower() == expected.lower():

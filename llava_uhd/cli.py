@@ -17,6 +17,7 @@ from . import __version__
 from .benchmark.cli import app as benchmark
 from .checkpoints.cli import mount as mount_checkpoints
 from .evaluation.cli import app as evaluation
+from .generation.sampling import MAX_NEW_TOKENS
 from .inspection.cli import probe_app
 from .loading import DEFAULT_MODEL
 from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
@@ -63,7 +64,7 @@ def ask(
     pages: Pages = None,
     max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = MAX_NEW_TOKENS,
     device: Device = None,
     dtype: Dtype = "auto",
     quantization: Quantization = None,

@@ -184,7 +184,7 @@ def test_pages_beyond_the_context_are_refused_before_the_model_is_loaded(run, mo
     pdf = write_pdf(tmp_path / "report.pdf", 5)
     with monkeypatch.context() as patched:
         patched.setattr("llava_uhd.loading.load", load)
-        for verb, question, fitting in (("ask", ["What?"], 3), ("chat", [], 5)):  # `ask` leaves room for 256 tokens
+        for verb, question, fitting in (("ask", ["What?"], 3), ("chat", [], 5)):  # `ask` leaves room for 512 tokens
             code, out, err = run(verb, pdf, *question, "--model", "tiny")
             assert (code, out) == (1, "") and "error: 5 images take 2365 tokens" in err and "2048" in err
             assert f"--max-slices {fitting} leaves room, or choose pages" in err

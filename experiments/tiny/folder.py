@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from llava_uhd.generation.sampling import MAX_NEW_TOKENS
 from llava_uhd.model.processing_llava_uhd import LlavaUhdProcessor
 from llava_uhd.model_folder import seal_model
 
@@ -29,7 +30,7 @@ def save_folder(out: Path, setting: Setting) -> Path:
     folder = out / "model"
     model = assemble(network).bfloat16()
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=256, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
+        do_sample=False, max_new_tokens=MAX_NEW_TOKENS, bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
     tokenizer = build_tokenizer(location_tokens(setting.query_grid, setting.max_slices))
     tokenizer.model_max_length = setting.context

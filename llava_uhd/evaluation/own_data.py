@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..generation.sampling import MAX_NEW_TOKENS
 from .mirrors import ParquetImage, iterate_rows
 from .samples import DataError, ImageSource, Sample, read_json, read_jsonl, read_text
 from .scorers import is_number
@@ -80,7 +81,7 @@ def own_task(path: Path, images: Path | None = None, metric: str | None = None, 
         suffix=suffix,
         max_side=None,
         num_beams=1,
-        max_new_tokens=256,
+        max_new_tokens=MAX_NEW_TOKENS,
         match_key="id",
         metric=chosen and f"own_{chosen}",
         published=False,

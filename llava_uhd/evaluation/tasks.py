@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..generation.sampling import MAX_NEW_TOKENS
 from . import readers
 from .mirrors import MIRRORS, Mirror
 from .samples import DataError, MatchKey, MissingFileError, Sample
@@ -369,7 +370,7 @@ _TABLE = (
         suffix="",
         max_side=None,
         num_beams=1,
-        max_new_tokens=256,
+        max_new_tokens=MAX_NEW_TOKENS,
         match_key="id",
         metric="exact",
         source="nowhere: drawn on the spot from a seed",
@@ -384,7 +385,7 @@ _TABLE = (
         suffix="",
         max_side=None,
         num_beams=1,
-        max_new_tokens=256,
+        max_new_tokens=MAX_NEW_TOKENS,
         match_key="id",
         metric="declining",
         source="the package: an archive that benchmarks/webdocs writes",

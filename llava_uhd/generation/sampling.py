@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Longest answer where nothing else is asked for. Before `small` names the largest of twelve numbers, it notes all of
+# them in some 250 tokens, which decoding leaves out.
+MAX_NEW_TOKENS = 512
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1000  # characters
 

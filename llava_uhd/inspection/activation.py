@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..generation.prompt import prepare, question_message
+from ..generation.sampling import MAX_NEW_TOKENS
 from ..model.hiwin import HiWinProjector
 from ..model.images import decode_image
 from .attribution import IMAGE_INPUTS, answer_words
@@ -154,7 +155,7 @@ def answer_activation(
     question: str,
     word: str | None = None,
     max_slices: int | None = None,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Activation:
     """Ask a question, and compute the activation of the answer, or of one word of it, by level.
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ..generation.prompt import prepare, question_message
+from ..generation.sampling import MAX_NEW_TOKENS
 from ..model.images import decode_image
 from .attribution import answer_words, attribute, attribution_figure, image_heats
 from .figure import explanation_figure, principal_colors, pyramid_figure, view_pyramid
@@ -69,7 +70,7 @@ def answer_figure(
     question: str | None = None,
     word: str | None = None,
     method: str = "rollout",
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> "Figure":
     """Ask a question and draw the attribution of the answer, or of one word of it; see `make_figure`."""
     check_figure("answer", question)

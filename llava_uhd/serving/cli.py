@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, first_line
+from ..generation.sampling import MAX_NEW_TOKENS
 from ..loading import DEFAULT_MODEL
 from ..options import Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from ..terminal import status
@@ -48,7 +49,7 @@ def serve(
     max_queue_size: MaxQueueSize = 64,
     max_waiting: MaxWaiting = None,  # former name
     deadline: Deadline = 120.0,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     cache_mb: CacheMegabytes = 256,
     prefix_cache_mb: PrefixMegabytes = 512,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Maximum size of a request body in MiB.")] = 20,
@@ -152,7 +153,7 @@ def chat(
     pages: Pages = None,
     max_pages: MaxPages = 20,
     max_slices: MaxSlices = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the most likely words.")] = 0.0,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -195,7 +196,7 @@ def web(
     max_queue_size: MaxQueueSize = 32,
     max_waiting: MaxWaiting = None,  # former name
     deadline: Deadline = 120.0,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     cache_mb: CacheMegabytes = 256,
     prefix_cache_mb: PrefixMegabytes = 512,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Maximum size of an image file in MiB.")] = 20,

@@ -28,7 +28,7 @@ from ..generation.generator import Generator
 from ..generation.prompt import Message, Prompt, image_parts, room_for_answer
 from ..generation.request import RequestState
 from ..generation.result import Result, Timings
-from ..generation.sampling import Sampling
+from ..generation.sampling import MAX_NEW_TOKENS, Sampling
 from .generation import DeadlineExceeded, EngineBusy, EngineClosed, Event, Generation
 from .prompts import PromptBuilder
 
@@ -61,7 +61,7 @@ class EngineOptions:
     batch_size: int = 8
     max_queue_size: int = 64
     deadline: float = 120.0
-    max_new_tokens: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
     cache_bytes: int = 256 * 2**20
     prefix_bytes: int = 512 * 2**20
     max_pixels: int | None = None
