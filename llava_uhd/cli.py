@@ -216,7 +216,7 @@ def _open(
     opened = open_all(read_streams(images), pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
     noted: dict[str, list[str]] = {}
     for page in opened:
-        if (said := legibility_note(planner, *page.image.size, max_slices, page.dpi)) is not None:
+        if (said := legibility_note(planner, page.image, max_slices, page.dpi)) is not None:
             noted.setdefault(said, []).append(page.name)
     for said, names in noted.items():
         note(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from .errors import InputError
 from .loading import DEFAULT_MODEL, load_processor, resolve
 from .model.layout import ImageLayout, LayoutName, TokenGrid, plan_layout
+from .model.letter_height import fit_letters, used_height
 from .model.slicing import SlicePlan, enlarged_size, plan_views
 
 if TYPE_CHECKING:
@@ -123,9 +124,11 @@ class ImagePlanner:
 
     def fit_letters(self, image: "Image.Image", max_slices: int | None = None) -> "Image.Image":
         """Return a decoded image at the size whose views are planned; see `LlavaUhdImageProcessor.fit_letters`."""
-        from .model.letter_height import fit_letters
+        return fit_letters(image, self.used_height(max_slices), self.num_pixels(max_slices), self.max_side)
 
-        return fit_letters(image, self.letter_height, self.num_pixels(max_slices), self.max_side)
+    def used_height(self, max_slices: int | None = None) -> int | None:
+        """Return the height to which the letters of images are brought; None where that changes nothing."""
+        return used_height(self.letter_height, max_slices or self.max_slices, self.slice_grid)
 
     def plan(self, width: int, height: int, max_slices: int | None = None) -> SlicePlan:
         """Return the views of an image of this size in pixels.
@@ -133,7 +136,7 @@ class ImagePlanner:
         Raises:
             ValueError: it is so narrow that a view has more than `max_view_patches`.
         """
-        if self.max_side is not None and self.letter_height is None:
+        if self.max_side is not None and self.used_height(max_slices) is None:
             width, height = enlarged_size(width, height, self.max_side)
         return plan_views(
             width,

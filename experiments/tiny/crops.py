@@ -51,7 +51,7 @@ def cell_symbols(labels: np.ndarray, shape: tuple[int, int], patch_size: int, ce
 def cut_crops(
     document: AnyDocument, setting: Setting, views: int, count: int, rng: random.Random
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Return views at random places of a page as the model would show it, about so large.
+    """Return views at random places of a page, about so large as its slices show it before its letters are fitted.
 
     Of `CHOICES` places the one with most text is taken: two in three patches of all places are blank.
 

@@ -6,16 +6,13 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from llava_uhd.model.letter_height import QUARTILE, fitted_size, measure_letters
+from llava_uhd.model.letter_height import LETTER, QUARTILE, fitted_size, measure_letters
 from llava_uhd.synthetic.page import Page
 from llava_uhd.synthetic.varied import Glyphs
 from llava_uhd.synthetic.varied.sheet import Sheet
 
 from .earlier import AnyDocument
 from .setting import Setting
-
-# Height of the letters in font sizes: the median over pages of many fonts.
-LETTER = 0.6
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,12 @@ def _is_comparison(labels: torch.Tensor, notes: int) -> torch.Tensor:
 
 
 def _count_leads(network: Network, hidden: torch.Tensor, labels: torch.Tensor, notes: int) -> tuple[int, int]:
-    """Counts of rightly predicted signs of comparisons and of all of them, without those that say equal."""
+    """Counts of rightly predicted signs of comparisons and of all of them, without those that say equal.
+
+    Signs behind a place say whether a row follows, and compare nothing.
+    """
     targets = labels[:, 1:]
-    asked = _is_comparison(targets, notes)
+    asked = _is_comparison(targets, notes) & (labels[:, :-1] >= notes)
     predicted = network.model.lm_head(hidden[:, :-1][asked]).argmax(dim=-1)
     return int((predicted == targets[asked]).sum()), int(asked.sum())
 

@@ -80,7 +80,8 @@ class BatchBuilder:
         """Group question positions by number and shapes of views and by text length, longest first.
 
         Views of one shape go through the tower together, and give as many tokens. Among these, questions about one
-        image stay together.
+        image stay together. Sizes are those of the files: with a `letter_height` views are others, and the order only
+        resembles theirs.
         """
         about: dict[ImageSource | int, list[int]] = {}  # a question without an image is a group of its own
         for position, sample in enumerate(samples):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 Protocol = dict[str, Any]
 OFFICIAL, PUBLISHED = "official", "llava-uhd"
+# Options of the image processor, beside `GenerationOptions`, that decide how an image is shown.
+SHOWN = ("slice_grid", "pad_to_square", "pad_to_grid", "letter_height")
 # Problems that change the score: an error unless the user allows them; affected rows score 0.
 _FATAL = ("unreadable", "duplicate", "missing", "extra", "image")
 
@@ -66,6 +68,7 @@ def describe_protocol(
     options = asdict(generator.options)
     if options["max_slices"] is None:
         options["max_slices"] = generator.processor.image_processor.max_slices
+    shown = {name: getattr(generator.processor.image_processor, name) for name in SHOWN}
     return {
         "benchmark": task.name,
         "split": task.split,
@@ -76,6 +79,7 @@ def describe_protocol(
         "suffix": task.suffix,
         "metric": task.metric,
         **options,
+        **shown,
         "do_sample": False,
         "seed": seed,
         "model": model_name,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..model.images import decode_image
+from ..model.slicing import enlarged_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +22,20 @@ def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_sli
     """
     plan = processor.image_processor.plan(width, height, max_slices=max_slices)
     columns, rows = plan.grid or (0, 0)
-    whole_width, whole_height = plan.padded_size or (width, height)
-    left, top = (width - whole_width) // 2, (height - whole_height) // 2
+    max_side = _max_side(processor, max_slices)
+    planned = (width, height) if max_side is None else enlarged_size(width, height, max_side)
+    whole_width, whole_height = plan.padded_size or planned
+    left, top = (planned[0] - whole_width) // 2, (planned[1] - whole_height) // 2
     slice_width, slice_height = whole_width / max(columns, 1), whole_height / max(rows, 1)
     corners = [(left + x * slice_width, top + y * slice_height) for y in range(rows) for x in range(columns)]
-    return np.array([(x, y, x + slice_width, y + slice_height) for x, y in corners]).reshape(-1, 4)
+    boxes = np.array([(x, y, x + slice_width, y + slice_height) for x, y in corners]).reshape(-1, 4)
+    return boxes * np.array([width / planned[0], height / planned[1]] * 2)
+
+
+def _max_side(processor: "LlavaUhdProcessor", max_slices: int | None) -> int | None:
+    """Long side that small images are enlarged to as they are cut; None where `fit_letters` has done so."""
+    images = processor.image_processor
+    return images.max_side if images.used_height(max_slices=max_slices) is None else None
 
 
 def draw_slices(
@@ -62,7 +72,7 @@ def slice_figure(processor: "LlavaUhdProcessor", image: Any, max_slices: int | N
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_slices(left, decoded, processor, max_slices)
-    right.imshow(cut_views(fitted, plan)[-1])
+    right.imshow(cut_views(fitted, plan, max_side=_max_side(processor, max_slices))[-1])
     right.set_title(f"overview: {plan.overview_size[0]} x {plan.overview_size[1]}")
     right.set_axis_off()
     sizes = f"slices of {plan.slice_size[0]} x {plan.slice_size[1]}, " if plan.slice_size else ""

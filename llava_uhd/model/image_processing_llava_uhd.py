@@ -29,7 +29,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
-from .letter_height import fit_letters
+from .letter_height import fit_letters, used_height
 from .slicing import SlicePlan, enlarged_size, plan_views
 from .validation import LARGEST, MAX_SLICES, check_int, check_letter_height, check_padding, check_slice_grid, is_number
 
@@ -67,7 +67,8 @@ class LlavaUhdImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg, 
         pad_to_square: pad images to squares with the mean color before slicing.
         pad_to_grid: pad images with the mean color so that every slice is a square; see `plan_slices`.
         letter_height: resize images before slicing so that their letters are this many pixels high; see
-            `letter_height.fitted_size`. None, as published, for every image at its own resolution.
+            `letter_height.fitted_size`. None, as published, for every image at its own resolution. No effect where
+            `max_slices` is 1 or there is a `slice_grid`: then views show every image at one size.
         max_view_patches: most patches of a view; images so narrow that one has more are refused. None for twice those
             of a square view, 1,152 at least.
     """
@@ -179,12 +180,21 @@ class LlavaUhdImageProcessor(PilBackend):
             image: decoded RGB image.
             kwargs: options in place of the processor's own.
         """
-        num_pixels = self._option("max_slices", kwargs) * self._option("view_size", kwargs) ** 2
-        height, side = self._option("letter_height", kwargs), self._option("max_side", kwargs)
-        return fit_letters(image, height, num_pixels, side, self._option("resample", kwargs))
+        option = partial(self._option, kwargs=kwargs)
+        num_pixels = option("max_slices") * option("view_size") ** 2
+        return fit_letters(image, self.used_height(**kwargs), num_pixels, option("max_side"), option("resample"))
 
     def _option(self, name: str, kwargs: dict[str, Any]) -> Any:
         return getattr(self, name) if kwargs.get(name) is None else kwargs[name]
+
+    def used_height(self, **kwargs: Any) -> int | None:
+        """Return the height to which letters are brought; None where that changes nothing; see `fit_letters`.
+
+        Raises:
+            ValueError: it is out of range.
+        """
+        check_letter_height(height := self._option("letter_height", kwargs))
+        return used_height(height, self._option("max_slices", kwargs), self._option("slice_grid", kwargs))
 
     def plan(self, width: int, height: int, **kwargs: Any) -> SlicePlan:
         """Plan the views of an image of this size, by the processor's options or those given instead.
@@ -195,7 +205,7 @@ class LlavaUhdImageProcessor(PilBackend):
             ValueError: it is so narrow that a view has more than `max_view_patches`.
         """
         option = partial(self._option, kwargs=kwargs)
-        if (max_side := option("max_side")) is not None and option("letter_height") is None:
+        if (max_side := option("max_side")) is not None and self.used_height(**kwargs) is None:
             width, height = enlarged_size(width, height, max_side)
         return plan_views(
             width,
@@ -211,8 +221,10 @@ class LlavaUhdImageProcessor(PilBackend):
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = _flatten(self.fetch_images(images))
+        # None takes the processor's own option, as in `plan`.
+        kwargs = {name: self._option(name, kwargs) if hasattr(self, name) else kwargs[name] for name in kwargs}
         max_side = kwargs["max_side"]
-        if kwargs["letter_height"] is not None:
+        if self.used_height(**kwargs) is not None:
             images, max_side = [self.fit_letters(image, **kwargs) for image in images], None
         plans = [self.plan(*image.size, **kwargs) for image in images]
         background = tuple(int(255 * mean) for mean in kwargs["image_mean"])

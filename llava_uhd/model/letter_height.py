@@ -7,7 +7,8 @@ part of a letter at a time reads them worse.
 A letter is a connected mark, darker or lighter than its surroundings, of the proportions that letters have. Of all
 marks the lower quartile of the heights counts: about 0.6 font sizes where letters stand apart, whether the page has
 titles and logos or not. Letters so small that they touch count as higher than they are; these are too small to
-read in any case.
+read in any case. Marks in the texture of a photograph count, too, so that most photographs are enlarged: that costs
+time, and they are no document at any size.
 """
 
 import math
@@ -24,6 +25,7 @@ WIDEST, NARROWEST = 4, 1 / 6  # of its height
 FILLED = (0.12, 0.9)  # part of the box that a letter covers; a rule or a bar covers all of it
 FEWEST = 8
 QUARTILE = 25
+LETTER = 0.6  # such a height in font sizes: the median over pages of many fonts
 # A page is not resampled for less, and not enlarged by more: what is blurred is no easier to read.
 LEAST_CHANGE, MOST_ENLARGED = 1.1, 1.6
 
@@ -50,8 +52,12 @@ def measure_letters(image: Image.Image, num_pixels: int) -> float | None:
 
 def _letter_heights(ink: np.ndarray) -> np.ndarray:
     """Return the heights of the connected marks of an image, (height, width) of booleans, that may be letters."""
-    # Imported here: most models show every image at its own resolution, and need no scipy.
-    from scipy import ndimage
+    # Imported here, where it may be absent: most models show every image at its own resolution, and load from a hub
+    # without scipy. transformers asks for all that remote code imports outside of `try`.
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise ImportError("letter_height measures the letters of images with scipy: pip install scipy") from error
 
     labels, count = ndimage.label(ink, np.ones((3, 3)))
     boxes = ndimage.find_objects(labels)
@@ -83,6 +89,17 @@ def fitted_size(
     if 1 / LEAST_CHANGE < scale / min(most, 1.0) < LEAST_CHANGE:
         return size
     return max(round(scale * width), 1), max(round(scale * height), 1)
+
+
+def used_height(letter_height: int | None, max_slices: int, slice_grid: object) -> int | None:
+    """Height to which letters are brought; None where views show every image at one size, whatever its own is.
+
+    Args:
+        letter_height: height in pixels, or None.
+        max_slices: most slices of an image; one is an overview alone.
+        slice_grid: grid that every image is cut into, or None.
+    """
+    return letter_height if max_slices > 1 and slice_grid is None else None
 
 
 def fit_letters(

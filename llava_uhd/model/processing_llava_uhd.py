@@ -455,7 +455,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         if image_sizes is None:
             return MultiModalData()
         options = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
-        if (height := options.get("letter_height") or self.image_processor.letter_height) is not None:
+        if (height := self.image_processor.used_height(**options)) is not None:
             raise ValueError(f"images are resized to a letter_height of {height}: sizes alone give no token count")
         return MultiModalData(
             num_image_tokens=[

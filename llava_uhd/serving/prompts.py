@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,8 @@ class PromptBuilder:
     def build(self, messages: Sequence[Message], max_slices: int | None = None, deadline: float = math.inf) -> Prompt:
         """Return the prompt of a conversation.
 
-        Sizes are read first: nothing is decoded before all images together are known to fit context and limits.
+        Sizes are read first: nothing is decoded before all images together are known to fit context and limits. With a
+        `letter_height` sizes do not tell the number of tokens: the image that exceeds the context is the last decoded.
 
         Args:
             messages: conversation with `role` and `content` per message, a string or parts of type `text` and
@@ -108,7 +109,7 @@ class PromptBuilder:
                     num_pixels += math.prod(image.image.size)
                 num_tokens += self._num_tokens(image)
                 self._check_sums(num_tokens, num_pixels)
-            return [self._encoded(image, end) for image in opened]
+            return list(self._encode_all(opened, num_tokens, num_pixels, end))
         except DeadlineExceeded as error:
             if end == deadline:
                 raise
@@ -130,18 +131,36 @@ class PromptBuilder:
         image = source if isinstance(source, Image.Image) else open_image(source, name, self.max_pixels, end)
         return _Opened(name, key, image)
 
+    def _encode_all(
+        self, opened: Sequence[_Opened], num_tokens: int, num_pixels: int, end: float
+    ) -> Iterator[EncodedImage]:
+        """Yield images cut into views; the sum of their least numbers of tokens becomes exact on the way."""
+        for image in opened:
+            least = self._num_tokens(image)
+            encoded = self._encoded(image, end)
+            num_tokens += self._exact_tokens(encoded) - least
+            self._check_sums(num_tokens, num_pixels)
+            yield encoded
+
+    def _exact_tokens(self, encoded: EncodedImage) -> int:
+        if encoded.features is not None:
+            return len(encoded.features)
+        ids = self.processor.ids_of_image(encoded.inputs, 0)
+        return ids.count(self.processor.image_token_id)
+
     def _num_tokens(self, opened: _Opened) -> int:
         """Return the least number of tokens of an image: a PNG's orientation is unknown until it is decoded.
 
-        With a `letter_height` its resized size is, too: the least is that of a single view.
+        With a `letter_height` its resized size is, too: every image has some.
         """
         if opened.image is None:
             assert opened.encoded is not None and opened.encoded.features is not None
             return len(opened.encoded.features)
         _, max_slices = opened.key
         options = {} if max_slices is None else {"max_slices": max_slices}
-        images = self.processor.image_processor
-        width, height = opened.image.size if images.letter_height is None else (images.view_size, images.view_size)
+        if self.processor.image_processor.used_height(**options) is not None:
+            return 1
+        width, height = opened.image.size
         sizes = ((width, height), (height, width))
         return min(self.processor.image_layout(*size, **options).num_image_tokens for size in sizes)
 

@@ -48,7 +48,7 @@ def slices_image(engine: Engine, session: Session, index: int) -> tuple[Image.Im
     )
     width, height = plan["overview_size"]
     planner = ImagePlanner.from_processor(engine.processor)
-    small = legibility_note(planner, *image.size, session.max_slices, page_dpi(session.images[index]))
+    small = legibility_note(planner, image, session.max_slices, page_dpi(session.images[index]))
     return rendered(figure), (
         f"{image.width} x {image.height} pixels, {views}{width} x {height}: "
         f"**{plan['num_image_tokens']} image tokens** in {plan['num_views']} view{'s'[: plan['num_views'] != 1]}."

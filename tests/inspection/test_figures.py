@@ -63,6 +63,8 @@ def test_slices_tile_the_image(small):
     assert slice_boxes(padding, 300, 200).tolist()[3] == [150, 100, 300, 250]
     padding = SimpleNamespace(image_processor=LlavaUhdImageProcessor(pad_to_grid=True, max_slices=2))
     assert slice_boxes(padding, 600, 200).tolist() == [[0, -50, 300, 250], [300, -50, 600, 250]]
+    padding.image_processor.max_side = 1200  # cut when it is twice as large
+    assert slice_boxes(padding, 600, 200).tolist() == [[0, -50, 300, 250], [300, -50, 600, 250]]
     assert drawn(slice_figure(processor, IMAGE)) != drawn(slice_figure(processor, IMAGE, max_slices=1))
 
 

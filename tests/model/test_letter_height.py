@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
+from transformers.dynamic_module_utils import get_imports
 
+from llava_uhd.evaluation.generation import BatchGenerator, GenerationOptions
+from llava_uhd.evaluation.results import describe_protocol
+from llava_uhd.evaluation.synthdoc import read_synthdoc
+from llava_uhd.evaluation.tasks import TASKS
 from llava_uhd.generation.bounded import BoundedCache
 from llava_uhd.inspection.explanation import explain_image
 from llava_uhd.inspection.slices import draw_slices
-from llava_uhd.loading import load_processor, resolve
+from llava_uhd.loading import load, load_processor, resolve
+from llava_uhd.model import letter_height
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
 from llava_uhd.model.letter_height import LEAST_CHANGE, MOST_ENLARGED, fit_letters, fitted_size, measure_letters
@@ -25,7 +31,8 @@ from llava_uhd.serving.prompts import PromptBuilder
 from llava_uhd.synthetic import held_out_documents, render
 from llava_uhd.synthetic.fonts import FONTS, load_font
 from llava_uhd.training.data.check import check_source
-from llava_uhd.training.recipe import Source
+from llava_uhd.training.data.encoding import Encoder
+from llava_uhd.training.recipe import DataRecipe, Source
 
 NUM_PIXELS = 12 * 224**2
 TEXT = "Subtotal 39.90 for hammer, nails and paint\nof March 2026: see page 48 of the catalog"
@@ -128,6 +135,56 @@ def test_a_height_that_cannot_be_measured_is_refused(value):
         LlavaUhdConfig(letter_height=value)
 
 
+@pytest.mark.parametrize("value", [0, -5, 1, 500])
+def test_a_height_of_a_call_that_cannot_be_measured_is_refused(value):
+    processor, page = LlavaUhdImageProcessor(view_size=112, letter_height=11), draw_page(20)
+    for call in (processor, processor.fit_letters):
+        with pytest.raises((ValueError, TypeError), match="letter_height"):
+            call(page, letter_height=value)
+
+
+def test_none_in_a_call_takes_the_processor_s_own_option():
+    processor, page = LlavaUhdImageProcessor(view_size=112, letter_height=11, max_side=1024), draw_page(20)
+    expected = processor(page)
+    for name in ("letter_height", "max_side", "max_slices"):
+        np.testing.assert_array_equal(processor(page, **{name: None})["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("options", [{"slice_grid": [2, 2]}, {"max_slices": 1}])
+def test_nothing_is_resized_where_views_show_every_image_at_one_size(options):
+    page = draw_page(48)
+    for processor, of_call in (
+        (LlavaUhdImageProcessor(view_size=112, letter_height=11, **options), {}),
+        (LlavaUhdImageProcessor(view_size=112, letter_height=11), options),
+    ):
+        assert processor.fit_letters(page, **of_call) is page
+        for side in ({}, {"max_side": 1400}):
+            plain = LlavaUhdImageProcessor(view_size=112, **options)(page, **side)
+            np.testing.assert_array_equal(processor(page, **of_call, **side)["pixel_values"], plain["pixel_values"])
+
+
+def test_remote_code_of_models_without_the_option_needs_no_scipy():
+    package = Path(letter_height.__file__).parent
+    imports = {name for file in package.glob("*.py") for name in get_imports(file)}
+    assert "numpy" in imports and "scipy" not in imports
+
+
+def test_varied_training_images_are_refused_with_it(reducing_processor):
+    data = DataRecipe((Source("data.json"),), vary_images=True, template="vicuna")
+    with pytest.raises(ValueError, match="letter_height of 6"):
+        Encoder(reducing_processor, data)
+
+
+def test_the_protocol_of_an_evaluation_names_the_height(reducing_processor):
+    samples, task = read_synthdoc(Path())[:1], TASKS["synthdoc"]
+    model, options = load("tiny")[0], GenerationOptions(None, None, 1, 8, 1)
+    shown = []
+    for processor in (load_processor("tiny"), reducing_processor):
+        generator = BatchGenerator(model, processor, options)
+        shown.append(describe_protocol(task, samples, generator, "tiny", 0, 1, "official"))
+    assert [protocol["letter_height"] for protocol in shown] == [None, 6]
+
+
 @pytest.fixture
 def reducing_processor():
     processor = load_processor("tiny")
@@ -198,6 +255,22 @@ def test_images_that_fit_the_context_when_they_are_reduced_are_not_refused(reduc
     content = [*[{"type": "image", "image": page}] * 3, {"type": "text", "text": "Which page?"}]
     prompt = builder.build([{"role": "user", "content": content}])
     assert reduced < prompt.input_ids.shape[1] < plain
+
+
+def test_images_that_exceed_the_context_are_refused_as_soon_as_their_tokens_are_counted(reducing_processor):
+    pages = [draw_page(size) for size in (48, 47, 46, 45)]
+    one = reducing_processor.image_layout(*reducing_processor.image_processor.fit_letters(pages[0]).size)
+    encoded = BoundedCache(1000, lambda _: 1)
+    builder = PromptBuilder(reducing_processor, encoded, None, context=one.num_image_tokens * 2 - 1)
+    processed = []
+    of_processor = reducing_processor.image_processor.fit_letters
+    reducing_processor.image_processor.fit_letters = lambda image, **kwargs: (
+        processed.append(image.size) or of_processor(image, **kwargs)
+    )
+    content = [*[{"type": "image", "image": page} for page in pages], {"type": "text", "text": "Which page?"}]
+    with pytest.raises(ValueError, match="the images alone have"):
+        builder.build([{"role": "user", "content": content}])
+    assert processed == [page.size for page in pages[:2]]
 
 
 def test_checking_data_counts_the_tokens_of_the_reduced_image(reducing_processor, tmp_path):

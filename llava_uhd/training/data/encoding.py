@@ -49,6 +49,11 @@ class Encoder:
                 "the chat template marks no answers ({% generation %}): name data.template, one of "
                 + ", ".join(CHAT_TEMPLATES)
             )
+        if data.vary_images and processor.image_processor.letter_height is not None:
+            raise ValueError(
+                "data.vary_images enlarges images, and the model's letter_height of "
+                f"{processor.image_processor.letter_height} would undo it: leave one of them out"
+            )
         self.chatml = None
         if data.labels == "published" and data.template == "qwen":
             self.chatml = self._chatml_ids()
