@@ -145,17 +145,19 @@ def test_a_height_of_a_call_that_cannot_be_measured_is_refused(value):
 
 def test_none_in_a_call_takes_the_processor_s_own_option():
     processor, page = LlavaUhdImageProcessor(view_size=112, letter_height=11, max_side=1024), draw_page(20)
-    expected = processor(page)
-    for name in ("letter_height", "max_side", "max_slices"):
-        np.testing.assert_array_equal(processor(page, **{name: None})["pixel_values"], expected["pixel_values"])
+    for each in (processor, LlavaUhdImageProcessor(view_size=112, max_side=1024)):
+        expected = each(page)
+        for name in ("letter_height", "max_side", "max_slices"):
+            np.testing.assert_array_equal(each(page, **{name: None})["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize("options", [{"slice_grid": [2, 2]}, {"max_slices": 1}])
 def test_nothing_is_resized_where_views_show_every_image_at_one_size(options):
-    page = draw_page(48)
+    page = draw_page(48).crop((0, 0, 400, 384))
+    assert LlavaUhdImageProcessor(view_size=112, letter_height=6).fit_letters(page).width < 120
     for processor, of_call in (
-        (LlavaUhdImageProcessor(view_size=112, letter_height=11, **options), {}),
-        (LlavaUhdImageProcessor(view_size=112, letter_height=11), options),
+        (LlavaUhdImageProcessor(view_size=112, letter_height=6, **options), {}),
+        (LlavaUhdImageProcessor(view_size=112, letter_height=6), options),
     ):
         assert processor.fit_letters(page, **of_call) is page
         for side in ({}, {"max_side": 1400}):
