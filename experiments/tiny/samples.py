@@ -136,7 +136,8 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
     document = draw_document(setting, phase, seed, index)
     rng = random.Random(f"sample:{phase.name}:{seed}:{index}")
     compared = is_compared(phase, seed, index)
-    coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < phase.symbols) or compared
+    of_codes = 1 - phase.rendered if compared else phase.symbols
+    coded = phase.kind == "reader" or (phase.kind in ("frozen", "joint") and rng.random() < of_codes)
     image = None if coded else document.render()
     fitted = fit_letters(document, setting, image)
     plan = plan_of(fitted, setting, phase.views)

@@ -88,9 +88,9 @@ class Phase:
             continued: nearly every character of such an answer teaches to look.
         symbols: part of the pages of `frozen` and `joint` that are given as codes, so that the language model keeps
             its skill.
-        compared: part of the pages that are short lists and charts, given as codes, whose rows are compared, counted
-            and put in order: what is cheap to practice without pixels. `lists`: lists of numbers without a page after
-            each of them; see `comparisons.py`.
+        compared: part of the pages that are short lists and charts, whose rows are compared, counted and put in order.
+            `rendered`: the part of these that is drawn; the others are codes, which are cheap to practice with.
+            `lists`: lists of numbers without a page after each of them; see `comparisons.py`.
         questions: most questions a page.
         moved: part of the places in answers that are a quarter of a window beside the right one; see `locations.py`.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
@@ -116,6 +116,7 @@ class Phase:
     continued: float = 0.0
     symbols: float = 0.0
     compared: float = 0.0
+    rendered: float = 0.0
     lists: int = 0
     questions: int = 10
     moved: float = 0.0

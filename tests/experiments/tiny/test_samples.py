@@ -392,6 +392,17 @@ def test_some_pages_are_rows_to_compare_given_as_codes():
     assert set(kinds) <= {*COMPARED_KINDS, "chart"} and 0 < kinds.count("chart") < len(compared)
 
 
+@pytest.mark.parametrize(("rendered", "symbols"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.0)])
+def test_rows_to_compare_are_drawn_or_given_as_codes_apart_from_other_pages(rendered, symbols):
+    phase = Phase("rows", "joint", 1, 400, compared=0.6, rendered=rendered, symbols=symbols, questions=4, views=4)
+    setting, drawn = Setting(), {True: [], False: []}
+    for index in range(12):
+        drawn[is_compared(phase, 0, index)].append(make_sample(setting, phase, 0, index).patches is not None)
+    assert len(drawn[True]) > 3 and len(drawn[False]) > 2
+    assert set(drawn[True]) == ({False, True} if rendered == 0.5 else {rendered == 1})
+    assert set(drawn[False]) == {symbols == 0}
+
+
 def test_of_codes_is_not_asked_what_shapes_alone_tell():
     drawn = coded = 0
     for index in range(20):
