@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -236,6 +237,12 @@ def test_the_plan_fits_the_wheel_and_names_every_phase():
     megabytes = float(text.split("; ")[1].split(" MB")[0])
     assert megabytes <= 20
     assert len({phase.name for phase in plan.phases}) == len(plan.phases)
+
+
+def test_the_weights_that_are_shipped_take_up_the_plan():
+    plan = load_plan()
+    finished = begin_with(Network(plan.setting), plan, [Path("experiments/tiny/begun.pt")])
+    assert finished[-1] == "joint"
 
 
 def test_a_plan_with_the_former_name_of_the_slots_loads(tmp_path):
