@@ -22,7 +22,7 @@ from .inspection.cli import probe_app
 from .loading import DEFAULT_MODEL
 from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
 from .serving.cli import mount as mount_serving
-from .terminal import be_quiet, note, status, use_utf8
+from .terminal import be_quiet, is_quiet, note, status, use_utf8
 from .training.cli import mount as mount_training
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def main() -> None:
         if flag in arguments[:end]:
             arguments.remove(flag)
             flags[flag] = True
-    if flags["--quiet"]:
+    if flags["--quiet"] or is_quiet():
         be_quiet()
     try:
         app(args=arguments, prog_name=PROGRAM)

@@ -1,6 +1,7 @@
 """Loading a model and its processor by name: a built-in one, a folder, or a hub id."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +43,7 @@ def resolve(model: str) -> str:
     """
     if model in BUILT_IN:
         return built_in(model)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{model} is not a model folder: it holds no config.json")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,12 @@ if TYPE_CHECKING:
 
 QUIET = "LLAVA_UHD_QUIET"
 # Switches of the libraries underneath: download bars, weight-loading bars, warnings, tqdm.
-SILENCERS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+SILENCERS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def is_quiet() -> bool:
@@ -22,6 +28,7 @@ def be_quiet() -> None:
     """Keep stderr for errors, in this process and in those that it starts."""
     os.environ[QUIET] = "1"
     os.environ.update(SILENCERS)
+    warnings.simplefilter("ignore")
 
 
 def stderr_console() -> "Console":

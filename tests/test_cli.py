@@ -286,6 +286,11 @@ def test_quiet_leaves_stderr_to_errors(folder):
     options = ["--model", str(folder), "--max-new-tokens", "3"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.strip()
+    command.remove("--quiet")
+    quiet = {**os.environ, "LLAVA_UHD_QUIET": "1"}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.strip()
+    command.insert(3, "--quiet")
     done = subprocess.run([*command, "--model", "nowhere/at/all"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 

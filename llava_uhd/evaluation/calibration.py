@@ -69,8 +69,8 @@ def read_answers(run: Path) -> ScoredAnswers:
         )
     if OFFICIAL not in result["scores"]:
         raise ValueError(f"{run} has no scores: a server or a judge gives them")
-    pairs = [
-        (row["metadata"].get(TOKEN_PROBABILITY), scored["score"] >= _RIGHT)
+    pairs: list[tuple[Any, bool]] = [
+        ((row.get("metadata") or {}).get(TOKEN_PROBABILITY), scored["score"] >= _RIGHT)
         for row, scored in zip(rows, result["rows"], strict=True)
         if "error" not in row and scored["score"] is not None
     ]

@@ -135,7 +135,7 @@ def run(
     rows = [_find_task(name, images, metric, suffix) for name in benchmarks]
     _check_own_options(rows, images, metric, suffix)
     for task in rows:
-        task.load(data)
+        task.read_data(data, allow_missing)
 
     from ..threads import use_threads, wait_passively
 

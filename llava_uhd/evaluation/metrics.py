@@ -243,7 +243,10 @@ def _own(metric: Metric) -> Metric:
 
     def score(samples: Sequence[Sample], texts: Texts, compat: Compat) -> Scores:
         scores = metric(samples, texts, compat)
-        return replace(scores, values={**scores.values, **_by_category(samples, scores.rows)}, notes=[])
+        by_category = _by_category(samples, scores.rows)
+        if scores.headline in by_category:
+            by_category[f"category {scores.headline}"] = by_category.pop(scores.headline)
+        return replace(scores, values={**scores.values, **by_category}, notes=[])
 
     return score
 

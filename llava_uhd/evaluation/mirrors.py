@@ -102,6 +102,21 @@ class ParquetImage:
         return open_image(content)
 
 
+def has_embedded_images(path: Path, column: str = "image") -> bool:
+    """Return whether a Parquet file has a column of images, and not of their paths.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    from pyarrow import types
+
+    schema = open_parquet(path).schema_arrow
+    if column not in schema.names:
+        return False
+    kind = schema.field(column).type
+    return not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+
+
 def iterate_rows(path: Path, without: tuple[str, ...] = ("image",)) -> Iterator[tuple[Record, int, int]]:
     """Yield rows of a Parquet file without some columns, each with its row group and index in it.
 

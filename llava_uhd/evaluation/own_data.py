@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generation.sampling import MAX_NEW_TOKENS
-from .mirrors import ParquetImage, iterate_rows
+from .mirrors import ParquetImage, has_embedded_images, iterate_rows
 from .samples import DataError, ImageSource, Sample, read_json, read_jsonl, read_text
 from .scorers import is_number
 from .tasks import Task
@@ -153,12 +153,20 @@ def _rows(path: Path) -> Iterator[tuple[Any, ParquetImage | None]]:
     if not path.is_file():
         raise DataError(f"missing file: {path}")
     if suffix == ".parquet":
-        for row, group, index in iterate_rows(path):
-            image = ParquetImage(path, group, index)
-            yield row, image if image.exists() else None
+        embedded = has_embedded_images(path)
+        for row, group, index in iterate_rows(path, without=("image",) if embedded else ()):
+            image = ParquetImage(path, group, index) if embedded else None
+            yield row, image if image is not None and image.exists() else None
     elif suffix in (".csv", ".tsv"):
-        text = io.StringIO(read_text(path), newline="")
-        yield from ((row, None) for row in csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ","))
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t" if suffix == ".tsv" else ",")
+        for number, row in enumerate(rows, start=1):
+            if surplus := row.get(None):  # type: ignore[call-overload]  # the name of cells without one
+                header = len(rows.fieldnames or ())
+                raise DataError(
+                    f"{path}, row {number} has {header + len(surplus)} cells and the header {header}: text with the "
+                    "separator in it goes in double quotes"
+                )
+            yield _with_list(row), None
     elif suffix == ".json":
         content = read_json(path)
         if not isinstance(content, list):
@@ -168,6 +176,17 @@ def _rows(path: Path) -> Iterator[tuple[Any, ParquetImage | None]]:
         yield from ((row, None) for row in read_jsonl(path))
     else:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}")
+
+
+def _with_list(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of text whose `answers` may be a JSON list."""
+    answers = row.get("answers") or ""
+    if not answers.startswith("["):
+        return row
+    try:
+        return {**row, "answers": json.loads(answers)}
+    except ValueError:
+        return row  # an answer that begins with a bracket
 
 
 def _question_and_answers(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:

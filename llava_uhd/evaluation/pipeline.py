@@ -100,7 +100,7 @@ def evaluate_task(
     from .generation import BatchGenerator
 
     rank = Rank.from_environment()
-    samples, form = task.read_data(data)
+    samples, form = task.read_data(data, options.allow_missing)
     samples = samples[: options.limit]
     generator = BatchGenerator(model, processor, options.generation(task))
     protocol = describe_protocol(task, samples, generator, model_name, options.seed, options.limit, form)
@@ -139,7 +139,7 @@ def score_file(task: Task, predictions: Path, data: Path | None, out: Path | Non
     Raises:
         ValueError: there is no such file; or it has such answers, or answers to other questions.
     """
-    samples, form = task.read_data(data)
+    samples, form = task.read_data(data, allow_missing)
     rows, unreadable = read_rows(predictions)
     texts, problems = match_predictions(samples, rows, task.match_key)
     problems.unreadable = unreadable
@@ -148,6 +148,7 @@ def score_file(task: Task, predictions: Path, data: Path | None, out: Path | Non
         "predictions": predictions.name,
         "data_form": form,
     }
+    protocol = {**protocol, "metric": task.metric}  # the run's may be another
     return finalize(task, samples, texts, problems, protocol, out, data)
 
 

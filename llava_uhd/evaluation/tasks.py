@@ -61,11 +61,12 @@ class Task:
         """Read all samples and check that their images are there; see `read_data`."""
         return self.read_data(data)[0]
 
-    def read_data(self, data: Path | None) -> tuple[list[Sample], str]:
+    def read_data(self, data: Path | None, allow_missing: bool = False) -> tuple[list[Sample], str]:
         """Read all samples, from the official files or else from a Parquet mirror, and check their images' files.
 
         Args:
             data: the data folder; None will do where none is needed.
+            allow_missing: accept samples whose images are missing.
 
         Returns:
             The samples, and a name of the form of the data that was read.
@@ -75,7 +76,8 @@ class Task:
         """
         if self.folder is None:
             samples = self.read(Path())
-            self._check_images(samples, self.source)
+            if not allow_missing:
+                self._check_images(samples, self.source)
             return samples, self.source
         if data is None:
             raise DataError(f"{self.name} needs a data folder (--data) with {self.folder}/ in it: {self.source}")
@@ -93,7 +95,8 @@ class Task:
             raise DataError(f"{self.name}: a file in {root} is not in its format ({error!r}); {advice}") from error
         if not samples:
             raise DataError(f"{self.name}: the question file in {root} has 0 rows; {advice}")
-        self._check_images(samples, advice)
+        if not allow_missing:
+            self._check_images(samples, advice)
         return samples, form
 
     def _check_images(self, samples: list[Sample], advice: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from ..model.messages import Message, as_parts
+from ..model.messages import Message, as_parts, escape_text
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -112,8 +112,10 @@ def render(processor: "LlavaUhdProcessor", messages: Sequence[Message]) -> str:
     Raises:
         ValueError: the chat template refuses the messages.
     """
+    special = processor.tokenizer.all_special_tokens if processor.can_escape else ()
+    plain = [escape_text(message, special) for message in as_parts(messages)]
     try:
-        return processor.apply_chat_template(as_parts(messages), add_generation_prompt=True, tokenize=False)
+        return processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses the messages: {error}") from error
 

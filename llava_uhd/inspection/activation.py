@@ -22,6 +22,7 @@ from ..generation.sampling import MAX_NEW_TOKENS
 from ..model.hiwin import HiWinProjector
 from ..model.images import decode_image
 from .attribution import IMAGE_INPUTS, answer_words
+from .slices import WHOLE, Box, canvas_box
 from .view import hiwin_projector
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class Activation:
         answer: the answer.
         word: word that was looked at; None for the whole answer.
         levels: activation by level, ascending.
+        canvas: box that the maps cover; beyond the image where it is padded.
     """
 
     answer: str
     word: str | None
     levels: list[LevelActivation]
+    canvas: Box = WHOLE
 
     def shares(self) -> dict[int, float]:
         """Return the share of each level in the sum over all levels."""
@@ -172,8 +175,9 @@ def answer_activation(
         ValueError: the projector uses no pyramid, or the answer has no such word.
     """
     hiwin_projector(model)
+    decoded = decode_image(image)
     options = {} if max_slices is None else {"max_slices": max_slices}
-    inputs = prepare(model, processor, [question_message([decode_image(image)], question)], max_new_tokens, **options)
+    inputs = prepare(model, processor, [question_message([decoded], question)], max_new_tokens, **options)
     generated = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     answer_ids = generated[0, inputs["input_ids"].shape[1] :].tolist()
     words = answer_words(processor.tokenizer, answer_ids)
@@ -183,7 +187,8 @@ def answer_activation(
         raise ValueError(f"the answer is {answer!r}" + ("" if word is None else f", and has no word like {word!r}"))
     tokens = sorted({token for each in chosen for token in each.tokens})
     levels = level_activation(model, inputs, answer_ids, tokens)
-    return Activation(answer, None if word is None else chosen[0].text, levels)
+    canvas = canvas_box(processor, decoded, max_slices)
+    return Activation(answer, None if word is None else chosen[0].text, levels, canvas)
 
 
 def activation_figure(image: Any, activation: Activation, title: str = "") -> "Figure":
@@ -196,11 +201,14 @@ def activation_figure(image: Any, activation: Activation, title: str = "") -> "F
     axes = figure.subplots(2, len(levels) + 1, squeeze=False)
     axes[0, 0].imshow(pixels)
     axes[0, 0].set_title("image")
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = activation.canvas
     for column, level in enumerate(levels, start=1):
         for row, part in enumerate((level.slices, level.overview)):
             if part is not None:
-                extent = (0.0, float(pixels.shape[1]), float(pixels.shape[0]), 0.0)
+                extent = (left * width, right * width, bottom * height, top * height)
                 axes[row, column].imshow(part, cmap="inferno", extent=extent)
+                axes[row, column].set(xlim=(0, width), ylim=(height, 0))
         axes[0, column].set_title(f"{level.level}x, slices: {shares[level.level]:.0%} of all")
         axes[1, column].set_title(f"{level.level}x, overview")
     for axis in axes.flat:

@@ -26,6 +26,7 @@ import torch
 from ..model.images import decode_image
 from ..model.layout import layout_views
 from .attention_record import recording
+from .slices import WHOLE, Box, canvas_box
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,19 +56,25 @@ class ImageHeat:
     Attributes:
         slices: (rows, columns) weights of the slices' windows, arranged as in the image; None without slices.
         overview: (rows, columns) weights of the overview's windows.
+        canvas: box that the windows cover; beyond the image where it is padded.
     """
 
     slices: np.ndarray | None
     overview: np.ndarray
+    canvas: Box = WHOLE
 
     def combined(self, width: int, height: int) -> np.ndarray:
         """Return (height, width) weights over the image: the sum of slices and overview, resized bilinearly."""
         from PIL import Image
 
         total = np.zeros((height, width))
+        left, top, right, bottom = self.canvas
         for part in (self.slices, self.overview):
             if part is not None:
-                spread = Image.fromarray(part.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+                rows, columns = part.shape[0] / (bottom - top), part.shape[1] / (right - left)  # of the image's size
+                box = (-left * columns, -top * rows, (1 - left) * columns, (1 - top) * rows)
+                windows = Image.fromarray(part.astype(np.float32))
+                spread = windows.resize((width, height), Image.Resampling.BILINEAR, box)
                 total += np.asarray(spread) * part.size
         return total
 
@@ -173,20 +180,37 @@ def _gradient(
     return (gradient.float() * leaf.detach().float()).sum(dim=1).abs().cpu()
 
 
-def image_heats(processor: "LlavaUhdProcessor", inputs: Any, weights: np.ndarray) -> list[ImageHeat]:
+def image_heats(
+    processor: "LlavaUhdProcessor",
+    inputs: Any,
+    weights: np.ndarray,
+    images: Sequence[Any] | None = None,
+    max_slices: int | None = None,
+) -> list[ImageHeat]:
     """Arrange the (T,) weights of `attribute` by image, view and window.
 
     Args:
         processor: processor of the model.
         inputs: `view_shapes`, `num_views` and `grids` of the conversation's images.
         weights: (T,) weights of all image tokens in the order of the sequence.
+        images: the conversation's images; needed where the processor pads them, to tell where they lie in the views.
+        max_slices: maximum number of slices they were cut into; None for the model's own.
 
     Raises:
-        ValueError: there are more or fewer weights than image tokens.
+        ValueError: there are more or fewer weights than image tokens, or images.
     """
+    pads = processor.image_processor.pad_to_grid or processor.image_processor.pad_to_square
+    count_of_images = len(inputs["num_views"])
+    if pads and (images is None or len(images) != count_of_images):
+        raise ValueError(
+            f"this processor pads images: give all {count_of_images} to tell where they lie in their views"
+        )
+    canvases = [canvas_box(processor, decode_image(image), max_slices) for image in images or ()] if pads else []
     shapes = [(rows, columns) for rows, columns in inputs["view_shapes"].tolist()]
     heats, view, used = [], 0, 0
-    for count, (columns, rows) in zip(inputs["num_views"].tolist(), inputs["grids"].tolist(), strict=True):
+    for number, (count, (columns, rows)) in enumerate(
+        zip(inputs["num_views"].tolist(), inputs["grids"].tolist(), strict=True)
+    ):
         slice_shape, overview_shape = shapes[view], shapes[view + count - 1]
         layout = layout_views((columns, rows), slice_shape, overview_shape, processor.token_grid, processor.layout)
         in_view_order = np.zeros(layout.num_image_tokens)
@@ -201,6 +225,7 @@ def image_heats(processor: "LlavaUhdProcessor", inputs: Any, weights: np.ndarray
             ImageHeat(
                 slices.reshape(rows * token_rows, columns * token_columns) if size else None,
                 in_view_order[size:].reshape(processor.token_grid.shape(overview_shape)),
+                canvases[number] if pads else WHOLE,
             )
         )
         view, used = view + count, used + layout.num_image_tokens
@@ -232,10 +257,12 @@ def attribution_figure(images: Sequence[Any], heats: Sequence[ImageHeat], title:
         axes[0].imshow(overlay(image, heat))
         axes[0].set_title("over the image")
         width, height = image.size
+        left, top, right, bottom = heat.canvas
         for axis, part, name in ((axes[1], heat.slices, "slices"), (axes[2], heat.overview, "overview")):
             if part is not None:
-                extent = (0.0, float(width), float(height), 0.0)
+                extent = (left * width, right * width, bottom * height, top * height)
                 axis.imshow(part, cmap="inferno", vmin=0, vmax=largest, extent=extent)
+                axis.set(xlim=(0, width), ylim=(height, 0))
                 axis.set_title(f"{name}: {part.sum():.0%}")
         for axis in axes:
             axis.set_axis_off()

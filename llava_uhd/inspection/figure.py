@@ -72,7 +72,7 @@ def explanation_figure(
     from matplotlib.figure import Figure
 
     decoded = decode_image(image)
-    colors = principal_colors(view_pyramid(model, processor, decoded))
+    colors = principal_colors(view_pyramid(model, processor, decoded, max_slices=max_slices))
     figure = Figure(figsize=(3.2 * (1 + len(colors)), 4), dpi=150, layout="constrained")
     axes = figure.subplots(1, 1 + len(colors), squeeze=False)[0]
     draw_slices(axes[0], decoded, processor, max_slices)

@@ -54,11 +54,11 @@ def make_figure(
     if name == "slices":
         return slice_figure(processor, image, max_slices)
     if name == "pyramid":
-        return pyramid_figure(principal_colors(view_pyramid(model, processor, image)))
+        return pyramid_figure(principal_colors(view_pyramid(model, processor, image, max_slices=max_slices)))
     if name == "kernels":
-        return kernel_figure(point_kernels(model, processor, image, point))
+        return kernel_figure(point_kernels(model, processor, image, point, max_slices=max_slices))
     if name == "windows":
-        return window_figure(window_attention(model, processor, image))
+        return window_figure(window_attention(model, processor, image, max_slices=max_slices))
     return answer_figure(model, processor, image, max_slices, question, word, method)
 
 
@@ -86,6 +86,7 @@ def answer_figure(
     if not selected:
         raise ValueError(f"the answer is {answer!r}, which does not contain {word!r}")
     tokens = sorted({token for each in selected for token in each.tokens})
-    heats = image_heats(processor, inputs, attribute(model, inputs, answer_ids, tokens, method))
+    weights = attribute(model, inputs, answer_ids, tokens, method)
+    heats = image_heats(processor, inputs, weights, [decoded], max_slices)
     attributed = f"“{selected[0].text}”" if word else "the answer"
     return attribution_figure([decoded], heats, f"{question} {answer}\nattribution of {attributed} by {method}")

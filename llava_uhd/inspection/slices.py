@@ -15,6 +15,36 @@ if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
 
 
+# Left, top, right and bottom, in units of an image's width and height.
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+def canvas_box(processor: "LlavaUhdProcessor", image: "Image.Image", max_slices: int | None = None) -> Box:
+    """Return the box that the views show: the whole image, and what it is padded with on both sides.
+
+    Args:
+        processor: processor of the model.
+        image: decoded image.
+        max_slices: maximum number of slices; None for the model's own.
+    """
+    fitted = processor.image_processor.fit_letters(image, max_slices=max_slices)
+    planned, whole, (left, top) = _canvas(processor, fitted.width, fitted.height, max_slices)
+    width, height = planned
+    return left / width, top / height, (left + whole[0]) / width, (top + whole[1]) / height
+
+
+def _canvas(
+    processor: "LlavaUhdProcessor", width: int, height: int, max_slices: int | None
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return (width, height) of the image that is cut and of the canvas, and the canvas's corner in the image."""
+    plan = processor.image_processor.plan(width, height, max_slices=max_slices)
+    max_side = _max_side(processor, max_slices)
+    planned = (width, height) if max_side is None else enlarged_size(width, height, max_side)
+    whole = plan.padded_size or planned
+    return planned, whole, (-((whole[0] - planned[0]) // 2), -((whole[1] - planned[1]) // 2))
+
+
 def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_slices: int | None = None) -> np.ndarray:
     """Return (slices, 4) left, top, right, bottom of every slice in image pixels, row by row; (0, 4) without.
 
@@ -22,10 +52,7 @@ def slice_boxes(processor: "LlavaUhdProcessor", width: int, height: int, max_sli
     """
     plan = processor.image_processor.plan(width, height, max_slices=max_slices)
     columns, rows = plan.grid or (0, 0)
-    max_side = _max_side(processor, max_slices)
-    planned = (width, height) if max_side is None else enlarged_size(width, height, max_side)
-    whole_width, whole_height = plan.padded_size or planned
-    left, top = (planned[0] - whole_width) // 2, (planned[1] - whole_height) // 2
+    planned, (whole_width, whole_height), (left, top) = _canvas(processor, width, height, max_slices)
     slice_width, slice_height = whole_width / max(columns, 1), whole_height / max(rows, 1)
     corners = [(left + x * slice_width, top + y * slice_height) for y in range(rows) for x in range(columns)]
     boxes = np.array([(x, y, x + slice_width, y + slice_height) for x, y in corners]).reshape(-1, 4)

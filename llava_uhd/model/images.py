@@ -39,6 +39,7 @@ MAX_DOWNLOAD = 2**28  # bytes
 DOWNLOAD_TIMEOUT = 30  # seconds
 LONGEST_PATH = 4096  # a longer string is an image in base64
 CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGB and alpha
+TIFF_PHOTOMETRIC = 262  # tag of a TIFF file; 0 says that white is stored as 0
 DATA_URL = re.compile(r"data:([^,]{0,300}),", re.IGNORECASE)
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _PIECE = 2**16  # bytes
@@ -290,8 +291,19 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any color mode to RGB, transparency laid on white, deep gray scaled to 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_from_deep_gray(np.asarray(image), image.mode, name))
+        deep = np.asarray(image)
+        values = _from_deep_gray(deep, image.mode, name)
+        if _is_white_at_zero(image):
+            values = 255 - values
+        if isinstance(clear := image.info.get("transparency"), int):
+            values = np.where(deep == clear, np.uint8(255), values)
+        image = Image.fromarray(values)
     elif image.has_transparency_data:
+        clear = image.info.get("transparency")
+        if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+            # Pillow reduces the pixels of a file of 16 bits to 8, and not the color that is transparent.
+            image = image.copy()
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     if image.mode == "RGB":
@@ -300,6 +312,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name} has the color mode {image.mode}, which cannot be converted to RGB") from error
+
+
+def _is_white_at_zero(image: Image.Image) -> bool:
+    """Return whether a TIFF stores white as 0, which Pillow inverts in images of 1 and 8 bits alone."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(TIFF_PHOTOMETRIC) == 0
 
 
 def _from_array(array: "np.ndarray | torch.Tensor", name: str, max_pixels: int) -> Image.Image:

@@ -48,6 +48,20 @@ def as_parts(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def escape_text(message: Message, tokens: Sequence[str]) -> Message:
+    """Return the message with each of the tokens escaped in its text parts.
+
+    Args:
+        message: message whose content is a list of parts.
+        tokens: strings to escape, such as the tokenizer's special tokens in what a user wrote.
+    """
+    parts = [
+        {**part, "text": escape(part["text"], tokens)} if part.get("type") == "text" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
 def prepare_messages(
     messages: Sequence[Message], images: Sequence[Any] | None, image_token: str, tokens: Sequence[str]
 ) -> list[Message]:

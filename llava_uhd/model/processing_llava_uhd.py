@@ -95,7 +95,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         tokenizer.add_tokens(
             [AddedToken(text, special=True) for text in self._token_type_texts.values()], special_tokens=True
         )
-        self._can_escape = remove_escapes(tokenizer)
+        self.can_escape = remove_escapes(tokenizer)
         # A plain tokenizer returns token types as well, and no model behind this processor takes them.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -271,7 +271,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
             ValueError: it holds one of them, and the tokenizer is a slow one, which cannot take it as text.
         """
         held = [token for token in self._token_type_texts.values() if token in text]
-        if held and not self._can_escape:
+        if held and not self.can_escape:
             raise ValueError(
                 f"a text holds {held[0]}, which this tokenizer ({type(self.tokenizer).__name__}) reserves"
             )
@@ -279,7 +279,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
 
     def _plain_tokens(self, conversations: Sequence[Any]) -> list[str]:
         """The reserved strings; checks that text parts with them can be tokenized."""
-        if not self._can_escape:
+        if not self.can_escape:
             for message in (message for messages in conversations for message in messages):
                 content = message.get("content")
                 for part in content if isinstance(content, list | tuple) else ():

@@ -26,6 +26,7 @@ from .generation import Generation, Sampling
 HELP = """\
 /image FILE...  add images, or the pages of PDF and TIFF files, to the next question
 /slices [N]     cut images added from now on into at most N slices (auto: as trained); alone: show how they are cut
+/drop           leave out the images added for the next question
 /save FILE      write the conversation: as JSON, or as Markdown if the file ends in .md
 /clear          forget the conversation
 /help           show this
@@ -71,6 +72,7 @@ class Chat:
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/slices": self.set_slices,
+            "/drop": lambda _: self.pending.clear(),
             "/save": self.save,
             "/clear": lambda _: self.clear(),
             "/help": lambda _: self.say(HELP),
@@ -80,7 +82,7 @@ class Chat:
         commands[name](rest.strip())
 
     def add_images(self, files: str) -> None:
-        names = [str(Path(name).expanduser()) for name in split_paths(files)]
+        names = [os.path.expanduser(name) for name in split_paths(files)]
         if not names:
             raise ValueError("name one or more files: /image receipt.png")
         num_pixels = self.planner.num_pixels(self.max_slices)
@@ -91,9 +93,10 @@ class Chat:
         parts = [
             {"type": "image", "image": page.image, "path": page.name, "max_slices": self.max_slices} for page in pages
         ]
+        descriptions = [self.describe(part) for part in parts]  # raises for an image that cannot be cut
         self.pending += parts
-        for part in parts:
-            self.say(self.describe(part))
+        for description in descriptions:
+            self.say(description)
 
     def set_slices(self, number: str) -> None:
         if number == "auto":
@@ -157,7 +160,7 @@ class Chat:
     def save(self, file: str) -> None:
         if not file:
             raise ValueError("name a file: /save chat.json")
-        path = Path(file).expanduser()
+        path = Path(os.path.expanduser(file))
         as_markdown = path.suffix == ".md"
         text = self.markdown() if as_markdown else json.dumps(self.transcript(), ensure_ascii=False, indent=2) + "\n"
         path.write_text(text, encoding="utf-8")

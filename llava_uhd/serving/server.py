@@ -10,10 +10,11 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -138,13 +139,14 @@ class Listener:
 
 
 class Gate:
-    """Asks for the API key, limits the requests at a time, and counts responses.
+    """Refuses pages of other origins, asks for the API key, limits the requests at a time, and counts responses.
 
     Plain ASGI: it must not stand between a stream and its client.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, max_requests: int, metrics: Metrics):
-        self.app, self.api_key, self.max_requests, self.metrics = app, api_key, max_requests, metrics
+    def __init__(self, app: ASGIApp, api_key: str | None, origins: Sequence[str], max_requests: int, metrics: Metrics):
+        self.app, self.api_key, self.origins = app, api_key, origins
+        self.max_requests, self.metrics = max_requests, metrics
         self.num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,13 +162,17 @@ class Gate:
         if scope["path"] in OPEN_ROUTES:
             await self.app(scope, receive, counted)
             return
+        headers = Headers(scope=scope)
+        if scope["method"] == "POST" and not may_ask(headers, self.origins):
+            said = "pages of this origin may not ask; --cors-origin names origins that may"
+            await ApiError(403, said, "origin_not_allowed").response()(scope, receive, counted)
+            return
         if self.api_key is not None:
-            scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+            scheme, _, token = headers.get("authorization", "").partition(" ")
             is_right = secrets.compare_digest(token.strip().encode(), self.api_key.encode())
             if scheme.lower() != "bearer" or not is_right:
                 said = "wrong or missing API key: send it as a header, Authorization: Bearer KEY"
-                headers = {"WWW-Authenticate": "Bearer"}
-                refusal = ApiError(401, said, "invalid_api_key", headers=headers).response()
+                refusal = ApiError(401, said, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}).response()
                 await refusal(scope, receive, counted)
                 return
         if self.num_requests >= self.max_requests:
@@ -179,6 +185,19 @@ class Gate:
             await self.app(scope, receive, counted)
         finally:
             self.num_requests -= 1
+
+
+def may_ask(headers: Headers, origins: Sequence[str]) -> bool:
+    """Return whether a request is no browser's, or is of a page of this server or of an origin that is named.
+
+    A browser sends some requests of foreign pages unasked, and merely keeps the responses from them.
+
+    Args:
+        headers: headers of the request.
+        origins: origins whose pages may ask; `*` for all.
+    """
+    origin = headers.get("origin")
+    return origin is None or "*" in origins or origin in origins or urlsplit(origin).netloc == headers.get("host")
 
 
 def sse(payload: dict[str, Any]) -> str:
@@ -199,7 +218,13 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 
     app = FastAPI(title="llava-uhd", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     install_handlers(app)
-    app.add_middleware(Gate, api_key=options.api_key, max_requests=options.max_requests, metrics=metrics)
+    app.add_middleware(
+        Gate,
+        api_key=options.api_key,
+        origins=options.cors_origins,
+        max_requests=options.max_requests,
+        metrics=metrics,
+    )
     if options.cors_origins:  # outside of the gate: a browser's preflight has no key
         app.add_middleware(
             CORSMiddleware,

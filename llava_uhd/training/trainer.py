@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # The list of a checkpoint's files, written when all of them are; empty in checkpoints of earlier versions.
 COMPLETE = "complete"
 RECIPE_COPY = "recipe.yaml"
+UNUSABLE_STEPS = 20  # steps without a usable sample after which a run stops
 # One file or folder of each kind must be there, where no list tells: weights, optimizer, schedule, random state.
 NEEDED = (
     ("*.safetensors", "*.bin", "*model_fsdp_0", "global_step*"),
@@ -216,6 +217,18 @@ class StageTrainer(Trainer):
                 f"the smoothed loss rose from {self.guard.lowest:.4g} to {self.guard.smoothed:.4g} by step "
                 f"{self.state.global_step}; " + self._save_batch()
             )
+        if self._nothing_learned(logs):
+            raise RunStopped(
+                f"no sample of the first {self.state.global_step} steps can be used; "
+                f"{self.out / 'left-out.jsonl'} says why"
+            )
+
+    def _nothing_learned(self, logs: dict[str, float]) -> bool:
+        """Return whether a run ends, or has gone on for long, and no step had a usable sample: their loss is 0."""
+        is_over = "train_loss" in logs  # logged once, over all steps
+        if not is_over and ("loss" not in logs or self.state.global_step < UNUSABLE_STEPS):
+            return False
+        return not any(entry.get("loss") or entry.get("train_loss") for entry in self.state.log_history)
 
     def _save_batch(self) -> str:
         file = self.out / f"stopped-step-{self.state.global_step + 1}-rank-{self.args.process_index}.pt"

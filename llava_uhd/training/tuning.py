@@ -27,7 +27,7 @@ from .data.order import EpochOrder
 from .folder import check_data, check_folder, claim_folder, record_data
 from .loss import use_training_forward
 from .parts import ParameterCounts, check_trainable, group_of, table, train_only
-from .plan import accumulation_of, trained_parts, with_present_groups
+from .plan import accumulation_of, num_steps, trained_parts, with_present_groups
 from .recipe import Recipe, TuningRecipe, recipe_text
 from .trainer import StageTrainer, last_checkpoint
 from .watch import ThroughputMeter
@@ -117,6 +117,9 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
     check_data(out, train.fingerprint(), begun=resumed is not None)
     held_out = dataset(recipe.data.held_out) if recipe.data.held_out else None
     optimization = recipe.optimization
+    if recipe.schedule.max_steps:
+        # The trainer would run on past the epochs.
+        arguments.max_steps = num_steps(recipe, len(train))
     order = EpochOrder(
         train.lengths,
         train.has_images,

@@ -72,7 +72,12 @@ def sequence_lengths(inputs: dict[str, torch.Tensor]) -> list[int]:
 
 
 class LossGuard:
-    """Detect a loss that rises and does not recover."""
+    """Detect a loss that rises and does not recover.
+
+    Attributes:
+        smoothed: smoothed loss; None before a step with usable samples.
+        lowest: its minimum.
+    """
 
     def __init__(self, max_rise: float):
         self.max_rise = max_rise
@@ -80,7 +85,12 @@ class LossGuard:
         self.lowest = float("inf")
 
     def rises(self, loss: float) -> bool:
-        """Return whether the smoothed loss, including this value, exceeds its minimum by more than the limit."""
+        """Return whether the smoothed loss, including this value, exceeds its minimum by more than the limit.
+
+        A loss of 0 is that of steps without usable samples, and says nothing.
+        """
+        if loss == 0:
+            return False
         self.smoothed = loss if self.smoothed is None else self.smoothed + SMOOTHING * (loss - self.smoothed)
         self.lowest = min(self.lowest, self.smoothed)
         return self.max_rise > 0 and self.smoothed > self.max_rise * self.lowest

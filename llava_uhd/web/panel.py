@@ -62,7 +62,9 @@ def pyramid_image(engine: Engine, session: Session, index: int) -> tuple[Image.I
     if not isinstance(projector, HiWinProjector):
         return None, "This model's projector uses no pyramid."
     image = decode_image(session.images[index])
-    colors = principal_colors(engine.run(lambda: view_pyramid(engine.model, engine.processor, image)))
+    colors = principal_colors(
+        engine.run(lambda: view_pyramid(engine.model, engine.processor, image, max_slices=session.max_slices))
+    )
     sizes = ", ".join(f"{level}x with {map_.shape[1]} x {map_.shape[0]}" for level, map_ in colors.items())
     return rendered(pyramid_figure(colors)), f"Levels of the overview's pyramid, in positions: {sizes}."
 
@@ -92,7 +94,8 @@ def heat_image(engine: Engine, session: Session, index: int, word: int, method: 
         }
         return attribute(engine.model, inputs, session.answer_ids, chosen.tokens, method)
 
-    heat = image_heats(engine.processor, shapes, engine.run(weights))[index]
+    heats = image_heats(engine.processor, shapes, engine.run(weights), session.images, session.max_slices)
+    heat = heats[index]
     image = decode_image(session.images[index])
     painted = Image.fromarray((overlay(image, heat) * 255).astype(np.uint8))
     combined = heat.combined(*image.size)

@@ -192,3 +192,54 @@ def test_mistakes_in_the_command_are_named(images, tmp_path, evaluate):
         evaluate("run", "synthdoc", "--metric", "anls", "--out", tmp_path / "out")
     with pytest.raises(typer.BadParameter, match="'my' is given twice"):
         evaluate("run", path, path, "--images", images, "--out", tmp_path / "out")
+
+
+def test_cells_beyond_the_header_are_refused_and_a_list_of_answers_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nWhat is the total, with tax?,12.40\n")
+    with pytest.raises(DataError, match="a.csv, row 1 has 3 cells and the header 2"):
+        read_own_file(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text('question,answers\n"Total, all?","[""12.40"", ""$12.40""]"\nWhich?,[sic]\n')
+    assert [sample.answers for sample in read_own_file(tmp_path / "b.csv")] == [("12.40", "$12.40"), ("[sic]",)]
+
+
+def test_parquet_with_paths_of_images_or_none(images, tmp_path):
+    rows = [{"question": row["question"], "answer": "x", "image": row.get("image")} for row in ROWS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "paths.parquet")
+    samples = read_own_file(tmp_path / "paths.parquet", images)
+    assert [sample.image_source for sample in samples] == [images / "0.png", images / "1.png", None]
+    pq.write_table(pa.Table.from_pylist([{"question": "A?", "answer": "x"}]), tmp_path / "none.parquet")
+    (sample,) = read_own_file(tmp_path / "none.parquet")
+    assert sample.image is None and sample.answers == ("x",)
+
+
+def test_a_category_named_like_the_metric_is_not_the_headline(tmp_path, evaluate):
+    rows = [
+        {"id": str(i), "question": "Q?", "answer": "x", "category": name} for i, name in enumerate(("accuracy", "b"))
+    ]
+    path = write(tmp_path / "my.jsonl", rows)
+    predictions = [{"question_id": str(i), "prompt": "Q?", "text": text} for i, text in enumerate("xy")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in predictions))
+    app(["score", str(path), str(tmp_path / "p.jsonl"), "--metric", "accuracy", "--out", str(tmp_path / "out")],
+        standalone_mode=False)  # fmt: skip
+    (file,) = (tmp_path / "out").rglob("result.json")
+    result = json.loads(file.read_text())
+    assert result["scores"]["official"]["values"] == {"accuracy": 50.0, "category accuracy": 100.0, "b": 0.0}
+    assert result["protocol"]["metric"] == "own_accuracy"
+
+
+def test_other_images_are_another_protocol_and_missing_ones_can_be_allowed(images, tmp_path, model_folder):
+    other = tmp_path / "other"
+    for index in (0, 1):
+        minidata.draw(other / f"{index}.png", index + 5)
+    path = write(tmp_path / "my.jsonl", ROWS)
+    run = ["run", str(path), "--model", str(model_folder), "--out", str(tmp_path / "out"), "--max-new-tokens", "2"]
+    app([*run, "--images", str(images)], standalone_mode=False)
+    with pytest.raises(ValueError, match="another protocol"):
+        app([*run, "--images", str(other)], standalone_mode=False)
+    (other / "1.png").unlink()
+    run[5] = str(tmp_path / "missing")
+    with pytest.raises(DataError, match="1 of 2 images are missing"):
+        app([*run, "--images", str(other)], standalone_mode=False)
+    app([*run, "--images", str(other), "--allow-missing"], standalone_mode=False)
+    result = json.loads((tmp_path / "missing/my/result.json").read_text())
+    assert len(result["rows"]) == 3 and result["rows"][1]["score"] == 0

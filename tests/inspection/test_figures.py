@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.nn import functional as F
 
 from llava_uhd import LlavaUhdProcessor
@@ -26,8 +27,10 @@ from llava_uhd.inspection.kernels import kernel_figure, point_kernels
 from llava_uhd.inspection.slices import slice_boxes, slice_figure
 from llava_uhd.inspection.view import encode_view
 from llava_uhd.inspection.window_attention import window_attention, window_figure
+from llava_uhd.model.configuration_llava_uhd import LlavaUhdConfig
 from llava_uhd.model.hiwin import pooled_keys_and_values
 from llava_uhd.model.image_processing_llava_uhd import LlavaUhdImageProcessor
+from llava_uhd.model.layout import layout_views
 from llava_uhd.model.upsample_2x import RADIUS, SPAN
 from tests.conftest import build_model, random_image, small_config
 
@@ -219,6 +222,52 @@ def test_combined_weights_cover_the_image_and_keep_their_sum(asked):
     painted = overlay(IMAGE, heats[0])
     assert painted.shape == (200, 300, 3) and 0 <= painted.min() and painted.max() <= 1
     assert drawn(attribution_figure([IMAGE, random_image(30, 40)], heats, "What?"))
+
+
+@pytest.fixture(scope="module")
+def padding(qwen_tokenizer):
+    """A model whose processor pads images to their grid."""
+    config = LlavaUhdConfig.from_dict({**small_config().to_dict(), "pad_to_grid": True})
+    return build_model(config, seed=4), LlavaUhdProcessor.from_config(config, qwen_tokenizer, "qwen")
+
+
+@pytest.mark.parametrize("size", [(224, 56), (56, 224), (448, 112), (900, 200), (333, 333)])
+def test_weights_lie_where_the_image_does_in_a_padded_canvas(padding, size):
+    _, processor = padding
+    width, height = size
+    spot, reach = (0.75 * width, 0.3 * height), 0.04 * max(size)
+    background = (122, 116, 104)  # as the padding
+    image = Image.new("RGB", size, background)
+    image.paste("white", tuple(round(center + side * reach) for side in (-1, 1) for center in spot))
+    inputs = processor.image_processor(image, return_tensors="pt")
+    # A window weighs the more, the brighter its patches are.
+    pixels = inputs["pixel_values"].mean(dim=1)
+    shapes = [tuple(shape) for shape in inputs["view_shapes"].tolist()]
+    views = pixels.split([rows * columns for rows, columns in shapes])
+    bright = [
+        F.interpolate(
+            (view - pixels.median()).clamp(min=0.01).view(1, 1, *shape), processor.token_grid.shape(shape), mode="area"
+        )
+        for view, shape in zip(views, shapes, strict=True)
+    ]
+    grid = tuple(inputs["grids"][0].tolist())
+    layout = layout_views(grid, shapes[0], shapes[-1], processor.token_grid, processor.layout)
+    weights = torch.cat([view.flatten() for view in bright]).numpy()[list(layout.order)]
+    with pytest.raises(ValueError, match="this processor pads images: give all 1"):
+        image_heats(processor, inputs, weights)
+    (heat,) = image_heats(processor, inputs, weights, [image])
+    combined = heat.combined(width, height)
+    row, column = np.unravel_index(combined.argmax(), combined.shape)
+    window = max(size) / min(heat.overview.shape)
+    assert abs(column - spot[0]) < window and abs(row - spot[1]) < window, (column, row, spot)
+
+
+@pytest.mark.parametrize("name", ["pyramid", "kernels", "windows", "explanation"])
+def test_figures_show_the_views_of_the_slices_that_were_asked_for(padding, name):
+    model, processor = padding
+    image = random_image(700, 130)
+    shown = [drawn(make_figure(name, model, processor, image, max_slices=number)) for number in (None, 1)]
+    assert shown[0] != shown[1]
 
 
 @pytest.mark.parametrize(

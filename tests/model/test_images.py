@@ -208,3 +208,14 @@ def test_arrays_of_other_things(array):
 def test_images_are_counted_from_one():
     with pytest.raises(ValueError, match="^image 3 is empty"):
         LlavaUhdImageProcessor()([[SMALL], [SMALL, b""]])
+
+
+def test_transparency_and_polarity_of_16_bits(tmp_path):
+    deep = np.zeros((4, 4), np.uint16)
+    deep[0] = 65535
+    Image.fromarray(deep).save(tmp_path / "clear.png", transparency=0)
+    assert np.asarray(decode_image(tmp_path / "clear.png")).min() == 255
+    Image.fromarray(deep).save(tmp_path / "plain.png")
+    assert np.asarray(decode_image(tmp_path / "plain.png")).mean() == 255 / 4
+    Image.fromarray(deep).save(tmp_path / "inverse.tif", tiffinfo={262: 0})
+    assert np.asarray(decode_image(tmp_path / "inverse.tif")).mean() == 255 * 3 / 4

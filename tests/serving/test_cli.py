@@ -9,6 +9,7 @@ import threading
 
 import openai
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from llava_uhd import cli
@@ -121,6 +122,7 @@ def test_backslashes_of_windows_paths_stay():
         ("/image none.png", "none.png"),
         ("/image", "name one or more files"),
         ("/image 'open", "No closing quotation"),
+        ("/image ~no-such-user/a.png", "~no-such-user"),
         ("/slices none", "at least 1"),
         ("/slices 0", "at least 1"),
         ("/save", "name a file"),
@@ -136,6 +138,17 @@ def test_a_failed_line_says_why_and_the_conversation_goes_on(engine, capsys, lin
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == conversation.failures == 1 and said in errors[0]
     assert len(conversation.messages) == 2 and out.getvalue().strip()
+
+
+def test_a_refused_image_is_not_asked_about_and_added_ones_can_be_left_out(engine, capsys, tmp_path):
+    Image.new("RGB", (200_000, 1)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (300, 200)).save(tmp_path / "page.png")
+    conversation = Chat(engine, Sampling(max_new_tokens=3), None, Console(file=io.StringIO()))
+    conversation.run([f"/image {tmp_path}/page.png {tmp_path}/narrow.png", "What is it?"])
+    assert conversation.failures == 1 and "too narrow" in capsys.readouterr().err
+    assert len(conversation.messages) == 2 and len(conversation.messages[0]["content"]) == 1
+    conversation.run([f"/image {' '.join([f'{tmp_path}/page.png'] * 40)}", "What?", "/drop", "And now?"])
+    assert conversation.failures == 2 and len(conversation.messages) == 4, capsys.readouterr().err
 
 
 def test_a_failure_makes_the_exit_code_1_at_the_end(chat):

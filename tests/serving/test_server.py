@@ -15,7 +15,7 @@ from llava_uhd.serving.limits import Limits
 from llava_uhd.serving.remote import ImageSource
 from llava_uhd.serving.server import GRACE, ServerOptions
 from tests.serving.conftest import png
-from tests.serving.running import Running, as_openai, ask_raw, image_part, until, valid, with_parts
+from tests.serving.running import Running, as_openai, ask_raw, error_of, image_part, until, valid, with_parts
 from tests.serving.test_engine import CONVERSATIONS, Held
 
 
@@ -251,6 +251,18 @@ def test_browsers_may_ask_from_the_origins_that_are_named(loaded, running):
             running, valid(), {"Origin": "https://page.example"}
         )  # a refusal can be read, too
         assert status == 401 and headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_pages_of_other_origins_cannot_ask_unseen(loaded, running):
+    # As a form of a foreign page sends it: a browser asks no leave for that.
+    sent = {"Content-Type": "text/plain", "Origin": "https://page.example"}
+    status, _, body = running.request("POST", "/v1/chat/completions", json.dumps(valid()), sent)
+    assert status == 403 and "pages of this origin may not ask" in error_of(body)["message"]
+    assert running.request("POST", "/v1/chat/completions", "{", {"Origin": "null"})[0] == 403
+    own = {"Origin": f"http://127.0.0.1:{running.port}"}
+    assert running.request("POST", "/v1/chat/completions", json.dumps(valid()), own)[0] == 200
+    with Running(loaded, EngineOptions(batch_size=1), cors_origins=("*",)) as open_to_all:
+        assert open_to_all.request("POST", "/v1/chat/completions", json.dumps(valid()), sent)[0] == 200
 
 
 def test_a_client_that_hangs_up_in_its_body_is_no_failure_of_the_server(running, caplog):

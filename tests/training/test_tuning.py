@@ -12,6 +12,7 @@ from llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.files import lock_folder
 from llava_uhd.training import trainer as trainer_module
 from llava_uhd.training.parts import group_of
+from llava_uhd.training.plan import num_steps
 from llava_uhd.training.recipe import build_recipe
 from llava_uhd.training.trainer import StageTrainer, last_checkpoint
 from llava_uhd.training.tuning import train_stage
@@ -198,6 +199,29 @@ def test_a_loss_that_rises_stops(recipe_values):
     recipe_values["schedule"]["epochs"] = 6
     with pytest.raises(RunStopped, match="the smoothed loss rose from .* the last whole checkpoint is"):
         train_stage(build_recipe(recipe_values))
+
+
+def test_more_steps_than_the_epochs_have_are_not_run(recipe_values):
+    recipe_values["schedule"]["max_steps"] = 50
+    recipe = build_recipe(recipe_values)
+    trained = train_stage(recipe)
+    assert trained.steps == num_steps(recipe, trained_samples(recipe)) < 50
+
+
+def trained_samples(recipe) -> int:
+    return len(json.loads(Path(recipe.data.train[0].path).read_text()))
+
+
+def test_a_run_without_a_usable_sample_ends_with_an_error(recipe_values, data_folder, tmp_path):
+    records = [{**record, "image": "gone.png"} for record in json.loads((data_folder / "train.json").read_text())]
+    (tmp_path / "bad.json").write_text(json.dumps(records))
+    recipe_values["data"]["train"][0]["path"] = str(tmp_path / "bad.json")
+    for _ in range(2):  # and likewise when it is run again
+        with pytest.raises(RunStopped, match="no sample of the first . steps can be used; .*left-out.jsonl"):
+            train_stage(build_recipe(recipe_values))
+    assert not (Path(recipe_values["out"]) / "model").exists()
+    guard = LossGuard(max_rise=2.0)
+    assert not any(guard.rises(loss) for loss in (0.0, 4.0, 0.0, 3.0)) and guard.lowest > 0
 
 
 def test_bad_samples_are_skipped_or_fatal(recipe_values, data_folder, tmp_path):

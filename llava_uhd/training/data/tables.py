@@ -195,6 +195,7 @@ def is_table(source: Source) -> bool:
 
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
+SPLITS = ("train", "test", "testdev", "val", "valid", "validation", "dev")
 
 
 def _is_hub_id(path: str) -> bool:
@@ -207,13 +208,30 @@ def _parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
 
 
+def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Return the files of a split, as the hub names them: train-00000-of-00002.parquet, or in a folder of that name.
+
+    Raises:
+        ValueError: the files are those of other splits.
+    """
+    own = [
+        file
+        for file in files
+        if file.stem == split or file.stem.startswith(f"{split}-") or split == file.parent.relative_to(folder).name
+    ]
+    if own:
+        return own
+    names = [name for file in files for name in (file.stem.partition("-")[0], file.parent.relative_to(folder).name)]
+    if others := sorted({name for name in names if name in SPLITS}):
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(others)}")
+    return files
+
+
 def _open(source: Source) -> _Parquet | _Dataset:
     path = Path(source.path).expanduser()
     if path.is_dir() and not any((path / name).is_file() for name in SAVED):
         files = _parquet_files(path)
-        # As the hub names the files of a split: train-00000-of-00002.parquet, or in a folder of that name.
-        named = [file for file in files if file.name.startswith(source.split) or file.parent.name == source.split]
-        return _Parquet(named or files)
+        return _Parquet(_files_of_split(path, files, source.split))
     if path.suffix == ".parquet" or any(sign in source.path for sign in "*?"):
         files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))
         if not files:

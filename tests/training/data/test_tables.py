@@ -95,6 +95,19 @@ def test_saved_dataset_with_an_image_feature(processor, records, expected, data_
         open_source(Source(str(tmp_path / "saved"), split="dev"))
 
 
+def test_a_folder_of_parquet_files_has_the_splits_of_its_files(records, data_folder, tmp_path):
+    table = rows(records, data_folder, "messages")
+    for number, name in enumerate(("train-00000-of-00001", "test-00000-of-00001", "testdev-00000-of-00001"), start=1):
+        parquet.write_table(pa.Table.from_pylist(table[:number]), tmp_path / f"{name}.parquet")
+    assert [len(open_source(Source(str(tmp_path), split=name))) for name in ("train", "test", "testdev")] == [1, 2, 3]
+    with pytest.raises(ValueError, match="no split 'validation'; it has test, testdev, train"):
+        open_source(Source(str(tmp_path), split="validation"))
+    (tmp_path / "parts").mkdir()
+    for number in range(2):
+        parquet.write_table(pa.Table.from_pylist(table[:2]), tmp_path / "parts" / f"part-{number}.parquet")
+    assert len(open_source(Source(str(tmp_path / "parts")))) == 4  # names that say nothing of splits
+
+
 def test_questions_and_mapped_columns(processor, data_folder, tmp_path):
     image = (data_folder / "0.png").read_bytes()
     table = [{"picture": {"bytes": image, "path": None}, "query": "What?", "label": ["Blocks.", "Bricks."]}]
