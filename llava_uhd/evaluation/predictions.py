@@ -27,6 +27,7 @@ from .storage import (
 )
 
 Key = tuple[Any, ...]
+IMAGE_BYTES = "image_bytes"  # in the metadata of a prediction: size of the image's file
 TOKEN_PROBABILITY = "token_probability"  # in the metadata of a prediction: mean over its tokens
 _POLL = 0.5  # polling interval of the other ranks' files in seconds
 _STALL = 3600  # timeout of the other ranks in seconds without a new answer
@@ -125,11 +126,18 @@ def match_predictions(
     return [answers[_keys(match_key, s.question_id, s.image, s.prompt)] for s in samples], problems
 
 
+def _image_bytes(sample: Sample) -> int | None:
+    """Return the size of a question's image file in bytes; None where its image is in no file."""
+    source = sample.image_source
+    return source.stat().st_size if isinstance(source, Path) and source.is_file() else None
+
+
 class PredictionStore:
     """Predictions in a run folder: a shard per rank during the run, `predictions.jsonl` when complete.
 
-    A prediction is identified by its question's position, so a run resumes with any number of ranks. What is damaged
-    or belongs to another question is passed over, with a warning, and its question is asked again.
+    A prediction is identified by its question's position, so a run resumes with any number of ranks. What is damaged,
+    or belongs to another question or an image file of another size, is passed over, with a warning, and its question
+    is asked again.
     """
 
     def __init__(self, out: Path, samples: Sequence[Sample], rank: Rank, model_name: str):
@@ -163,17 +171,22 @@ class PredictionStore:
             if not path.exists():
                 continue
             found, damaged = read_rows(path)
+            about_others = 0
             if damaged and not path.read_bytes().endswith(b"\n"):
                 damaged.pop()  # partial line: another rank is writing it, or was killed while writing
             for row in found:
                 index = row.get("index")
                 if type(index) is not int or not self._is_answer_to(row, index):
                     damaged.append(f"index {index!r}")
+                elif not self._is_about_image(row, index):
+                    about_others += 1
                 elif index not in rows or "error" in rows[index]:
                     rows[index] = row
             if damaged and report:
                 names = ", ".join(damaged[:3])
                 warn(f"{path}: {len(damaged)} damaged predictions are asked for again ({names})")
+            if about_others and report:
+                warn(f"{path}: {about_others} answers are about image files of other sizes: they are asked for again")
         return rows
 
     def _is_answer_to(self, row: Record, index: int) -> bool:
@@ -181,6 +194,10 @@ class PredictionStore:
             return False
         sample = self.samples[index]
         return row["question_id"] == sample.question_id and row.get("prompt") == sample.prompt
+
+    def _is_about_image(self, row: Record, index: int) -> bool:
+        size = (row.get("metadata") or {}).get(IMAGE_BYTES)
+        return size is None or size == _image_bytes(self.samples[index])
 
     def append(self, answers: Iterable[tuple[int, str, str | None, float | None]]) -> None:
         """Append predictions to this rank's shard and wait until they are on disk.
@@ -207,6 +224,8 @@ class PredictionStore:
             row["error"] = error
         if probability is not None:
             row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
+        if (size := _image_bytes(sample)) is not None:
+            row["metadata"][IMAGE_BYTES] = size
         row["metadata"][CHECKSUM] = row_checksum(row)
         return row
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .metrics import METRICS
 from .predictions import Problems
-from .samples import Sample, fingerprint, images_fingerprint
+from .samples import Sample, fingerprint
 from .storage import StorageError, read_record, write_record
 from .tasks import Task
 
@@ -75,7 +75,6 @@ def describe_protocol(
         "limit": limit,
         "data": fingerprint(list(samples)),
         "data_form": form,
-        "images": images_fingerprint(samples),
         "prompt": example,
         "suffix": task.suffix,
         "metric": task.metric,

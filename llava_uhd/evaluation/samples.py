@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -143,12 +143,3 @@ def fingerprint(samples: list[Sample]) -> str:
         content = (sample.question_id, sample.prompt, sample.image, sample.answers, sample.category)
         digest.update(repr(content).encode())
     return digest.hexdigest()[:16]
-
-
-def images_fingerprint(samples: Sequence[Sample]) -> str | None:
-    """Return a short hash of the sizes in bytes of all image files, by image name; None without such files."""
-    files = {sample.image: sample.image_source for sample in samples if isinstance(sample.image_source, Path)}
-    if not files:
-        return None
-    sizes = [(name, file.stat().st_size if file.is_file() else None) for name, file in files.items()]
-    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]

@@ -227,15 +227,22 @@ def test_a_category_named_like_the_metric_is_not_the_headline(tmp_path, evaluate
     assert result["protocol"]["metric"] == "own_accuracy"
 
 
-def test_other_images_are_another_protocol_and_missing_ones_can_be_allowed(images, tmp_path, model_folder):
+def test_questions_are_asked_about_other_images_again_and_missing_ones_can_be_allowed(
+    images, tmp_path, model_folder, capsys
+):
     other = tmp_path / "other"
     for index in (0, 1):
         minidata.draw(other / f"{index}.png", index + 5)
     path = write(tmp_path / "my.jsonl", ROWS)
     run = ["run", str(path), "--model", str(model_folder), "--out", str(tmp_path / "out"), "--max-new-tokens", "2"]
     app([*run, "--images", str(images)], standalone_mode=False)
-    with pytest.raises(ValueError, match="another protocol"):
-        app([*run, "--images", str(other)], standalone_mode=False)
+    answers = (tmp_path / "out/my/predictions.jsonl").read_text()
+    app([*run, "--images", str(other)], standalone_mode=False)
+    assert "2 answers are about image files of other sizes: they are asked for again" in capsys.readouterr().err
+    rows = [json.loads(line)["metadata"] for line in (tmp_path / "out/my/predictions.jsonl").read_text().splitlines()]
+    sizes = [(other / f"{index}.png").stat().st_size for index in (0, 1)]
+    assert [row.get("image_bytes") for row in rows] == [*sizes, None]
+    assert [json.loads(line)["metadata"].get("image_bytes") for line in answers.splitlines()[:2]] != sizes
     (other / "1.png").unlink()
     run[5] = str(tmp_path / "missing")
     with pytest.raises(DataError, match="1 of 2 images are missing"):
