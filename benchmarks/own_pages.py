@@ -83,10 +83,8 @@ def main() -> None:
             else:
                 verdict = "a guess" if confidence.is_guess else "wrong"
             unmarked += verdict == "wrong"
-            print(
-                f"{name}: {question} {answer.text} ({expected}): {verdict}, "
-                f"confidence {confidence.confidence:.2f}, {seconds:.2f} s"
-            )
+            shown = "not calibrated" if confidence.confidence is None else f"{confidence.confidence:.2f}"
+            print(f"{name}: {question} {answer.text} ({expected}): {verdict}, confidence {shown}, {seconds:.2f} s")
     sys.exit(int(unmarked > 0))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,6 +54,7 @@ def resolve(model: str) -> str:
     return _resolve_on_hub(model)
 
 
+@cache  # planner, processor, weights and calibration of one model resolve it in turn
 def _resolve_on_hub(model: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

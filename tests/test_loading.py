@@ -111,3 +111,10 @@ def test_without_onednn_halves_are_imitated(monkeypatch):
     """PyTorch is built without it on some machines, where its operators do not exist."""
     monkeypatch.setattr(torch.ops, "mkldnn", torch.ops.there_is_none)
     assert is_imitated(torch.bfloat16) and is_imitated(torch.float16) and not is_imitated(torch.float32)
+
+
+def test_the_hub_is_asked_once_about_a_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "ask_hub", lambda model: (asked.append(model), (None, False))[1])
+    assert [loading.resolve("no-owner/of-this-test") for _ in range(3)] == ["no-owner/of-this-test"] * 3
+    assert asked == ["no-owner/of-this-test"]

@@ -79,7 +79,9 @@ def convert(
     if to == "original":
         if source is None:
             raise typer.BadParameter("name the HF folder to export")
-        if any((projector, language_model, vision_tower, upsampler, dtype, layout, levels)):
+        parts_given = (projector, language_model, vision_tower, upsampler, tokenizer)
+        settings = (dtype, layout, levels, box_dtype, max_slices, projector_heads, license)
+        if any((*parts_given, *settings, allow_missing, ignore, keep_unused)):
             raise typer.BadParameter("--to original exports an HF folder unchanged and takes no parts or settings")
     try:
         numbers = tuple(int(level) for level in levels.split(",")) if levels else None

@@ -25,7 +25,7 @@ MaxQueueSize = Annotated[
     typer.Option(min=1, help="Maximum number of queued requests; further ones get 429."),
 ]
 MaxWaiting = Annotated[int | None, typer.Option("--max-waiting", min=1, hidden=True)]  # former name
-Deadline = Annotated[float, typer.Option(min=0.1, help="Maximum seconds from arrival to the last token.")]
+Deadline = Annotated[float, typer.Option(min=0.1, max=86_400, help="Maximum seconds from arrival to the last token.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens of a request that sets none.")]
 CacheMegabytes = Annotated[int, typer.Option(min=0, help="Size of the image feature cache in MiB.")]
 PrefixMegabytes = Annotated[int, typer.Option(min=0, help="Size of the prefix KV cache in MiB.")]
@@ -167,6 +167,8 @@ def chat(
     from ..pages import open_all
     from ..planning import ImagePlanner
 
+    if pages is not None and not images:
+        raise typer.BadParameter("--pages chooses pages of the files of the first question: name one")
     planner = ImagePlanner.load(model)  # files are checked before the model is loaded
     opened = open_all(images or [], pages, max_pages=max_pages, num_pixels=planner.num_pixels(max_slices))
     planner.check_context([planner.fit_letters(page.image, max_slices).size for page in opened], max_slices)

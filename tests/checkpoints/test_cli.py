@@ -58,6 +58,8 @@ def test_a_report_in_json(tmp_path, original, tower):
         ["convert", "in", "--out", "o", "--box-dtype", "float16"],
         ["convert", "--out", "o", "--to", "original"],
         ["convert", "in", "--out", "o", "--to", "original", "--projector", "p"],
+        ["convert", "in", "--out", "o", "--to", "original", "--max-slices", "9"],
+        ["convert", "in", "--out", "o", "--to", "original", "--keep-unused"],
     ],
 )
 def test_bad_use(arguments):

@@ -151,6 +151,15 @@ def test_a_refused_image_is_not_asked_about_and_added_ones_can_be_left_out(engin
     assert conversation.failures == 2 and len(conversation.messages) == 4, capsys.readouterr().err
 
 
+def test_options_without_an_effect_or_an_end_are_bad_use(chat, monkeypatch, capsys):
+    code, _, err = chat([], "--pages", "1-3")
+    assert code == 2 and "--pages chooses pages of the files" in " ".join(err.replace("\u2502", " ").split())
+    monkeypatch.setattr(sys, "argv", ["llava-uhd", "serve", "--deadline", "inf"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2 and "--deadline" in capsys.readouterr().err
+
+
 def test_a_failure_makes_the_exit_code_1_at_the_end(chat):
     code, out, err = chat(["/image none.png", "Still there?"])
     assert code == 1 and out.strip() and "error: " in err and "Traceback" not in err

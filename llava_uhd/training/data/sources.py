@@ -157,7 +157,7 @@ class TarSamples:
         if "json" not in self.samples[index][1]:
             raise BadSample("it has no .json")
         record = _parse(self._read(index, "json"))
-        if images := self._images(index):
+        if "images" not in record and (images := self._images(index)):
             record.setdefault("image", images)
         return record
 

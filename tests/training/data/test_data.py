@@ -172,11 +172,15 @@ def test_weights(mixture, data_folder):
     assert samples.has_images.count(False) >= 10
 
 
-def test_tars_give_what_the_folder_gives(mixture, data_folder, tmp_path):
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_tars_give_what_the_folder_gives(mixture, data_folder, tmp_path, key):
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
             for index in range(3 * shard, 3 * shard + 3):
-                record = json.dumps(image_record(index)).encode()
+                fields = image_record(index)
+                if key == "images" and "image" in fields:
+                    fields["images"] = [fields.pop("image")]
+                record = json.dumps(fields).encode()
                 image = (data_folder / f"{index % 4}.png").read_bytes()
                 for suffix, content in (("json", record), ("png", image)):
                     member = tarfile.TarInfo(f"set/{index:04}.{suffix}")
