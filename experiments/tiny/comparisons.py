@@ -52,6 +52,7 @@ def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[s
     ids, labels = [FOUND_ID], [IGNORED]
     last_slice = -1
     in_slice = _draw_slice(setting, rng)
+    quarters = iter(rng.sample(range(HALVES * SIDES * grid**2), k=2 * len(notes)))  # no two texts stand in one
 
     def name_place(of_slice: int, place: int, *, predicted: bool) -> None:
         nonlocal last_slice
@@ -65,7 +66,7 @@ def practice_list(setting: Setting, rng: random.Random, sliced: bool) -> tuple[s
         of_row = []
         for _ in ("name", "number"):
             in_slice = _draw_slice(setting, rng) if rng.random() < OTHER_SLICE else in_slice
-            of_row.append((in_slice, LOCATION_ID + rng.randrange(HALVES * SIDES * grid**2)))
+            of_row.append((in_slice, LOCATION_ID + next(quarters)))
             name_place(*of_row[-1], predicted=False)
         signs = [first_note + NOTED.index(sign) for sign in note]
         ids += signs

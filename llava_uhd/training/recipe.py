@@ -243,13 +243,13 @@ class ScheduleRecipe:
         epochs: passes over the data.
         max_steps: maximum number of steps, below that of the epochs.
         type: course of the learning rates after the warmup.
-        warmup: warmup steps as a fraction of all steps, below 1.
+        warmup: warmup steps as a fraction of all steps, at most 0.999.
     """
 
     epochs: Positive = 1.0
     max_steps: Count | None = None
     type: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
+    warmup: Annotated[Number, Field(ge=0, le=0.999)] = 0.03
 
 
 @dataclass(frozen=True, config=SETTINGS)

@@ -257,7 +257,7 @@ def test_answers_after_expanded_images_are_marked(tokenizer, image):
 
 def test_slow_tokenizers_refuse_reserved_words():
     processor = one_token_processor(qwen_tokenizer(), "qwen")
-    processor._can_escape = False
+    processor.can_escape = False
     with pytest.raises(ValueError, match="a text holds <image>, which this tokenizer"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "the <image> tag"}]}])
 
