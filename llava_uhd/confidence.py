@@ -110,6 +110,37 @@ def fit_calibration(
     return Calibration(float(beta[0]), float(beta[1]), fitted_on=fitted_on)
 
 
+def choose_guess_below(
+    calibration: Calibration, answers: Sequence[tuple[float, bool]], unmarked_right: float
+) -> float:
+    """Return the lowest confidence from which on at least this share of answers is right.
+
+    Args:
+        calibration: calibration of the model.
+        answers: mean token probability of each answer, and whether it is right.
+        unmarked_right: share of right ones among answers without the mark of a guess, above 0 and at most 1.
+
+    Raises:
+        ValueError: the share is out of range, or reached nowhere.
+    """
+    if not 0 < unmarked_right <= 1:
+        raise ValueError(f"the share of right answers must be above 0 and at most 1, got {unmarked_right}")
+    highest, lowest, right, count = 0.0, None, 0, 0
+    ranked = sorted(((calibration.confidence(value), is_right) for value, is_right in answers), reverse=True)
+    for place, (confidence, is_right) in enumerate(ranked):
+        right, count = right + is_right, count + 1
+        if place + 1 < len(ranked) and ranked[place + 1][0] == confidence:
+            continue  # answers of one confidence are marked together
+        highest = max(highest, right / count)
+        if right / count >= unmarked_right:
+            lowest = confidence
+    if lowest is None:
+        raise ValueError(
+            f"of {count} answers at most {highest:.1%} are right from any confidence on, not {unmarked_right:.1%}"
+        )
+    return lowest
+
+
 def read_calibration(folder: Path) -> Calibration | None:
     """Return the calibration of a model folder, or None if it has none.
 

@@ -14,6 +14,7 @@ from llava_uhd.cli import app
 from llava_uhd.confidence import (
     Calibration,
     Confidence,
+    choose_guess_below,
     fit_calibration,
     read_calibration,
     write_calibration,
@@ -89,6 +90,31 @@ def test_confidence_rises_with_token_probability(first, second, slope, intercept
     calibration = Calibration(slope, intercept)
     low, high = sorted((first, second))
     assert 0 <= calibration.confidence(low) <= calibration.confidence(high) <= 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.6, 0.8, 0.95]), st.booleans()), min_size=1, max_size=30),
+    st.floats(0.05, 1),
+)
+def test_the_mark_is_set_below_the_lowest_confidence_that_gives_the_share(answers, share):
+    def right_from(confidence: float) -> float:
+        kept = [is_right for value, is_right in answers if calibration.confidence(value) >= confidence]
+        return sum(kept) / len(kept)
+
+    calibration = Calibration(0.7, -0.4)
+    confidences = {calibration.confidence(value) for value, _ in answers}
+    reached = [value for value in confidences if right_from(value) >= share]
+    if reached:
+        assert choose_guess_below(calibration, answers, share) == min(reached)
+    else:
+        with pytest.raises(ValueError, match=f"of {len(answers)} answers at most .* not {share:.1%}"):
+            choose_guess_below(calibration, answers, share)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got {share}"):
+        choose_guess_below(Calibration(1.0, 0.0), [(0.9, True)], share)
 
 
 def test_calibration_round_trips_through_a_model_folder(tmp_path):

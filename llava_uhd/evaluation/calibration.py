@@ -1,11 +1,11 @@
 """Calibrate the confidence in answers on finished runs, and measure how well it tells right from wrong."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..confidence import Calibration, fit_calibration
+from ..confidence import Calibration, choose_guess_below, fit_calibration
 from .predictions import TOKEN_PROBABILITY
 from .results import OFFICIAL, Result, load_result
 from .storage import read_rows
@@ -105,16 +105,25 @@ def describe_confidence(
     return {"confidence": report}
 
 
-def calibrate(runs: Sequence[ScoredAnswers]) -> Calibration:
+def calibrate(runs: Sequence[ScoredAnswers], unmarked_right: float | None = None) -> Calibration:
     """Fit the calibration on the answers of all runs together.
 
+    Args:
+        runs: answers to fit to.
+        unmarked_right: share of right ones among answers without the mark of a guess, to choose `guess_below` by;
+            None leaves it at 0.5.
+
     Raises:
-        ValueError: see `fit_calibration`.
+        ValueError: see `fit_calibration` and `choose_guess_below`.
     """
     probabilities = [value for run in runs for value in run.probabilities]
     right = [value for run in runs for value in run.right]
     record = {run.task: {"answers": len(run.right), "right": sum(run.right)} for run in runs}
-    return fit_calibration(probabilities, right, record)
+    calibration = fit_calibration(probabilities, right, record)
+    if unmarked_right is None:
+        return calibration
+    answers = list(zip(probabilities, right, strict=True))
+    return replace(calibration, guess_below=choose_guess_below(calibration, answers, unmarked_right))
 
 
 def measure(run: ScoredAnswers, calibration: Calibration) -> Report:

@@ -277,6 +277,13 @@ def calibrate(
     check: Annotated[
         list[Path] | None, typer.Option(help="Folder of a finished task to measure on, not fitted to (repeat).")
     ] = None,
+    unmarked_right: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of right ones among the answers of RUN that are not marked as guesses, such as 0.8: the mark "
+            "is set below the lowest confidence that gives it. Default: below a confidence of 0.5."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate the confidence in a model's answers on finished runs, and measure it.
@@ -290,7 +297,7 @@ def calibrate(
 
     fitted = [calibrating.read_answers(run) for run in runs]
     held_out = [calibrating.read_answers(run) for run in check or []]
-    calibration = calibrating.calibrate(fitted)
+    calibration = calibrating.calibrate(fitted, unmarked_right)
     reports = [calibrating.measure(answers, calibration) for answers in [*fitted, *held_out]]
     if model is not None:
         write_calibration(model, calibration)
@@ -304,7 +311,10 @@ def calibrate(
             f"{row.accuracy:.1f} % right; AUROC {auroc}; right ones marked as guesses {marked} %; "
             f"wrong and not marked {row.wrong_unmarked:.1f} % of all; calibration error {row.calibration_error:.1f}"
         )
-    typer.echo(f"slope {calibration.slope:.4f}, intercept {calibration.intercept:.4f}")
+    typer.echo(
+        f"slope {calibration.slope:.4f}, intercept {calibration.intercept:.4f}; "
+        f"guesses below a confidence of {calibration.guess_below:.4f}"
+    )
 
 
 @app.command(epilog="Example: llava-uhd eval vlmevalkit OCRBench --model tiny --out results")

@@ -43,6 +43,19 @@ def test_calibrate_writes_a_calibration_into_the_model_folder(runs, tmp_path):
     assert gray["wrong_unmarked"] <= 100 / 6 and gray["right_marked"] is None and synthdoc["right_marked"] <= 30
 
 
+def test_the_mark_is_chosen_by_the_share_of_right_answers_without_it(runs, tmp_path):
+    arguments = ["eval", "calibrate", str(runs / "synthdoc"), str(runs / "gray")]
+    done = CliRunner().invoke(app, [*arguments, "--unmarked-right", "1"])
+    assert done.exit_code == 0, done.output
+    assert (
+        done.stdout.count("wrong and not marked 0.0 % of all") == 2 and "guesses below a confidence of" in done.stdout
+    )
+    asked = json.loads(CliRunner().invoke(app, [*arguments, "--unmarked-right", "0.1", "--json"]).stdout)
+    assert asked["calibration"]["guess_below"] < 0.5
+    refused = CliRunner().invoke(app, [*arguments, "--unmarked-right", "1.5"])
+    assert refused.exit_code != 0 and "at most 1, got 1.5" in str(refused.exception)
+
+
 def test_a_result_says_how_often_a_wrong_answer_is_not_marked(runs):
     result = json.loads((runs / "gray" / "result.json").read_text())
     report = result["confidence"]

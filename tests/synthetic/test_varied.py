@@ -471,6 +471,38 @@ def test_charts_have_rows_and_no_two_texts_of_theirs_meet(kind):
                 assert beside or abs(one.baseline - other.baseline) > 0.6 * min(one.size, other.size)
 
 
+@pytest.mark.parametrize("angle", [-50, -20, 0, 30, 90])
+@pytest.mark.parametrize("align", [0.0, 0.5, 1.0])
+def test_turned_text_is_drawn_where_its_characters_are_said_to_be(angle, align):
+    rng = random.Random(0)
+    sheet = Sheet(rng, Content(rng), draw_style(rng, find_families(WHEEL), 30, dark=0.0), (400, 400), WHEEL)
+    run = sheet.put_turned("HHH", 200.3, 120.6, angle, align)
+    dark = np.asarray(draw_sheet(sheet).convert("L"), float).max() - np.asarray(draw_sheet(sheet).convert("L"), float)
+    y, x = np.mgrid[:400, :400] + 0.5
+    assert np.average(x, weights=dark) == pytest.approx(np.mean([x for _, x, _ in run.characters()]), abs=1.5)
+    assert np.average(y, weights=dark) == pytest.approx(np.mean([y for *_, y in run.characters()]), abs=1.5)
+    rows, columns = np.nonzero(dark > 40)
+    left, top, right, bottom = run.bounds
+    assert left - 1 <= columns.min() and columns.max() <= right + 1 and top == pytest.approx(120.6)
+    assert top - 1 <= rows.min() and rows.max() <= bottom + 1
+
+
+@pytest.mark.parametrize("kind", ["bars", "grouped bars", "stacked bars", "line chart"])
+def test_names_of_some_charts_are_turned_and_no_two_of_them_meet(kind):
+    turned = 0
+    for index in range(30):
+        sheet = make_varied("turned", index, kind=kind, fonts=WHEEL).sheet
+        (names,) = (fact.names for fact in sheet.facts if isinstance(fact, Entries))
+        assert len({run.angle for run in names}) == 1
+        angle, size = names[0].angle, names[0].size
+        turned += angle != 0
+        for one, other in itertools.pairwise(names):
+            ends = [np.array([run.turn(x, 0.0) for x in np.linspace(0, run.width)]) for run in (one, other)]
+            nearest = np.linalg.norm(ends[0][:, None] - ends[1][None], axis=-1).min()
+            assert not angle or nearest > 0.95 * size
+    assert 3 < turned < 27
+
+
 def test_names_of_some_pies_are_around_them():
     around = 0
     for index in range(60):

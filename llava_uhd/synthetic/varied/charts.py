@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ..page import Color
 from .content import MONTHS
@@ -19,6 +20,20 @@ PALETTES: tuple[tuple[Color, ...], ...] = (
 )
 TITLES = ("Sales", "Visitors", "Orders", "Exports", "Members", "Output", "Rainfall", "Votes", "Revenue by region",
           "Energy use", "Monthly costs", "Survey results", "Tickets sold", "Traffic", "Hours worked")  # fmt: skip
+
+# Degrees by which turned names rise or fall, and the part of charts whose names are turned.
+TURNS = (15.0, 50.0)
+TURNED = 0.4
+
+
+class Turn(NamedTuple):
+    """How the names below a chart stand: degrees by which they rise, and the part of them left of their mark."""
+
+    angle: float
+    align: float
+
+
+LEVEL = Turn(0.0, 0.5)
 
 
 def _with_rows(lay_out: Callable[[Sheet], None]) -> Callable[[Sheet], None]:
@@ -107,9 +122,43 @@ def _head(sheet: Sheet) -> None:
         sheet.feed(0.4)
 
 
-def _frame(sheet: Sheet, axis: float) -> tuple[float, float, float, float]:
-    """Return the bounds of the plot, with room for the axis' numbers at the left and names below."""
-    bottom = sheet.bottom - 1.6 * sheet.style.pitch
+def _draw_turn(sheet: Sheet, step: float) -> Turn:
+    """Return how names below a chart stand: level in most charts, and where turned lines would meet.
+
+    Args:
+        sheet: the page.
+        step: distance of two names in pixels.
+    """
+    rng = sheet.rng
+    angle = rng.uniform(*TURNS) * rng.choice((1, 1, 1, -1))
+    if rng.random() > TURNED or step * abs(math.sin(math.radians(angle))) < 1.2 * sheet.em:
+        return LEVEL
+    return Turn(angle, rng.choice((0.5, 1.0 if angle > 0 else 0.0)))
+
+
+def _fit_names(sheet: Sheet, names: list[str], turn: Turn, room: float) -> bool:
+    """Take away names that do not fit below a chart beside each other; return whether the others do."""
+    while not turn.angle and len(names) > 3 and max(map(sheet.measure, names)) + 0.4 * sheet.em > room / len(names):
+        names.pop()
+    return bool(turn.angle) or max(map(sheet.measure, names)) <= room / len(names)
+
+
+def _put_name(sheet: Sheet, name: str, x: float, bottom: float, turn: Turn) -> Run:
+    """Place a name below a chart."""
+    if not turn.angle:
+        return sheet.put(name, x, 0.5, y=bottom + 0.1 * sheet.em)
+    return sheet.put_turned(name, x, bottom + 0.4 * sheet.em, *turn)
+
+
+def _frame(
+    sheet: Sheet, axis: float, names: Sequence[str] = (), turn: Turn = LEVEL
+) -> tuple[float, float, float, float]:
+    """Return the bounds of the plot, with room for the axis' numbers at the left and the names below."""
+    room = 1.6 * sheet.style.pitch
+    if turn.angle:
+        sine, cosine = abs(math.sin(math.radians(turn.angle))), math.cos(math.radians(turn.angle))
+        room = 0.8 * sheet.em + sine * max(map(sheet.measure, names)) + cosine * sheet.em
+    bottom = sheet.bottom - room
     bounds = sheet.left + axis, sheet.top + 0.9 * sheet.style.pitch, sheet.right, bottom
     if sheet.rng.random() < 0.5:
         ground = sheet.style.soft if sheet.rng.random() < 0.5 else None
@@ -123,13 +172,13 @@ def lay_out_bars(sheet: Sheet) -> None:
     rng, em = sheet.rng, sheet.em
     _head(sheet)
     printed = rng.random() < 0.65
-    left, top, right, bottom = bounds = _frame(sheet, 0.5 * em if printed and rng.random() < 0.5 else 4.0 * em)
+    axis = 0.5 * em if printed and rng.random() < 0.5 else 4.0 * em
     noun, names = _categories(sheet, rng.randint(3, 9), "bar")
+    turn = _draw_turn(sheet, (sheet.width - axis) / len(names))
+    fit = _fit_names(sheet, names, turn, sheet.width - axis)
+    left, top, right, bottom = bounds = _frame(sheet, axis, names, turn)
     step = (right - left) / len(names)
-    while len(names) > 3 and max(map(sheet.measure, names)) + 0.4 * em > step:
-        names.pop()
-        step = (right - left) / len(names)
-    if max(map(sheet.measure, names)) > step or bottom - top < 3 * em:
+    if not fit or bottom - top < 3 * em:
         return
     values = _values(sheet, len(names))
     if left - sheet.left > em:
@@ -145,7 +194,7 @@ def lay_out_bars(sheet: Sheet) -> None:
         x, height = left + (place + 0.5) * step, value * scale
         color = colors[place % len(colors)] if many else colors[0]
         sheet.box((x - width * step, bottom - height, x + width * step, bottom), fill=color)
-        entries.names.append(sheet.put(name, x, 0.5, y=bottom + 0.1 * em))
+        entries.names.append(_put_name(sheet, name, x, bottom, turn))
         if printed:
             text = f"{value:{sheet.content.thousands}}{unit}"
             entries.columns["value"].append(sheet.put(text, x, 0.5, y=bottom - height - sheet.style.pitch))
@@ -193,11 +242,12 @@ def _series(sheet: Sheet, stacked: bool) -> None:
     colors = rng.choice(PALETTES[:3])
     noun, groups = _categories(sheet, rng.randint(2, 5), "group")
     legend = _legend(sheet, sheet.content.distinct(sheet.content.made_up, rng.randint(2, 3)), colors)
-    left, top, right, bottom = bounds = _frame(sheet, 4.0 * em)
+    turn = _draw_turn(sheet, (sheet.width - 4.0 * em) / len(groups))
+    left, top, right, bottom = bounds = _frame(sheet, 4.0 * em, groups, turn)
     if len(legend) < 2 or bottom - top < 4 * em:
         return
     step = (right - left) / len(groups)
-    if max(map(sheet.measure, groups)) > step:
+    if not turn.angle and max(map(sheet.measure, groups)) > step:
         return
     values = {run.text: _values(sheet, len(groups)) for run in legend}
     sums = [sum(numbers) for numbers in zip(*values.values(), strict=True)]
@@ -206,7 +256,7 @@ def _series(sheet: Sheet, stacked: bool) -> None:
     entries.values = {name.lower(): [float(number) for number in numbers] for name, numbers in values.items()}
     for place, group in enumerate(groups):
         x, floor = left + (place + 0.5) * step, bottom
-        entries.names.append(sheet.put(group, x, 0.5, y=bottom + 0.1 * em))
+        entries.names.append(_put_name(sheet, group, x, bottom, turn))
         wide = 0.6 * step if stacked else 0.8 * step / len(legend)
         for order, (name, color) in enumerate(zip(values, colors, strict=False)):
             height, text = values[name][place] * scale, str(values[name][place])
@@ -237,13 +287,14 @@ def lay_out_line_chart(sheet: Sheet) -> None:
     """Lay out a line chart over months or years, with an axis, markers and sometimes values."""
     rng, em = sheet.rng, sheet.em
     _head(sheet)
-    left, top, right, bottom = bounds = _frame(sheet, 4.0 * em)
     count = rng.randint(3, 9)
     first = rng.randint(1980, 2015)
     months = rng.random() < 0.5
     names = [MONTHS[place][:3] if months else str(first + place) for place in range(count)]
+    turn = _draw_turn(sheet, (sheet.width - 4.0 * em) / count)
+    left, top, right, bottom = bounds = _frame(sheet, 4.0 * em, names, turn)
     step = (right - left) / count
-    if max(map(sheet.measure, names)) + 0.3 * em > step or bottom - top < 4 * em:
+    if bottom - top < 4 * em or (not turn.angle and max(map(sheet.measure, names)) + 0.3 * em > step):
         return
     values = _values(sheet, count)
     scale = _value_axis(sheet, max(values), bounds, lying=False)
@@ -255,7 +306,7 @@ def lay_out_line_chart(sheet: Sheet) -> None:
     for (x, y), name, value in zip(points, names, values, strict=True):
         radius = 0.22 * em
         sheet.box((x - radius, y - radius, x + radius, y + radius), "ellipse", fill=color)
-        entries.names.append(sheet.put(name, x, 0.5, y=bottom + 0.1 * em))
+        entries.names.append(_put_name(sheet, name, x, bottom, turn))
         if printed:
             entries.columns["value"].append(sheet.put(str(value), x, 0.5, y=y - 1.1 * sheet.style.pitch))
     sheet.facts.append(entries)

@@ -3,6 +3,7 @@
 A document is a pure function of seed, index and the fonts of the machine.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from .pictures import draw_picture, draw_size
 from .questions import Asked, ask_all, ask_of_picture
 from .render import draw_sheet
 from .screens import lay_out_dialog, lay_out_phone, lay_out_slide
-from .sheet import Sheet, draw_style
+from .sheet import Run, Sheet, draw_style
 from .slips import lay_out_card, lay_out_label, lay_out_receipt, lay_out_ticket
 from .wear import Wear, apply, draw_wear
 
@@ -248,14 +249,25 @@ def _holds_its_text(sheet: Sheet) -> bool:
     """Return True if all text is on the page, in characters that every font has, and no two runs overlap."""
     width, height = sheet.size
     lines: dict[int, list[tuple[float, float]]] = {}
+    turned: list[Run] = []
     for run in sheet.texts:
-        if run.x < 0 or run.x + run.width > width or run.baseline - 0.75 * run.size < 0:
+        left, top, right, bottom = run.bounds
+        if min(left, top) < 0 or right > width or bottom > height or not set(run.text) <= set(CHARACTERS):
             return False
-        if run.baseline + 0.25 * run.size > height or not set(run.text) <= set(CHARACTERS):
-            return False
-        lines.setdefault(round(run.baseline), []).append((run.x, run.x + run.width))
+        if run.angle:
+            turned.append(run)
+        else:
+            lines.setdefault(round(run.baseline), []).append((left, right))
     for spans in lines.values():
         spans.sort()
         if any(second[0] < first[1] - 0.5 for first, second in zip(spans, spans[1:], strict=False)):
             return False
-    return True
+    return not any(_meet(first, second) for first, second in zip(turned, turned[1:], strict=False))
+
+
+def _meet(first: Run, second: Run) -> bool:
+    """Return whether two runs that are turned alike overlap."""
+    right, down = second.x - first.x, second.baseline - first.baseline
+    cosine, sine = math.cos(math.radians(first.angle)), math.sin(math.radians(first.angle))
+    along, aside = cosine * right - sine * down, abs(sine * right + cosine * down)
+    return first.angle == second.angle and aside < first.size and -second.width < along < first.width

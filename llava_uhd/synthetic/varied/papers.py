@@ -1,12 +1,13 @@
 """Sheets of paper: invoices, orders, statements, letters, forms, certificates, plain pages."""
 
+import math
 import string
 from collections.abc import Iterable
 from datetime import date, timedelta
 
 from ..page import MIDDLE
 from .facts import Field, Line
-from .fonts import CHARACTERS, find_families
+from .fonts import CHARACTERS, Face, find_families
 from .label_wordings import LABELED
 from .labels import LABELS
 from .parts import address, dated, field_value, fields, labeled, logo, paragraph, stamp, sums, title
@@ -358,6 +359,23 @@ def lay_out_note(sheet: Sheet) -> None:
     sheet.crop()
 
 
+def _put_turned_words(sheet: Sheet, words: list[str], face: Face, size: int) -> None:
+    """Place words that rise or fall beside each other, as those below a chart, and move the cursor below them."""
+    angle = sheet.rng.uniform(15, 50) * sheet.rng.choice((1, 1, -1))
+    step = 1.25 * size / abs(math.sin(math.radians(angle)))
+    x, low = sheet.left, sheet.top
+    for word in words:
+        # The ends at the top stand in a row.
+        run = sheet.put_turned(word, x, sheet.top, angle, 1.0 if angle > 0 else 0.0, face, size)
+        left, _, right, bottom = run.bounds
+        if left < sheet.left or right > sheet.right or bottom > sheet.bottom:
+            sheet.texts.pop()
+        else:
+            low = max(low, bottom)
+        x += step
+    sheet.top = low + 0.3 * size
+
+
 def lay_out_scribble(sheet: Sheet) -> None:
     """Lay out words, codes, amounts and random characters in changing fonts, for character recognition."""
     rng, content = sheet.rng, sheet.content
@@ -373,6 +391,9 @@ def lay_out_scribble(sheet: Sheet) -> None:
         if rng.random() < 0.3:
             size = max(round(sheet.em * rng.choice((0.75, 1.0, 1.0, 1.4, 2.0))), 6)
         face = rng.choice(faces)
+        if rng.random() < 0.15:
+            _put_turned_words(sheet, [rng.choice(draws)() for _ in range(12)], face, size)
+            continue
         dark = rng.random() < 0.12
         color = rng.choice((sheet.style.ink, sheet.style.ink, sheet.style.accent))
         pitch = size * rng.uniform(1.1, 1.5)

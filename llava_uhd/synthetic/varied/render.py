@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw
 
-from .sheet import Shape, Sheet
+from .sheet import Run, Shape, Sheet
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
@@ -12,8 +12,21 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     for shape in sheet.shapes:
         _draw_shape(draw, shape)
     for run in sheet.texts:
-        draw.text((run.x, run.baseline), run.text, fill=run.color, font=run.face.load(run.size), anchor="ls")
+        if run.angle:
+            _draw_turned(image, run)
+        else:
+            draw.text((run.x, run.baseline), run.text, fill=run.color, font=run.face.load(run.size), anchor="ls")
     return image
+
+
+def _draw_turned(image: Image.Image, run: Run) -> None:
+    """Draw a run through a mask that is turned about its middle, where the text's left end is."""
+    reach = round(run.width) + 2 * run.size
+    middle = (reach + run.x % 1, reach + run.baseline % 1)
+    mask = Image.new("L", (2 * reach, 2 * reach))
+    ImageDraw.Draw(mask).text(middle, run.text, fill=255, font=run.face.load(run.size), anchor="ls")
+    mask = mask.rotate(run.angle, Image.Resampling.BICUBIC, center=middle)
+    image.paste(run.color, (int(run.x // 1) - reach, int(run.baseline // 1) - reach), mask)
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape) -> None:

@@ -6,9 +6,10 @@ its body text, so that one layout serves a slip and a sheet of A4.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,17 @@ from .fonts import Face, Family, character_offsets, text_width
 if TYPE_CHECKING:
     from .facts import Fact
 
+# Heights of a line's letters above and below the baseline, in font sizes.
+RISE, FALL = 0.75, 0.25
+
 
 @dataclass(frozen=True)
 class Run:
     """Run of characters on one baseline.
 
     Attributes:
-        x: left end in pixels. `baseline`: y of the baseline. `size`: font size in pixels.
+        x: left end in pixels. `baseline`: y of the baseline there. `size`: font size in pixels.
+        angle: degrees by which the text rises from its left end, about which it is turned.
     """
 
     text: str
@@ -34,17 +39,32 @@ class Run:
     face: Face
     size: int
     color: Color
+    angle: float = 0.0
 
     @property
     def width(self) -> float:
         return text_width(self.text, self.face, self.size)
 
+    def turn(self, right: float, down: float) -> tuple[float, float]:
+        """Return x and y of a point so far right of the left end and below the baseline, before the text is turned."""
+        cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        return self.x + cosine * right + sine * down, self.baseline - sine * right + cosine * down
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the box that the text is in."""
+        corners = [self.turn(x, y * self.size) for x in (0.0, self.width) for y in (-RISE, FALL)]
+        (left, *_, right), (top, *_, bottom) = map(sorted, zip(*corners, strict=True))
+        return left, top, right, bottom
+
     def boxes(self) -> Iterator[tuple[str, float, float, float]]:
         """Yield each character with the x of its left and right edge and the y of its center."""
         offsets = character_offsets(self.text, self.face, self.size)
-        y = self.baseline - MIDDLE * self.size
+        cosine = math.cos(math.radians(self.angle))
         for character, left, right in zip(self.text, offsets, offsets[1:], strict=False):
-            yield character, self.x + left, self.x + right, y
+            x, y = self.turn((left + right) / 2, -MIDDLE * self.size)
+            half = cosine * (right - left) / 2
+            yield character, x - half, x + half, y
 
     def characters(self) -> Iterator[tuple[str, float, float]]:
         """Yield each character with the x and y of its center."""
@@ -192,6 +212,34 @@ class Sheet:
         top = self.top if y is None else y
         x -= align * text_width(text, face, size)
         run = Run(text, x, top + 0.5 * self.style.pitch + MIDDLE * size, face, size, color or self.style.ink)
+        self.texts.append(run)
+        return run
+
+    def put_turned(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        angle: float,
+        align: float = 0.5,
+        face: Face | None = None,
+        size: int | None = None,
+    ) -> Run:
+        """Place a turned text.
+
+        Args:
+            text: text to place.
+            x: of the point of the text at `align`: its left end, middle or right end (0, 0.5 or 1).
+            y: upper end of the box that the text is in.
+            angle: degrees by which it rises.
+            align: fraction of the text's width left of x.
+            face: font face; None for that of the body text.
+            size: font size in pixels; None for that of the body text.
+        """
+        face, size = face or self.style.body.regular, size or self.style.size
+        run = Run(text, 0.0, 0.0, face, size, self.style.ink, angle)
+        at, _ = run.turn(align * run.width, 0.5 * (FALL - RISE) * size)
+        run = replace(run, x=x - at, baseline=y - run.bounds[1])
         self.texts.append(run)
         return run
 
