@@ -62,6 +62,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "typical_p": (1,),
     "verbosity": ("medium",),
+    "web_search_options": (),  # without options it asks for a search, too
 }
 
 

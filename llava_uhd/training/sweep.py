@@ -101,8 +101,8 @@ class Sweep:
         grid: values of each key, in the order of the table.
         seeds: seeds of every setting.
         metric: `eval_loss`, `loss` or another key of `log.jsonl`, whose last value counts; or a dotted path into the
-            `quality.json` of stage 0 that begins with `quality`. None takes `eval_loss` where the recipe has held-out
-            data, and `loss` otherwise.
+            `quality.json` of stage 0 that begins with `quality`. None takes `eval_loss` where all recipes hold
+            data out, and `loss` otherwise.
     """
 
     out: Path
@@ -228,18 +228,24 @@ def run_sweep(sweep: Sweep, jobs: int = 1, gpus: int = 1, show: Callable[[str], 
     return failures
 
 
-def metric_of(sweep: Sweep, cell: Cell) -> float | None:
-    """Return the metric of a finished run, None where it has none.
+def compared_metric(sweep: Sweep) -> str:
+    """Return the name of the metric of all runs."""
+    if sweep.metric is not None:
+        return sweep.metric
+    recipes = [load_recipe(cell.recipe, cell.overrides) for cell in sweep.cells()]
+    # Losses on held-out and on training data are not to be compared.
+    is_held_out = all(isinstance(recipe, TuningRecipe) and recipe.data.held_out for recipe in recipes)
+    return "eval_loss" if is_held_out else "loss"
+
+
+def read_metric(cell: Cell, metric: str) -> float | None:
+    """Return the metric of a finished run, None of another.
 
     Raises:
         ValueError: the run is finished and its files have no such metric.
     """
     if not cell.finished:
         return None
-    recipe = load_recipe(cell.recipe, cell.overrides)
-    metric = sweep.metric
-    if metric is None:
-        metric = "eval_loss" if isinstance(recipe, TuningRecipe) and recipe.data.held_out else "loss"
     if metric.split(".")[0] == "quality":
         value: Any = read_json(cell.out / "quality.json")
         for step in metric.split(".")[1:]:
@@ -289,10 +295,11 @@ def collect(sweep: Sweep) -> list[Setting]:
     """Return the results of every setting, in the order of the grid."""
     scores: dict[tuple[str, str], dict[int, float]] = {}
     values: dict[tuple[str, str], dict[str, Any]] = {}
+    metric = compared_metric(sweep)
     for cell in sweep.cells():
         key = cell.recipe, json.dumps(cell.values)
         values[key] = cell.values
-        value = metric_of(sweep, cell)
+        value = read_metric(cell, metric)
         scores.setdefault(key, {})
         if value is not None:
             scores[key][cell.seed] = value
@@ -317,7 +324,7 @@ def collect(sweep: Sweep) -> list[Setting]:
 
 def table_text(sweep: Sweep, settings: Sequence[Setting]) -> str:
     """Return the table as Markdown: a row for each setting, with the intervals of mean and paired difference."""
-    names = ["recipe", *sweep.grid, f"{sweep.metric or 'loss'}, mean", "95 % interval", "to the first", "seeds"]
+    names = ["recipe", *sweep.grid, f"{compared_metric(sweep)}, mean", "95 % interval", "to the first", "seeds"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for setting in settings:
         values = [json.dumps(setting.values[key]) for key in sweep.grid]

@@ -23,8 +23,8 @@ def sweep(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="Key of log.jsonl, or quality.LEVEL.jbu.MEASURE for stage 0. Default: eval_loss with held-out data, "
-            "else loss."
+            help="Key of log.jsonl, or quality.LEVEL.jbu.MEASURE for stage 0. Default: eval_loss if all "
+            "recipes hold data out, else loss."
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,

@@ -71,6 +71,7 @@ from tests.serving.running import DEADLINE, ask_raw, error_of, image_part, valid
         (valid(skip_special_tokens=False), 400, "skip_special_tokens is not supported"),
         (valid(repetition_penalty=1.1), 400, "repetition_penalty is not supported"),
         (valid(top_k=5), 400, "top_k is not supported"),
+        (valid(web_search_options={}), 400, "web_search_options is not supported"),
         (with_parts("hi"), 400, "messages.0.content.0: must be a JSON object"),
         (with_parts({"type": "text"}), 400, "messages.0.content.0.text: it is missing"),
         (with_parts({"text": "hi"}), 400, "messages.0.content.0: a part needs a type"),

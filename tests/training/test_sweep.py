@@ -127,6 +127,12 @@ def test_metrics_of_stage_0_and_held_out_data(tmp_path):
     (cell,) = sweep.cells()
     finish(cell, {"loss": 1.0}, {"eval_loss": 2.0})
     assert collect(sweep)[0].scores == {0: 2.0}  # the recipe has held-out data
+    assert "| eval_loss, mean |" in table_text(sweep, collect(sweep))
+    mixed = sweep_of(tmp_path / "2", recipes=("tiny-align", "v1-align"), grid={}, seeds=(0,), metric=None)
+    for cell in mixed.cells():
+        finish(cell, {"loss": 1.0}, {"eval_loss": 2.0})
+    assert [setting.scores for setting in collect(mixed)] == [{0: 1.0}, {0: 1.0}]
+    assert "| loss, mean |" in table_text(mixed, collect(mixed))
 
 
 def test_wrong_sweeps_are_refused_before_anything_runs(tmp_path):
