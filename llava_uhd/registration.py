@@ -46,6 +46,7 @@ def _register_processor() -> None:
 
 
 def _register_models() -> None:
+    import transformers
     from transformers import AutoModel, AutoModelForImageTextToText
 
     from .model.configuration_llava_uhd import LlavaUhdConfig
@@ -53,6 +54,8 @@ def _register_models() -> None:
 
     AutoModel.register(LlavaUhdConfig, LlavaUhdModel, exist_ok=True)
     AutoModelForImageTextToText.register(LlavaUhdConfig, LlavaUhdForConditionalGeneration, exist_ok=True)
+    if (any_to_any := getattr(transformers, "AutoModelForMultimodalLM", None)) is not None:  # of newer releases
+        any_to_any.register(LlavaUhdConfig, LlavaUhdForConditionalGeneration, exist_ok=True)
     LlavaUhdModel.register_for_auto_class("AutoModel")
     LlavaUhdForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 

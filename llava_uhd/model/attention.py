@@ -30,9 +30,10 @@ def sincos_position_embedding(hidden_size: int, query_grid: int) -> torch.Tensor
 
 
 def resize_positions(positions: torch.Tensor, map_shape: Sequence[int]) -> torch.Tensor:
-    """Resize a square grid's embedding bicubically, in float32: (g², E) to (1, H, W, E)."""
+    """Resize a square grid's embedding bicubically, at least in float32: (g², E) to (1, H, W, E)."""
     side = round(len(positions) ** 0.5)
-    grid = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)  # 1, E, g, g
+    precise = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    grid = precise.view(1, side, side, -1).permute(0, 3, 1, 2)  # 1, E, g, g
     grid = F.interpolate(grid, size=tuple(map_shape), mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1).to(positions.dtype)
 

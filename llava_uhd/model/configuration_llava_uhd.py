@@ -11,10 +11,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .slicing import MAX_SLICES
 from .upsampler_registry import check_upsampler
 from .validation import (
     LARGEST,
-    MAX_SLICES,
     QUERY_GRID,
     TOKEN_ID,
     UNSHUFFLE_FACTOR,

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .attention import WindowAttention
 from .level_projection import LevelProjection
@@ -15,6 +16,23 @@ from .windows import BinGrid
 # Layers whose weights are all there is to them; a subclass or wrapper may compute something else.
 FOLDABLE_LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Dropout2d)
 
+
+# Hooks of a module, which a call of its `forward` would run.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class _OptimizerSteps:
+    """Number of steps of all optimizers: the fused kernels of some change weights and leave their version as it is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.count += 1
+
+
+_steps = _OptimizerSteps()
 
 # Memory address, version, dtype and device of a parameter, by which a change is noticed.
 ParameterState = tuple[int, int, torch.dtype, torch.device]
@@ -43,6 +61,8 @@ class HiWinWeights(Protocol):
     def upsampler(self) -> nn.Module: ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
 def level_fixups(
@@ -80,6 +100,11 @@ def level_projections(projector: HiWinWeights) -> list[LevelProjection]:
 
 def reason_not_to_fuse(projector: HiWinWeights) -> str | None:
     """Return why the weights cannot be folded, or None if they can be read and are all there is to their layers."""
+    for name, module in projector.named_modules():
+        if name and any(getattr(module, hooks) for hooks in HOOKS):
+            return f"{name} has a hook"
+    if projector.queries.dtype == torch.float64:
+        return "the weights are float64, and the fused path computes in float32"
     upsampler, attention = projector.upsampler, projector.attention
     layers: list[nn.Module] = [projector.ln_q, projector.ln_kv, attention.q_proj, attention.k_proj, attention.v_proj]
     weights = [projector.queries, projector.positions]
@@ -110,14 +135,15 @@ def reason_not_to_fuse(projector: HiWinWeights) -> str | None:
 class FoldedWeightCache(nn.Module):
     """Folded weights of a projector for inference, kept from one call to the next.
 
-    They are folded anew when a weight has changed in place or was replaced, and dropped by whatever moves, converts or
-    switches the mode of the projector, of which this is a submodule without weights. Only a change in place through
-    `.data` goes unnoticed: call `eval()` after it. Copies and pickles start empty, and no checkpoint holds anything.
+    They are folded anew when a weight has changed in place or was replaced, or an optimizer made a step, and dropped
+    by whatever moves, converts or switches the mode of the projector, of which this is a submodule without weights.
+    Only a change in place through `.data` goes unnoticed: call `eval()` after it. Copies and pickles start empty, and
+    no checkpoint holds anything.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._entry: tuple[tuple[torch.dtype, tuple[ParameterState, ...]], FoldedWeights] | None = None
+        self._entry: tuple[tuple[torch.dtype, int, tuple[ParameterState, ...]], FoldedWeights] | None = None
 
     def get(self, projector: HiWinWeights, dtype: torch.dtype) -> FoldedWeights:
         """Return the folded weights with value matrices in `dtype`, from the last call if nothing has changed.
@@ -132,11 +158,12 @@ class FoldedWeightCache(nn.Module):
         versions = tuple(
             (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in projector.parameters()
         )
-        if self._entry is None or self._entry[0] != (dtype, versions):
+        key = (dtype, _steps.count, versions)
+        if self._entry is None or self._entry[0] != key:
             self._entry = None  # so that there are never two
             # Outside of inference mode: what is made inside it could not be used outside.
             with torch.inference_mode(False), torch.no_grad():
-                self._entry = ((dtype, versions), fold_projector(projector, with_gradient=False).with_values(dtype))
+                self._entry = (key, fold_projector(projector, with_gradient=False).with_values(dtype))
         return self._entry[1]
 
     @property

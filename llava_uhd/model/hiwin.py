@@ -128,6 +128,7 @@ def pooled_keys_and_values(
 
 
 def pool(projector: HiWinProjector, maps: torch.Tensor, bins: tuple[int, int]) -> torch.Tensor:
-    """RoI-Align of every window, in float32 whatever the dtype of the maps: (N, H, W, E) to (N, G², L, E)."""
-    pooled = pool_windows(maps.float(), projector.query_grid, bins, projector.box_dtype, projector.aligned)
+    """RoI-Align of every window, at least in float32: (N, H, W, E) to (N, G², L, E)."""
+    precise = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    pooled = pool_windows(precise, projector.query_grid, bins, projector.box_dtype, projector.aligned)
     return pooled.to(maps.dtype)

@@ -8,7 +8,7 @@ shapes.
 Shapes: P patches of all views, V views of all images, I images, p side of a patch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
 from itertools import count
@@ -30,8 +30,8 @@ from transformers.processing_utils import ImagesKwargs
 
 from .images import MAX_PIXELS, decode_image
 from .letter_height import fit_letters, used_height
-from .slicing import SlicePlan, enlarged_size, plan_views
-from .validation import LARGEST, MAX_SLICES, check_int, check_letter_height, check_padding, check_slice_grid, is_number
+from .slicing import MAX_SLICES, SlicePlan, enlarged_size, plan_views
+from .validation import LARGEST, check_int, check_letter_height, check_padding, check_slice_grid, is_number
 
 # Mean and deviation of each channel that the towers of a kind were trained with.
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
@@ -139,28 +139,8 @@ class LlavaUhdImageProcessor(PilBackend):
         Raises:
             ValueError: naming the option that is wrong, and what it must be.
         """
-        check_int("max_slices", self.max_slices, 1, MAX_SLICES)
-        check_int("view_size", self.view_size, 1, LARGEST["image_size"])
-        check_int("patch_size", self.patch_size, 1, self.view_size)
         check_int("max_pixels", self.max_pixels, 1, 2**40)
-        if self.max_side is not None:
-            check_int("max_side", self.max_side, 1, 2**20)
-        self.slice_grid = check_slice_grid(self.slice_grid, self.max_slices)
-        check_padding(self.pad_to_square, self.pad_to_grid)
-        check_letter_height(self.letter_height)
-        if self.max_view_patches is not None:
-            check_int("max_view_patches", self.max_view_patches, (self.view_size // self.patch_size) ** 2, 2**20)
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            numbers = isinstance(values, list | tuple) and len(values) == 3 and all(map(is_number, values))
-            if not numbers or (name == "image_std" and min(values) <= 0):
-                raise ValueError(f"{name} must be 3 numbers{' above 0' * (name == 'image_std')}, got {values!r}")
-        if not is_number(self.rescale_factor) or self.rescale_factor <= 0:
-            raise ValueError(f"rescale_factor must be a positive number, got {self.rescale_factor!r}")
-        try:
-            PILImageResampling(self.resample)
-        except ValueError as error:
-            raise ValueError(f"resample must be a filter of PIL, got {self.resample!r}") from error
+        self.slice_grid = _check_options(partial(getattr, self))
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Decode images in any accepted form to RGB, keeping the nesting of lists. Decoded images pass unchanged."""
@@ -220,9 +200,12 @@ class LlavaUhdImageProcessor(PilBackend):
         )
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        images = _flatten(self.fetch_images(images))
         # None takes the processor's own option, as in `plan`.
         kwargs = {name: self._option(name, kwargs) if hasattr(self, name) else kwargs[name] for name in kwargs}
+        _check_options(partial(self._option, kwargs=kwargs))
+        images = _in_order(images, kwargs.get("input_data_format"))
+        is_scaled = [_is_float(image) for image in _flatten(images)]
+        images = _flatten(self.fetch_images(images))
         max_side = kwargs["max_side"]
         if self.used_height(**kwargs) is not None:
             images, max_side = [self.fit_letters(image, **kwargs) for image in images], None
@@ -234,15 +217,21 @@ class LlavaUhdImageProcessor(PilBackend):
             for view in cut_views(image, plan, kwargs["resample"], max_side, background)
         ]
         patch_size = plans[0].patch_size if plans else self.patch_size
-        packed = np.concatenate([np.zeros((0, 3, patch_size**2), np.uint8), *patches])
-        values = _channel_values(
-            kwargs["rescale_factor"] if kwargs["do_rescale"] else 1,
-            kwargs["image_mean"] if kwargs["do_normalize"] else (0, 0, 0),
-            kwargs["image_std"] if kwargs["do_normalize"] else (1, 1, 1),
-        )
-        pixel_values = np.stack([values[channel][packed[:, channel]] for channel in range(3)], axis=1)
+        mean = kwargs["image_mean"] if kwargs["do_normalize"] else (0, 0, 0)
+        std = kwargs["image_std"] if kwargs["do_normalize"] else (1, 1, 1)
+        # Without rescaling the values are those of 8 bits, but floats were scaled before they came.
+        scales = [
+            kwargs["rescale_factor"] if kwargs["do_rescale"] else 1 / 255 if scaled else 1.0 for scaled in is_scaled
+        ]
+        tables = {scale: _channel_values(scale, mean, std) for scale in set(scales)}
+        of_views = [tables[scale] for scale, plan in zip(scales, plans, strict=True) for _ in range(plan.num_views)]
+        pixel_values = [
+            np.stack([values[channel][view[:, channel]] for channel in range(3)], axis=1)
+            for values, view in zip(of_views, patches, strict=True)
+        ]
+        packed = np.concatenate([np.zeros((0, 3, patch_size**2), np.float32), *pixel_values])
         data = {
-            "pixel_values": pixel_values.reshape(len(packed), 3 * patch_size**2),
+            "pixel_values": packed.reshape(len(packed), 3 * patch_size**2),
             "view_shapes": np.array([shape for plan in plans for shape in plan.view_shapes], np.int64).reshape(-1, 2),
             "num_views": np.array([plan.num_views for plan in plans], np.int64),
             "grids": np.array([plan.grid or (0, 0) for plan in plans], np.int64).reshape(-1, 2),
@@ -294,8 +283,61 @@ def pad(image: Image.Image, size: tuple[int, int], background: tuple[int, ...]) 
     return canvas
 
 
-def _flatten(images: Any) -> list[Image.Image]:
-    return [leaf for item in images for leaf in _flatten(item)] if isinstance(images, list) else [images]
+def _check_options(option: Callable[[str], Any]) -> list[int] | None:
+    """Check the options of a processor or of a call, given by name, and return `slice_grid` as a list.
+
+    Raises:
+        ValueError: naming the option that is wrong, and what it must be.
+    """
+    check_int("max_slices", option("max_slices"), 1, MAX_SLICES)
+    check_int("view_size", option("view_size"), 1, LARGEST["image_size"])
+    check_int("patch_size", option("patch_size"), 1, option("view_size"))
+    if option("max_side") is not None:
+        check_int("max_side", option("max_side"), 1, 2**20)
+    slice_grid = check_slice_grid(option("slice_grid"), option("max_slices"))
+    check_padding(option("pad_to_square"), option("pad_to_grid"))
+    check_letter_height(option("letter_height"))
+    if option("max_view_patches") is not None:
+        least = (option("view_size") // option("patch_size")) ** 2
+        check_int("max_view_patches", option("max_view_patches"), least, 2**20)
+    for name in ("image_mean", "image_std"):
+        values = option(name)
+        numbers = isinstance(values, list | tuple) and len(values) == 3 and all(map(is_number, values))
+        if not numbers or (name == "image_std" and min(values) <= 0):
+            raise ValueError(f"{name} must be 3 numbers{' above 0' * (name == 'image_std')}, got {values!r}")
+    factor, resample = option("rescale_factor"), option("resample")
+    if not is_number(factor) or factor <= 0:
+        raise ValueError(f"rescale_factor must be a positive number, got {factor!r}")
+    try:
+        PILImageResampling(resample)
+    except ValueError as error:
+        raise ValueError(f"resample must be a filter of PIL, got {resample!r}") from error
+    return slice_grid
+
+
+def _flatten(images: Any) -> list[Any]:
+    """Return the images of nested lists, tuples and 4-dimensional arrays."""
+    if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
+        return [leaf for item in images for leaf in _flatten(item)]
+    return [images]
+
+
+def _is_float(image: Any) -> bool:
+    """Return whether an image is an array or tensor of floats, whose values are from 0 to 1."""
+    if isinstance(image, torch.Tensor):
+        return image.is_floating_point()
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
+
+
+def _in_order(images: Any, data_format: Any) -> Any:
+    """Return images with the channels of arrays last, where `data_format` says that they are first."""
+    if getattr(data_format, "value", data_format) != "channels_first":
+        return images
+    if isinstance(images, list | tuple):
+        return [_in_order(image, data_format) for image in images]
+    if isinstance(images, torch.Tensor):
+        images = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
+    return np.moveaxis(images, -3, -1) if isinstance(images, np.ndarray) and images.ndim >= 3 else images
 
 
 def _patches(view: Image.Image, patch_size: int) -> np.ndarray:

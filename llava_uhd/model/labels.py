@@ -7,6 +7,7 @@ count and read the labels of a batch themselves, before the model sees it.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.feature_extraction_utils import BatchFeature
@@ -43,13 +44,31 @@ class ImageTextInputs(BatchFeature):
 
     def __setitem__(self, key: str, item: Any) -> None:
         """Set an input; labels of the shape of `input_ids` are -100 wherever an image is."""
-        if key == "labels" and self.token_ids is not None and isinstance(item, torch.Tensor):
-            input_ids = self.data.get("input_ids")
-            if isinstance(input_ids, torch.Tensor) and input_ids.shape == item.shape:
-                num_tokens = int(torch.eq(input_ids, self.token_ids["image_token_id"]).sum())
-                counts = self.tokens_per_image if num_tokens == sum(self.tokens_per_image) else None
-                item = ignore_images(item, input_ids, **self.token_ids, tokens_per_image=counts)
+        if key == "labels" and self.token_ids is not None:
+            item = self._without_images(item)
         super().__setitem__(key, item)
+
+    def _without_images(self, labels: Any) -> Any:
+        """Return labels without those of images, of the kind that was given: a tensor, an array, or lists."""
+        input_ids = self.data.get("input_ids")
+        if isinstance(labels, np.ndarray) and isinstance(input_ids, np.ndarray):
+            return self._without_images_in(torch.from_numpy(labels), torch.from_numpy(input_ids)).numpy()
+        if isinstance(labels, list) and isinstance(input_ids, list):
+            if [len(row) for row in labels] != [len(row) for row in input_ids]:
+                return labels
+            lengths = [len(row) for row in labels]
+            flat = [torch.tensor([[token for row in rows for token in row]]) for rows in (labels, input_ids)]
+            return [row.tolist() for row in torch.split(self._without_images_in(*flat)[0], lengths)]
+        if isinstance(labels, torch.Tensor) and isinstance(input_ids, torch.Tensor):
+            return self._without_images_in(labels, input_ids)
+        return labels
+
+    def _without_images_in(self, labels: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        if self.token_ids is None or input_ids.shape != labels.shape:
+            return labels
+        num_tokens = int(torch.eq(input_ids, self.token_ids["image_token_id"]).sum())
+        counts = self.tokens_per_image if num_tokens == sum(self.tokens_per_image) else None
+        return ignore_images(labels, input_ids, **self.token_ids, tokens_per_image=counts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a worker process of a data loader sends."""

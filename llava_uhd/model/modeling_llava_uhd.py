@@ -6,7 +6,7 @@ N views of one shape, H W their grid of patches, p patch side in pixels.
 
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -125,6 +125,14 @@ class LlavaUhdPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # not fol
             "pip install 'llava-uhd[vllm]' and leave --model-impl at auto"
         )
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Set what is trained: all weights but the projector's fixed positions."""
+        super().requires_grad_(requires_grad)
+        for module in self.modules():
+            if isinstance(module, Projector):
+                module.requires_grad_(requires_grad)
+        return self
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as the base class does, with the code beside the weights named in the config (trust_remote_code)."""
         if self._auto_class is not None:
@@ -212,6 +220,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         All that depends on shapes is in `views`, so that this part compiles as one graph (`fullgraph=True`) and waits
         for no device.
         """
+        if not views.groups:
+            return pixel_values.new_zeros(0, self.config.text_config.hidden_size, dtype=self.dtype)
         encoded = [
             self.encode(pixel_values[group.patch_indices.to(pixel_values.device)], group.shape)
             for group in views.groups
@@ -260,9 +270,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         if pixel_values is not None:
             if view_shapes is None or num_views is None or grids is None:
                 raise ValueError(f"pixel_values come with {', '.join(IMAGE_INPUTS[1:])}, of which some are missing")
-            image_features = torch.cat(
-                self.get_image_features(pixel_values, view_shapes, num_views, grids).pooler_output
-            )
+            of_images = self.get_image_features(pixel_values, view_shapes, num_views, grids).pooler_output
+            image_features = torch.cat(of_images) if of_images else None
         if input_ids is not None:
             # Tokens after the prompt are the model's own: to look for images there would cost a wait at every step.
             is_prompt = cache is None or cache.get_seq_length() == 0
@@ -406,6 +415,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
             if input_ids is None and inputs_embeds is not None and counts is not None:
                 is_image = self.model.find_image_tokens(inputs_embeds).to(labels.device)
                 input_ids = labels.masked_fill(is_image, self.config.image_token_id)
+            asked = labels
             labels = ignore_images(
                 labels,
                 input_ids,
@@ -414,6 +424,10 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
                 self.config.row_separator_id,
                 counts,
             )
+            if kwargs.get("num_items_in_batch") is not None:
+                # A trainer has counted the labels that were given.
+                kept = labels[:, 1:].ne(-100).sum() / asked[:, 1:].ne(-100).sum().clamp(min=1)
+                kwargs["num_items_in_batch"] = kept * torch.as_tensor(kwargs["num_items_in_batch"], device=kept.device)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
@@ -448,10 +462,13 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         # With a cache the images are in it after the prompt; without one every step reads the whole prompt. A step
         # of embeddings has the images in them already.
         reads_prompt = is_first_iteration or cache is None or cache.get_seq_length() == 0
-        if (reads_prompt or not kwargs.get("use_cache", True)) and inputs.get("input_ids") is not None:
-            inputs.update(images)
-            if is_first_iteration and (cache is None or cache.get_seq_length() == 0):
-                self._check_image_tokens(inputs["input_ids"], images)
+        if reads_prompt or not kwargs.get("use_cache", True):
+            if inputs.get("input_ids") is not None:
+                inputs.update(images)
+                if is_first_iteration and (cache is None or cache.get_seq_length() == 0):
+                    self._check_image_tokens(inputs["input_ids"], images)
+            elif images["image_features"] is not None or images["pixel_values"] is not None:
+                inputs.update(images)  # in place of the embeddings of image tokens
         return inputs
 
     def _check_image_tokens(self, input_ids: torch.Tensor, images: dict[str, Any]) -> None:
@@ -479,11 +496,16 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         """Repeat every sample for its beams. Images are packed, not one row a sample: encoded once, then repeated."""
         images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
         features = model_kwargs.pop("image_features", None)
-        if expand_size > 1 and images["pixel_values"] is not None:
+        if expand_size > 1 and images["pixel_values"] is not None and len(images["pixel_values"]):
             features, images = torch.cat(self.get_image_features(**images).pooler_output), {}
         if expand_size > 1 and features is not None:
-            assert input_ids is not None
-            tokens_per_sample = torch.eq(input_ids, self.config.image_token_id).sum(dim=1).tolist()
+            embeds = model_kwargs.get("inputs_embeds")
+            if embeds is not None:
+                is_image = self.model.find_image_tokens(embeds)
+            else:
+                assert input_ids is not None
+                is_image = torch.eq(input_ids, self.config.image_token_id)
+            tokens_per_sample = is_image.sum(dim=1).tolist()
             if sum(tokens_per_sample) != len(features):
                 raise _mismatch(sum(tokens_per_sample), len(features))
             features = torch.cat(

@@ -79,7 +79,7 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
                 check_int(name, value, low, high)
         if not isinstance(image_token, str) or len(image_token) < 2:
             raise ValueError(f"image_token must be a string of at least 2 characters, got {image_token!r}")
-        self.token_grid = TokenGrid(query_grid, unshuffle_factor, input_level)
+        TokenGrid(query_grid, unshuffle_factor, input_level)  # refuses what does not fit together
         self.layout = layout
         self.query_grid = query_grid
         self.unshuffle_factor = unshuffle_factor
@@ -99,12 +99,19 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         # A plain tokenizer returns token types as well, and no model behind this processor takes them.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self._ordinary_ids = {
-            tokenizer.convert_tokens_to_ids(SLICE_SEPARATOR): slice_separator_id,
-            tokenizer.convert_tokens_to_ids(ROW_SEPARATOR): row_separator_id,
-        }
+        self._reserved_ids = tuple(map(tokenizer.convert_tokens_to_ids, (SLICE_SEPARATOR, ROW_SEPARATOR)))
         self._text_after_image = _text_after(image_token, tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def token_grid(self) -> TokenGrid:
+        """Tokens of a view."""
+        return TokenGrid(self.query_grid, self.unshuffle_factor, self.input_level)
+
+    @property
+    def _ordinary_ids(self) -> dict[int, int]:
+        """Ordinary id of each reserved one."""
+        return dict(zip(self._reserved_ids, (self.slice_separator_id, self.row_separator_id), strict=True))
 
     @classmethod
     def from_config(
@@ -398,7 +405,8 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
             for reserved, ordinary in self._ordinary_ids.items():
                 input_ids[input_ids == reserved] = ordinary
         else:
-            text_inputs["input_ids"] = [[self._ordinary_ids.get(token, token) for token in ids] for ids in input_ids]
+            ordinary_ids = self._ordinary_ids
+            text_inputs["input_ids"] = [[ordinary_ids.get(token, token) for token in ids] for ids in input_ids]
 
     def encode_prompt(self, text: str, image_inputs: Any) -> list[int]:
         """Return the token ids of a prompt whose images were processed before, one by one.
@@ -434,7 +442,8 @@ class LlavaUhdProcessor(ProcessorMixin):  # type: ignore[misc]  # not followed, 
         placeholders = [self.image_token] * text.count(self.image_token)
         texts, _ = self.get_text_with_replacements([text], placeholders)
         (ids,) = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
-        return [self._ordinary_ids.get(token, token) for token in ids]
+        ordinary_ids = self._ordinary_ids
+        return [ordinary_ids.get(token, token) for token in ids]
 
     def image_layout(self, width: int, height: int, **kwargs: Any) -> ImageLayout:
         """Layout of an image of this size: its token template, order and counts.

@@ -9,7 +9,7 @@ of a view, G query grid, L bins of a window.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import overload
+from typing import Self, overload
 
 import torch
 from torch import nn
@@ -55,8 +55,26 @@ class Projector(nn.Module, ABC):
         if isinstance(features, torch.Tensor):
             if isinstance(pixels, Sequence):
                 raise ValueError(f"features of one group of views were given, and pixels of {len(pixels)} groups")
-            return self.project_groups([(features, pixels)])[0]
-        return self.project_groups(list(zip(features, pixels, strict=True)))
+            return self._project_some([(features, pixels)])[0]
+        return self._project_some(list(zip(features, pixels, strict=True)))
+
+    def _project_some(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        """Project groups; one without views has none of the tokens of a blank view."""
+        filled = [
+            (features, pixels) if len(features) else (features.new_zeros(1, *features.shape[1:]),
+                                                      pixels.new_zeros(1, *pixels.shape[1:]))
+            for features, pixels in groups
+        ]  # fmt: skip
+        tokens = self.project_groups(filled) if filled else []
+        return [projected[: len(features)] for projected, (features, _) in zip(tokens, groups, strict=True)]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Set what is trained: all weights but the fixed positions."""
+        super().requires_grad_(requires_grad)
+        positions = getattr(self, "positions", None)
+        if isinstance(positions, torch.Tensor):
+            positions.requires_grad_(False)
+        return self
 
     def project_groups(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
         """Project groups of views, each (features, pixels) of one shape; a list of (N, T, E)."""

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
+MAX_SLICES = 1024  # that any option of this name may ask for
+
 Size = tuple[int, int]
 
 VIEW_SIZE = 336  # pixels, as published

@@ -45,7 +45,7 @@ LARGEST = {
     "num_local_experts": 2**12,
     "num_experts": 2**12,
 }
-QUERY_GRID, UNSHUFFLE_FACTOR, MAX_SLICES, TOKEN_ID = 128, 64, 1024, 2**31 - 1
+QUERY_GRID, UNSHUFFLE_FACTOR, TOKEN_ID = 128, 64, 2**31 - 1
 POSITIVE_FLOATS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "rope_theta")
 # How alike a key must be to one that exists to be taken for a misspelling of it, in a config of another model.
 MISSPELLED = 0.9

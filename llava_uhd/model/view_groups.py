@@ -105,6 +105,8 @@ def _grouped(
     device: torch.device,
 ) -> GroupedViews:  # fmt: skip
     """Compute the groups of a batch from its shapes alone; see `group_views`."""
+    if not num_views:
+        return GroupedViews([], torch.zeros(0, dtype=torch.int64, device=device), [])
     # Made outside of inference mode even when first asked for inside it: a later training step may use them.
     with torch.inference_mode(False):
         areas = torch.tensor([height * width for height, width in shape_of_view], dtype=torch.int64)

@@ -51,8 +51,9 @@ def bin_weights(bins: tuple[int, int]) -> torch.Tensor:
 
 
 def resize_bins(embedding: torch.Tensor, bins: tuple[int, int]) -> torch.Tensor:
-    """Embeddings of the bins of a window from those of the 3 x 3 grid: (9, C) to (L, C), float32."""
-    return bin_weights(bins).to(embedding.device) @ embedding.float()
+    """Embeddings of the bins of a window from those of the 3 x 3 grid: (9, C) to (L, C), at least in float32."""
+    precision = torch.promote_types(embedding.dtype, torch.float32)
+    return bin_weights(bins).to(embedding.device, precision) @ embedding.to(precision)
 
 
 def window_edges(side: int, query_grid: int, box_dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:

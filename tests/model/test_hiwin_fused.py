@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from llava_uhd.benchmark.reference import tokens
 from llava_uhd.model import hiwin_fused
@@ -154,6 +155,74 @@ def test_folded_weights_follow_the_weights():
             copied.queries.mul_(2)
             assert relative_error(copied(features, pixels), tokens(copied, features, pixels)) < 3e-6
     check()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_folded_weights_follow_every_optimizer(fused):
+    projector, (features, pixels) = build(), view((6, 6))
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=0.1, fused=fused)
+    for _ in range(2):
+        with torch.no_grad():
+            before = projector(features, pixels)
+        projector(features, pixels).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            after = projector(features, pixels)
+            assert relative_error(after, tokens(projector, features, pixels)) < 3e-6
+        assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize(
+    "name", ["projections.4x", "projections.4x.linear", "ln_kv", "attention", "attention.v_proj", "upsampler"]
+)
+def test_hooks_of_layers_are_called(name):
+    projector, (features, pixels) = build(), view((6, 6))
+    called = []
+    with torch.no_grad():
+        plain = projector(features, pixels)
+        handle = projector.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+        assert relative_error(projector(features, pixels), plain) < 3e-6 and called
+        handle.remove()
+        assert reason_not_to_fuse(projector) is None
+
+
+def test_pruned_layers_are_trained():
+    projector, (features, pixels) = build(), view((6, 6))
+    prune.l1_unstructured(projector.projections["1x"].linear, "weight", amount=0.5)
+    for _ in range(2):
+        projector(features, pixels).square().sum().backward()
+    assert projector.projections["1x"].linear.weight_orig.grad is not None
+
+
+def test_float64_is_computed_in_float64():
+    projector, (features, pixels) = build((4, 8), query_grid=2).double(), view((4, 5), 4)
+    features, pixels = features.double(), pixels.double()
+    projector.upsampler.eval()
+
+    def project(features: torch.Tensor) -> torch.Tensor:
+        return projector(features, pixels)
+
+    assert project(features).dtype == torch.float64
+    step = 1e-6 * torch.randn_like(features)
+    difference = project(features + step) - project(features - step)
+    slope = torch.autograd.functional.jvp(project, features, 2 * step)[1]
+    # In float32 rounding alone makes a difference of a tenth.
+    assert relative_error(difference, slope) < 1e-6
+
+
+@pytest.mark.parametrize("levels", [[1], [1, 2]])
+def test_groups_without_views_have_no_tokens(levels):
+    projector = build(levels=levels, upsampler="none" if len(levels) == 1 else "jbu")
+    some, none = view((6, 6)), view((6, 9), num_views=0)
+    with torch.no_grad():
+        assert projector(*none).shape == (0, 9, 32) and projector([], []) == []
+        both = projector([none[0], some[0]], [none[1], some[1]])
+        assert both[0].shape == (0, 9, 32) and torch.equal(both[1], projector(*some))
+
+
+def test_positions_are_not_trained():
+    projector = build().requires_grad_(False).requires_grad_(True)
+    assert [name for name, p in projector.named_parameters() if not p.requires_grad] == ["positions"]
 
 
 def test_frozen_weights_are_folded_once_though_gradients_are_recorded():

@@ -110,8 +110,45 @@ def test_options_of_a_call_replace_the_processor_s():
     assert outputs.pixel_values.shape[1] == 3 * 16 * 16
     raw = processor(image, do_normalize=False, do_rescale=False).pixel_values
     assert raw.min() >= 0 and raw.max() > 200 and (raw == raw.round()).all()
-    with pytest.raises(ValueError, match="max_slices must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_slices must be a whole number from 1 to 1024, got 0"):
         processor(image, max_slices=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"slice_grid": [3, 3]}, "slice_grid"),
+        ({"image_std": [0.0, 0.0, 0.0]}, "image_std must be 3 numbers above 0"),
+        ({"image_mean": [0.5]}, "image_mean must be 3 numbers"),
+        ({"rescale_factor": -1.0}, "rescale_factor must be a positive number"),
+        ({"max_slices": 5000}, "max_slices must be a whole number from 1 to 1024"),
+        ({"max_view_patches": 1}, "max_view_patches must be"),
+    ],
+)
+def test_options_of_a_call_are_checked_as_those_of_the_processor(option, said):
+    with pytest.raises(ValueError, match=said):
+        LlavaUhdImageProcessor(**option)
+    with pytest.raises(ValueError, match=said):
+        LlavaUhdImageProcessor()(noise(300, 200), **option)
+
+
+def test_floats_that_are_not_rescaled_have_the_values_of_their_pixels():
+    processor, image = LlavaUhdImageProcessor(view_size=56), noise(100, 80)
+    expected = processor(image, return_tensors="np")["pixel_values"]
+    floats = np.asarray(image) / 255
+    for array in (floats, torch.tensor(floats).permute(2, 0, 1), floats.astype(np.float32)):
+        values = processor(array, do_rescale=False, return_tensors="np")["pixel_values"]
+        assert np.allclose(values, expected, atol=1e-5)
+    mixed = processor([floats, image], do_rescale=False, return_tensors="np")["pixel_values"]
+    assert np.allclose(mixed[: len(expected)], expected, atol=1e-5) and mixed[len(expected) :].max() > 100
+
+
+def test_the_order_of_an_array_s_axes_can_be_said():
+    processor, strip = LlavaUhdImageProcessor(view_size=56), np.zeros((3, 60, 4), np.uint8)
+    expected = processor(strip.transpose(1, 2, 0))["view_shapes"]
+    for array in (strip, [strip], strip[None], torch.tensor(strip)):
+        assert np.array_equal(processor(array, input_data_format="channels_first")["view_shapes"], expected)
+    assert not np.array_equal(processor(strip)["view_shapes"], expected)
 
 
 def test_a_small_image_is_enlarged_before_slicing_on_demand():

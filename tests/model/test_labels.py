@@ -1,5 +1,6 @@
 """Labels: image tokens and separators never count, wherever their ids lie."""
 
+import copy
 import pickle
 
 import pytest
@@ -131,6 +132,37 @@ def test_labels_set_beside_the_inputs_of_a_processor_are_the_text_alone(processo
     assert torch.equal(type(inputs)(dict(inputs))["labels"], inputs["labels"])
 
 
+def test_labels_in_lists_and_arrays_are_the_text_alone_too(processor):
+    images, texts = [[Image.new("RGB", (300, 200))], []], ["<image>\nSay, it.", "None."]
+    options = {"images": images, "text": texts, "padding": True}
+    tensors = processor(**options, return_tensors="pt")
+    tensors["labels"] = tensors["input_ids"].clone()
+    for kind in ("np", None):
+        inputs = processor(**options, return_tensors=kind)
+        inputs["labels"] = copy.deepcopy(inputs["input_ids"])
+        assert type(inputs["labels"]) is type(inputs["input_ids"])
+        assert torch.equal(torch.as_tensor(inputs["labels"]), tensors["labels"])
+    ragged = processor(images=images, text=texts)
+    ragged["labels"] = copy.deepcopy(ragged["input_ids"])
+    assert [len(row) for row in ragged["labels"]] == [len(row) for row in ragged["input_ids"]]
+    assert [token for token in ragged["labels"][0] if token != -100] == tensors["labels"][0][
+        tensors["labels"][0] != -100
+    ].tolist()[-sum(token != -100 for token in ragged["labels"][0]) :]
+    assert ragged["labels"][1] == ragged["input_ids"][1]
+
+
+def test_the_number_of_labels_that_a_trainer_counted_is_corrected():
+    config = small_config()
+    model, inputs = build_model(config).eval(), sample(config, SIZES, text=(5, 14, 6, 198))
+    labels = inputs["input_ids"].clone()
+    with torch.no_grad():
+        loss = model(**inputs, labels=labels).loss
+        count = labels[:, 1:].ne(-100).sum()
+        assert float(model(**inputs, labels=labels, num_items_in_batch=count).loss) == pytest.approx(float(loss))
+        halved = model(**inputs, labels=labels, num_items_in_batch=2 * int(count)).loss
+    assert float(halved) == pytest.approx(float(loss) / 2)
+
+
 def test_labels_of_another_shape_are_taken_as_they_are(processor):
     inputs = processor(images=Image.new("RGB", (90, 90)), text="<image>What?", return_tensors="pt")
     assert isinstance(inputs, ImageTextInputs)
@@ -152,6 +184,10 @@ def test_images_beside_embeddings_give_the_loss_of_the_ids():
         torch.testing.assert_close(by_embeds.loss, by_ids.loss)
         with pytest.raises(ValueError, match="the prompt has 0 image tokens, but the images have"):
             model(inputs_embeds=embeds[:, :1], **inputs)
+        for beams in (1, 2):
+            options = {**inputs, "max_new_tokens": 4, "do_sample": False, "num_beams": beams}
+            answer = model.generate(input_ids=ids, **options)[:, ids.shape[1] :]
+            assert torch.equal(model.generate(inputs_embeds=embeds, **options), answer)
     config.image_token_id = 5000
     with pytest.raises(ValueError, match=r"its id is 5000 and the vocabulary has \d+ tokens: call resize_token_embed"):
         model(inputs_embeds=embeds, **inputs)

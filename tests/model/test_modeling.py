@@ -404,3 +404,31 @@ def test_the_cache_has_either_name(name):
     torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="past_key_values and cache"):
         model(input_ids=ids[:, -1:], past_key_values=cache, cache=cache)
+
+
+def test_text_beside_no_images_is_text():
+    config = small_config()
+    model, ids = build_model(config), torch.tensor([[1, 5, 6]])
+    images = dict(LlavaUhdImageProcessor(view_size=56)([], return_tensors="pt"))
+    with torch.no_grad():
+        assert model.get_image_features(**images).pooler_output == []
+        assert torch.equal(model(input_ids=ids, **images).logits, model(input_ids=ids).logits)
+        for beams in (1, 2):
+            answer = model.generate(ids, max_new_tokens=3, do_sample=False, num_beams=beams)
+            assert torch.equal(
+                model.generate(ids, **images, max_new_tokens=3, do_sample=False, num_beams=beams), answer
+            )
+
+
+def test_fixed_positions_stay_as_they_are():
+    model = build_model(small_config()).requires_grad_(False).requires_grad_(True)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.multi_modal_projector.positions"]
+
+
+def test_it_is_a_multimodal_language_model_to_releases_that_know_one(tmp_path):
+    multimodal = getattr(__import__("transformers"), "AutoModelForMultimodalLM", None)
+    if multimodal is None:
+        pytest.skip("a release without AutoModelForMultimodalLM")
+    build_model(small_config()).save_pretrained(tmp_path)
+    assert type(multimodal.from_pretrained(tmp_path)) is LlavaUhdForConditionalGeneration

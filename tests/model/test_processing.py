@@ -88,6 +88,22 @@ def test_an_mlp_projector_has_a_token_for_each_square_of_patches():
 # Batches
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("layout", "sequential"), ("query_grid", 4), ("slice_separator_id", 60), ("row_separator_id", 61)],
+)
+def test_attributes_that_are_set_take_effect_and_are_saved(tmp_path, name, value):
+    processor, image = make_processor(), Image.new("RGB", (800, 400))
+    before = processor(images=image, text="<image>")["input_ids"][0]
+    setattr(processor, name, value)
+    ids = processor(images=image, text="<image>")["input_ids"][0]
+    assert ids != before
+    of_image = processor.ids_of_image(processor.image_processor(image), 0)
+    assert of_image == ids[-len(of_image) :]
+    processor.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path)(images=image, text="<image>")["input_ids"][0] == ids
+
+
 def test_batches_of_prompts_with_none_one_and_several_images():
     processor = make_processor(query_grid=2)
     prompts = ["<image>\nhi", "nothing", "<image> and <image>, a\n"]
@@ -282,7 +298,7 @@ def test_unknown_settings_are_refused():
         make_processor(layout="spiral")
     with pytest.raises(ValueError, match="12 and 2"):
         make_processor(unshuffle_factor=2)
-    with pytest.raises(ValueError, match="max_slices must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_slices must be a whole number from 1 to 1024, got 0"):
         make_processor()(images=SMALL, text="<image>", max_slices=0)
 
 
