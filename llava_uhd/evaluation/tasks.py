@@ -422,6 +422,19 @@ def parse_max_slices(value: str | None) -> int | None:
     return int(value)
 
 
+def suite_names(suite: str) -> list[str]:
+    """Return the names of the tasks of a suite, or of a list of names separated by commas.
+
+    Raises:
+        ValueError: a name is neither a suite's nor a task's.
+    """
+    names = list(SUITES.get(suite, suite.split(",")))
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"unknown suite or benchmark {name!r}; known are {', '.join([*SUITES, *TASKS])}")
+    return names
+
+
 def find_task(name: str) -> Task:
     """Look a task up by name.
 

@@ -5,7 +5,7 @@ Only typer is imported here: help answers at once.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,9 @@ from ..options import AsJson
 from ..terminal import note, stderr_console
 from .sweep_cli import sweep
 from .upsampler.cli import upsampler_app
+
+if TYPE_CHECKING:
+    from ..evaluation.tasks import Task
 
 data_app = typer.Typer(
     help="Training data: check it, or make some.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -75,6 +78,8 @@ def run(
     if dry_run:
         _show_plan(recipe, list(overrides or []), devices or world_size(), as_json)
         return
+    if devices is not None:
+        raise typer.BadParameter("--devices is for the plan of --dry-run: torchrun or accelerate starts more than one")
     from .recipe import load_recipe
 
     done = _run(load_recipe(recipe, list(overrides or [])))
@@ -171,39 +176,58 @@ def _train_all(
     """Stages 1 and 2 and the evaluation; a stage that is finished is not run again."""
     from dataclasses import replace
 
+    from .folder import check_finished
     from .recipe import load_recipe
 
     stages = ("align", "instruct")
     for override in overrides:
         if override.partition(".")[0] not in stages:
             raise typer.BadParameter(f"begin with the stage, as in align.{override}: {', '.join(stages)}")
-    results: dict[str, Any] = {}
+    recipes: dict[str, Any] = {}
     start = None
     for stage in stages:
         own = [override.partition(".")[2] for override in overrides if override.startswith(f"{stage}.")]
         recipe: Any = load_recipe(f"{family}-{stage}", own)
         if start is not None and not any(override.startswith("model.start=") for override in own):
             recipe = replace(recipe, model=replace(recipe.model, start=start))
-        start = str(Path(recipe.out) / "model")
-        results[stage] = {"model": start, "finished_before": True} if Path(start).is_dir() else _run(recipe)
-    results["evaluation"] = _evaluate(str(start), Path(recipe.out) / "results", *evaluation)
+        recipes[stage], start = recipe, str(Path(recipe.out) / "model")
+    benchmarks, data, limit = evaluation
+    tasks = _ready_tasks(benchmarks, data)
+    results: dict[str, Any] = {}
+    finished = {stage: Path(recipe.out) for stage, recipe in recipes.items() if (Path(recipe.out) / "model").is_dir()}
+    for stage, out in finished.items():
+        check_finished(recipes[stage], out)
+        note(f"{stage}: {out} holds this stage, finished")
+    for stage, recipe in recipes.items():
+        trained = str(Path(recipe.out) / "model")
+        results[stage] = {"model": trained, "finished_before": True} if stage in finished else _run(recipe)
+    results["evaluation"] = _evaluate(str(start), Path(recipe.out) / "results", tasks, data, limit)
     if is_main_process():
         _print(results if as_json else [line for done in results.values() for line in _lines(done)])
 
 
-def _evaluate(model: str, out: Path, benchmarks: str, data: Path | None, limit: int | None) -> dict[str, Any]:
+def _ready_tasks(benchmarks: str, data: Path | None) -> list["Task"]:
+    """Return the tasks of a suite or of names separated by commas, whose data can be read.
+
+    Raises:
+        ValueError: there is no such task, or its data lacks a file.
+    """
+    from ..evaluation.tasks import find_task, suite_names
+
+    tasks = [find_task(name) for name in suite_names(benchmarks)]
+    for task in tasks:
+        task.load(data)
+    return tasks
+
+
+def _evaluate(model: str, out: Path, tasks: list["Task"], data: Path | None, limit: int | None) -> dict[str, Any]:
     from ..distributed import local_device
     from ..evaluation.pipeline import RunOptions, evaluate_task
-    from ..evaluation.tasks import SUITES, find_task
     from ..loading import load
 
-    names = SUITES.get(benchmarks) or benchmarks.split(",")
-    rows = [find_task(name) for name in names]
-    for row in rows:
-        row.load(data)
     loaded, processor = load(model, local_device())
     options = RunOptions(limit=limit)
-    results = [evaluate_task(row, loaded, processor, data, out / row.name, options, model) for row in rows]
+    results = [evaluate_task(task, loaded, processor, data, out / task.name, options, model) for task in tasks]
     return {result["benchmark"]: result["headline"] for result in results if result is not None}
 
 
@@ -227,6 +251,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Count samples and tokens; find missing and broken images and whatever does not fit: exit code 1."""
+    if max_slices is not None and model is None:
+        raise typer.BadParameter("--max-slices is for the tokens of a model: name it with --model")
     from ..loading import load_processor
     from .data.check import check_source
     from .recipe import Source
@@ -244,6 +270,8 @@ def check(
         _print(found)
     else:
         problems = [f"sample {problem['index']}: {problem['reason']}" for problem in found.pop("problems")]
+        if (others := found["broken"] - len(problems)) > 0:
+            problems.append(f"and {others} more; --manifest FILE lists all")
         _print([*_lines(found), *problems])
     if report.broken:
         typer.echo(f"error: {report.broken} of {report.samples} samples cannot be used", err=True)
@@ -255,7 +283,7 @@ def synthetic(
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, help="Documents to train on.")] = 4000,
     held_out: Annotated[int, typer.Option(min=1, help="Documents to measure on.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the documents.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the documents; those held out have the next one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Render documents with questions and answers, in the format of the tiny recipes."""

@@ -35,12 +35,27 @@ def check_folder(recipe: Recipe, out: Path, product: str, begun: bool, checkpoin
     if checkpoint is not None and (checkpoint / RECIPE_FILE).is_file():
         file = checkpoint / RECIPE_FILE
     if begun and file.is_file():
-        before, now = _read(file), yaml.safe_load(recipe_text(recipe))
-        for way in FREE if recipe.stage == "upsampler" else FREE + FREE_IN_TUNING:
-            _forget(before, way)
-            _forget(now, way)
-        if before != now:
-            raise ValueError(f"{out} holds the run of another recipe ({_difference(before, now)}): name another out")
+        _check_recipe(recipe, out, file)
+
+
+def check_finished(recipe: Recipe, out: Path) -> None:
+    """Check that the finished run of a folder is that of a recipe.
+
+    Raises:
+        ValueError: it is of another recipe, or its recipe is missing or cannot be read.
+    """
+    if not (out / RECIPE_FILE).is_file():
+        raise ValueError(f"{out} has no {RECIPE_FILE} that says which run it holds: name another out")
+    _check_recipe(recipe, out, out / RECIPE_FILE)
+
+
+def _check_recipe(recipe: Recipe, out: Path, file: Path) -> None:
+    before, now = _read(file), yaml.safe_load(recipe_text(recipe))
+    for way in FREE if recipe.stage == "upsampler" else FREE + FREE_IN_TUNING:
+        _forget(before, way)
+        _forget(now, way)
+    if before != now:
+        raise ValueError(f"{out} holds the run of another recipe ({_difference(before, now)}): name another out")
 
 
 def claim_folder(recipe: Recipe, out: Path) -> None:

@@ -129,6 +129,9 @@ class Sweep:
         Raises:
             ValueError: a recipe is wrong, or the folder holds another sweep.
         """
+        for override in self.overrides:
+            if (key := override.partition("=")[0]) in ("seed", "out"):
+                raise ValueError(f"{override}: a sweep sets {key} of every run itself (--seeds, --out)")
         for cell in self.cells():
             load_recipe(cell.recipe, cell.overrides)
         description = json.loads(json.dumps({**asdict(self), "out": None}))

@@ -44,6 +44,8 @@ def sweep(
         _seeds(seeds),
         metric,
     )
+    if slurm and cell is not None:
+        raise typer.BadParameter("--slurm writes a script for all cells, and --cell runs one: name one of them")
     if slurm:
         arguments = ["train", "sweep", recipes, *planned.overrides, "--out", str(planned.out), "--seeds", seeds]
         arguments += [part for axis in grid or [] for part in ("--grid", axis)]

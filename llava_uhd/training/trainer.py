@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..files import find_damage, read_json, replace_file, seal_folder, write_text
+from .labels import IGNORE
 from .watch import LossGuard, Progress, RunStopped
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,16 @@ class _SetEpoch(TrainerCallback):
         self.order.set_epoch(state.global_step // self.order.steps)
 
 
+class _LogLastStep(TrainerCallback):
+    """Log the last step, whatever its number: what a run reports is then of all its steps."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class Throughput(Protocol):
     """Throughput of this device since the last reading."""
 
@@ -152,12 +164,14 @@ class StageTrainer(Trainer):
         self.optimizer: Any
         self.rates, self.group_of, self.order, self.meter = rates, group_of, order, meter
         self.checkpoints_kept, self.recipe_text = checkpoints_kept, recipe_text
-        self.guard = LossGuard(max_loss_rise)
+        self.max_loss_rise = max_loss_rise
+        self.guard: LossGuard | None = None
         self.last_inputs: dict[str, Any] = {}
         self.out = Path(self.args.output_dir)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress(self.out / "log.jsonl"))
+        self.add_callback(_LogLastStep())
         if order is not None:
             self.add_callback(_SetEpoch(order))
 
@@ -210,18 +224,47 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.meter.read())
+        if self.guard is None:
+            # A resumed run is held to the losses before its checkpoint, too.
+            self.guard = LossGuard(self.max_loss_rise)
+            for entry in self.state.log_history:
+                if "loss" in entry:
+                    self.guard.rises(entry["loss"])
         super().log(logs, start_time)
         # The loss is reduced over all devices, so all of them stop.
         if "loss" in logs and self.guard.rises(logs["loss"]):
             raise RunStopped(
                 f"the smoothed loss rose from {self.guard.lowest:.4g} to {self.guard.smoothed:.4g} by step "
-                f"{self.state.global_step}; " + self._save_batch()
+                f"{self.state.global_step}, by more than monitoring.max_loss_rise={self.max_loss_rise:g}; "
+                + self._save_batch()
             )
         if self._nothing_learned(logs):
             raise RunStopped(
                 f"no sample of the first {self.state.global_step} steps can be used; "
                 f"{self.out / 'left-out.jsonl'} says why"
             )
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the loss of one held-out sample, and, as what is predicted, its sum and number of target tokens."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs).loss.detach().float()
+        targets = inputs["labels"][:, 1:].ne(IGNORE).sum()
+        return loss, torch.stack([loss * targets, targets])[None], None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as the base class, but give the mean loss of all target tokens, as that of training is."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, targets = output.predictions.sum(axis=0, dtype=float)
+        assert output.metrics is not None
+        output.metrics[f"{metric_key_prefix}_loss"] = float(total / targets)
+        return output
 
     def _nothing_learned(self, logs: dict[str, float]) -> bool:
         """Return whether a run ends, or has gone on for long, and no step had a usable sample: their loss is 0."""

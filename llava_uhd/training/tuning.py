@@ -116,6 +116,10 @@ def _train(recipe: TuningRecipe, arguments: TrainingArguments, resumed: Path | N
     train = dataset(recipe.data.train, fatal=recipe.data.on_bad_sample == "fatal")
     check_data(out, train.fingerprint(), begun=resumed is not None)
     held_out = dataset(recipe.data.held_out) if recipe.data.held_out else None
+    if held_out is not None and all(held_out[index] is None for index in range(len(held_out))):
+        raise ValueError(
+            f"data.held_out: none of its {len(held_out)} samples can be used; {out / 'left-out.jsonl'} says why"
+        )
     optimization = recipe.optimization
     if recipe.schedule.max_steps:
         # The trainer would run on past the epochs.
@@ -180,7 +184,8 @@ def training_arguments(recipe: TuningRecipe, accumulation: int) -> TrainingArgum
     return TrainingArguments(
         output_dir=recipe.out,
         per_device_train_batch_size=optimization.micro_batch,
-        per_device_eval_batch_size=optimization.micro_batch,
+        # Of more than one sample at a time, those that fill up the devices' last batch would be counted.
+        per_device_eval_batch_size=1,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=schedule.epochs,
         max_steps=schedule.max_steps or -1,

@@ -86,6 +86,8 @@ def test_all_stages_in_one_go(run, model_folder, tmp_path):
         overrides += [f"{stage}.data.template=qwen", f"{stage}.data.max_slices=1"]
     overrides += [f"align.model.start={model_folder}", "align.model.upsampler=null"]
     arguments = ("train", "all", "tiny", *overrides, "--eval-limit", "2", "--json")
+    for mistake in (("instruct.schedule.epoch=2",), ("--benchmarks", "synthdocc"), ("--benchmarks", "docvqa_val")):
+        assert run(*arguments, *mistake)[0] != 0 and not (tmp_path / "align").exists()
     code, out, err = run(*arguments)
     assert code == 0, err[-2000:]
     results = json.loads(out)
@@ -95,3 +97,6 @@ def test_all_stages_in_one_go(run, model_folder, tmp_path):
         "model": str(tmp_path / "instruct" / "model"),
         "finished_before": True,
     }
+    code, _, err = run(*arguments, "instruct.seed=7")  # another run than the one that is there
+    assert code == 1 and "holds the run of another recipe (seed" in err
+    assert run("train", "run", "tiny-align", "--devices", "8")[0] == 2

@@ -144,6 +144,9 @@ def test_wrong_sweeps_are_refused_before_anything_runs(tmp_path):
     assert parse_grid(["a=[1e-3, 2]", "b=[[1, 2], [1]]"]) == {"a": ["1e-3", 2], "b": [[1, 2], [1]]}
     with pytest.raises(ValueError, match="nearest: schedule.warmup"):
         run_sweep(sweep_of(tmp_path, grid={"optimization.warmups": [1]}))
+    for override in ("seed=3", "out=elsewhere"):
+        with pytest.raises(ValueError, match="a sweep sets .* of every run itself"):
+            sweep_of(tmp_path, overrides=(override,)).claim()
     sweep_of(tmp_path).claim()
     with pytest.raises(ValueError, match=r"seeds was \[0, 1\] and is \[2\]"):
         sweep_of(tmp_path, seeds=(2,)).claim()

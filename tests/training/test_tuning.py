@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from llava_uhd import LlavaUhdForConditionalGeneration
 from llava_uhd.files import lock_folder
 from llava_uhd.training import trainer as trainer_module
+from llava_uhd.training.data.collation import Collator
+from llava_uhd.training.data.encoding import Encoder
+from llava_uhd.training.data.mixture import Mixture
 from llava_uhd.training.parts import group_of
 from llava_uhd.training.plan import num_steps
 from llava_uhd.training.recipe import build_recipe
@@ -197,8 +202,55 @@ def test_a_loss_that_rises_stops(recipe_values):
     recipe_values["optimization"]["learning_rates"] = {"language_model": 50.0}
     recipe_values["monitoring"]["max_loss_rise"] = 1.5
     recipe_values["schedule"]["epochs"] = 6
-    with pytest.raises(RunStopped, match="the smoothed loss rose from .* the last whole checkpoint is"):
-        train_stage(build_recipe(recipe_values))
+    for _ in range(2):  # resumed, it is held to the losses before its checkpoint
+        with pytest.raises(RunStopped, match=r"the smoothed loss rose .*max_loss_rise=1\.5; .* the last whole"):
+            train_stage(build_recipe(recipe_values))
+
+
+def held_out_loss(recipe_values, folder, records, **changes) -> float:
+    """Held-out loss of a model that is hardly trained."""
+    folder.mkdir()
+    file = folder / "held-out.json"
+    file.write_text(json.dumps(records))
+    values = {**recipe_values, "out": str(folder / "run"), "schedule": {"max_steps": 1}}
+    values["optimization"] = {**recipe_values["optimization"], "learning_rates": {"projector": 1e-12}, **changes}
+    source = {"path": str(file), "images": recipe_values["data"]["train"][0]["images"]}
+    values["data"] = {**recipe_values["data"], "held_out": [source]}
+    return train_stage(build_recipe(values)).held_out_loss
+
+
+def test_the_held_out_loss_is_that_of_the_target_tokens_of_samples_that_can_be_used(
+    recipe_values, data_folder, model_folder, tmp_path
+):
+    records = json.loads((data_folder / "train.json").read_text())[6:15]  # answers of other lengths
+    losses = [held_out_loss(recipe_values, tmp_path / f"{size}", records, micro_batch=size) for size in (1, 4)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    gone = [{**record, "image": "gone.png"} for record in records]
+    assert held_out_loss(recipe_values, tmp_path / "some", records + gone) == pytest.approx(losses[0], rel=1e-6)
+    # By hand, a sample at a time.
+    model = LlavaUhdForConditionalGeneration.from_pretrained(model_folder).eval()
+    recipe = build_recipe(recipe_values)
+    source = replace(recipe.data.train[0], path=str(tmp_path / "1" / "held-out.json"))
+    mixture = Mixture((source,), Encoder(AutoProcessor.from_pretrained(model_folder), recipe.data), 0)
+    collate = Collator(AutoProcessor.from_pretrained(model_folder).tokenizer.pad_token_id)
+    total = count = 0.0
+    for index in range(len(mixture)):
+        batch = collate([mixture[index]])
+        targets = int((batch["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += targets * float(model(**{k: v for k, v in batch.items() if k != "target_positions"}).loss)
+        count += targets
+    assert losses[0] == pytest.approx(total / count, rel=1e-4)
+    with pytest.raises(ValueError, match=r"data\.held_out: none of its 9 samples can be used; .*left-out\.jsonl"):
+        held_out_loss(recipe_values, tmp_path / "none", gone)
+
+
+def test_the_last_step_is_logged(recipe_values):
+    recipe_values["monitoring"]["log_every"] = 10
+    trained = train_stage(build_recipe(recipe_values))
+    log = [json.loads(line) for line in (Path(recipe_values["out"]) / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 5]
+    assert trained.loss == log[-2]["loss"] != log[0]["loss"]
 
 
 def test_more_steps_than_the_epochs_have_are_not_run(recipe_values):
@@ -232,7 +284,12 @@ def test_bad_samples_are_skipped_or_fatal(recipe_values, data_folder, tmp_path):
     recipe_values["data"]["train"][0]["path"] = str(tmp_path / "bad.json")
     trained = train_stage(build_recipe(recipe_values))
     left_out = [json.loads(line) for line in (Path(recipe_values["out"]) / "left-out.jsonl").read_text().splitlines()]
-    assert trained.steps == 5 and {entry["index"] for entry in left_out} == {0, 1, 2, 3}
+    assert trained.steps == 5 and sorted(entry["index"] for entry in left_out) == [0, 1, 2, 3]
+    recipe_values["schedule"]["epochs"] = 3  # each is reported once
+    recipe_values["out"] = str(tmp_path / "thrice")
+    train_stage(build_recipe(recipe_values))
+    assert len((tmp_path / "thrice" / "left-out.jsonl").read_text().splitlines()) == 4
+    recipe_values["schedule"]["epochs"] = 1
     recipe_values["out"] = str(tmp_path / "fatal")
     recipe_values["data"]["on_bad_sample"] = "fatal"
     recipe_values["checkpoints"]["save_every"] = 100

@@ -8,6 +8,7 @@ r"""Validation of a sample: messages and images.
 `assistant`) or `question` and `answer`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +177,8 @@ def _from_question(record: Mapping[str, Any], found: list[Any]) -> list[dict[str
     if isinstance(answer, list) and answer:
         answer = answer[0]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
+        if not math.isfinite(answer):
+            raise BadSample(f"its answer is {answer}, as of an empty cell")
         answer = str(answer)
     if not isinstance(record["question"], str) or not isinstance(answer, str):
         raise BadSample("its question must be text, and its answer text or a number")

@@ -30,7 +30,7 @@ class Mixture(Dataset):
         encoder: sample processor, see `encoding`.
         seed: random seed of sampling and augmentation.
         fatal: True raises for a sample that cannot be used, instead of reporting and skipping it.
-        report: file that gets a JSON line for each such sample, once per process.
+        report: file that gets a JSON line for each such sample, once.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class Mixture(Dataset):
             raise ValueError("data: there are no sources")
         self.sources = [open_source(source) for source in sources]
         self.encoder, self.seed, self.fatal, self.report = encoder, seed, fatal, report
+        self._reported: set[str] = set()  # lines of the report, of which so many bytes were read
+        self._read = 0
         rng = random.Random(f"mixture:{seed}")
         self.places: list[tuple[int, int]] = []  # source, sample
         for number, source in enumerate(sources):
@@ -95,10 +97,23 @@ class Mixture(Dataset):
             message = f"{source.path}: sample {index}: {error}"
             if self.fatal:
                 raise ValueError(message) from error
-            logger.warning("left out: %s", message)
-            if self.report is not None:
-                append_line(self.report, json.dumps({"source": source.path, "index": index, "reason": str(error)}))
+            self._leave_out(message, {"source": source.path, "index": index, "reason": str(error)})
             return None
+
+    def _leave_out(self, message: str, entry: dict[str, Any]) -> None:
+        """Report a sample that cannot be used, unless an earlier pass, process or run did."""
+        line = json.dumps(entry)
+        if self.report is not None:
+            if self.report.is_file():
+                with self.report.open("rb") as file:
+                    file.seek(self._read)
+                    new = file.read()
+                self._read += len(new)
+                self._reported.update(new.decode().splitlines())
+            if line in self._reported:
+                return
+            append_line(self.report, line)
+        logger.warning("left out: %s", message)
 
 
 def _manifest_lengths(source: Source) -> list[int]:

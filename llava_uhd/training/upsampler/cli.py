@@ -46,7 +46,7 @@ def quality(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Measure the last N images by name.")] = 48,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the square crop in pixels. Default: the tower's.")
+        int | None, typer.Option(min=1, help="Side of the square crop in pixels. Default: the tower's.")
     ] = None,
     keep_aspect: Annotated[bool, typer.Option(help="Keep aspect ratios instead of cropping squares.")] = False,
     layer: Annotated[int, typer.Option(help="Hidden state of the tower.")] = -2,
@@ -94,6 +94,8 @@ def _upsamplers(named: list[str] | None, tower: str, features: "Features", level
             name, equals, source = entry.partition("=")
             if not (name and equals and source):
                 raise typer.BadParameter(f"expected name=PATH or name=module:function, got {entry!r}")
+            if name in found:
+                raise typer.BadParameter(f"{name} names two up-samplers")
             found[name] = _open(source, features, levels)
         return found
     pyramid = _pyramid_of(tower)
