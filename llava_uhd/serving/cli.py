@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -99,15 +100,16 @@ def serve(
         api_key = os.environ[API_KEY]
     from .connections import ConnectionLimits, affordable_connections
     from .limits import MIB, Limits
-    from .remote import ImageSource
+    from .remote import ImageSource, check_image_host
     from .running import run_server
-    from .server import ServerOptions, check_api_key, create_app
+    from .server import ServerOptions, check_api_key, check_origin, create_app
 
     if api_key is not None:
-        try:
-            check_api_key(api_key)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint=f"--api-key or {API_KEY}") from error
+        _check_option(check_api_key, api_key, f"--api-key or {API_KEY}")
+    for origin in cors_origin or ():
+        _check_option(check_origin, origin, "--cors-origin")
+    for host_name in image_host or ():
+        _check_option(check_image_host, host_name, "--image-host")
     options = ServerOptions(
         model_name=name or _model_name(model),
         api_key=api_key,
@@ -143,6 +145,13 @@ def serve(
             typer.echo(f"{options.model_name} answers at {url}/v1 (stop with Ctrl-C)", err=True)
 
     run_server(create_app(engine, options), host, port, deadline, announce, connections)
+
+
+def _check_option(check: Callable[[str], None], value: str, option: str) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def chat(

@@ -101,6 +101,21 @@ class _CheckedConnection(http.client.HTTPConnection):
             sock.shutdown(socket.SHUT_RDWR)
 
 
+def check_image_host(host: str) -> None:
+    """Check that a host is written as those of URLs are compared with it.
+
+    Raises:
+        ValueError: it is written otherwise, and no URL would match.
+    """
+    try:
+        parts = urlsplit(f"//{host}")
+        fits = parts.hostname is not None and parts.netloc == host and "@" not in host and (parts.port or 1) > 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"an image host is written HOST or HOST:PORT, without scheme and path, got {host!r}")
+
+
 class ImageSource:
     """Turns the URL of an image into its encoded bytes."""
 
@@ -139,7 +154,7 @@ class ImageSource:
             raise ValueError("an image URL must be a data: URL with base64, or http(s) where the server allows that")
         default = PORTS[parts.scheme]
         written = parts.hostname if port in (None, default) else f"{parts.hostname}:{port}"
-        if written not in self.allowed_hosts:
+        if self.allowed_hosts.isdisjoint({written, f"{parts.hostname}:{port or default}"}):
             raise ValueError(f"images of {written} are not fetched: send the image as a data: URL")
         if parts.username is not None or parts.password is not None:
             raise ValueError("an image URL must not hold a user name or password")

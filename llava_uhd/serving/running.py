@@ -51,9 +51,6 @@ def run_server(
         announce: told the URL when requests are taken.
         connections: limits of connections.
     """
-    # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
     config = uvicorn.Config(
         app,
         host=host,
@@ -67,6 +64,13 @@ def run_server(
         timeout_graceful_shutdown=int(grace) + 1,
     )
     server = _Server(config, announce)
+
+    def stop(*_: object) -> None:
+        # Before uvicorn listens to signals itself, and when it raises one again at its end: that is no failure.
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     freeze_objects()
     try:
         server.run()

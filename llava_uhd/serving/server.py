@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,6 +42,17 @@ log = logging.getLogger(__name__)
 GRACE = 1.0  # seconds over the deadline after which the client gets an error even if the engine has not noticed
 OPEN_ROUTES = ("/health", "/metrics")
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def check_origin(origin: str) -> None:
+    """Check that browsers can send an origin: `*`, or scheme, host and port without a path.
+
+    Raises:
+        ValueError: they never send it.
+    """
+    parts = urlsplit(origin)
+    if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+        raise ValueError(f"an origin is written https://HOST or https://HOST:PORT, without a path, got {origin!r}")
 
 
 @dataclass(frozen=True)
@@ -190,14 +202,27 @@ class Gate:
 def may_ask(headers: Headers, origins: Sequence[str]) -> bool:
     """Return whether a request is no browser's, or is of a page of this server or of an origin that is named.
 
-    A browser sends some requests of foreign pages unasked, and merely keeps the responses from them.
+    A browser sends some requests of foreign pages unasked, and merely keeps the responses from them. A host that is
+    reached by a name can be a foreign page's, whose owner has that name resolve to this machine (DNS rebinding).
 
     Args:
         headers: headers of the request.
         origins: origins whose pages may ask; `*` for all.
     """
     origin = headers.get("origin")
-    return origin is None or "*" in origins or origin in origins or urlsplit(origin).netloc == headers.get("host")
+    if origin is None or "*" in origins or origin in origins:
+        return True
+    page = urlsplit(origin)
+    return page.netloc == headers.get("host") and is_own_name(page.hostname or "")
+
+
+def is_own_name(host: str) -> bool:
+    """Return whether a host is an IP address or `localhost`, which no foreign page can be reached by."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return True
 
 
 def sse(payload: dict[str, Any]) -> str:

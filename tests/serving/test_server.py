@@ -12,8 +12,8 @@ import pytest
 from llava_uhd.serving.engine import EngineOptions
 from llava_uhd.serving.generation import Sampling
 from llava_uhd.serving.limits import Limits
-from llava_uhd.serving.remote import ImageSource
-from llava_uhd.serving.server import GRACE, ServerOptions
+from llava_uhd.serving.remote import ImageSource, check_image_host
+from llava_uhd.serving.server import GRACE, ServerOptions, check_origin
 from tests.serving.conftest import png
 from tests.serving.running import Running, as_openai, ask_raw, error_of, image_part, until, valid, with_parts
 from tests.serving.test_engine import CONVERSATIONS, Held
@@ -253,6 +253,22 @@ def test_browsers_may_ask_from_the_origins_that_are_named(loaded, running):
         assert status == 401 and headers["access-control-allow-origin"] == "https://page.example"
 
 
+@pytest.mark.parametrize("origin", ["page.example", "https://page.example/", "https://page.example/a", "", "https://"])
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    with pytest.raises(ValueError, match="an origin is written https://HOST"):
+        check_origin(origin)
+    for right in ("*", "https://page.example", "http://localhost:3000", "http://[::1]:80"):
+        check_origin(right)
+
+
+@pytest.mark.parametrize("host", ["https://images.example", "images.example/a", "a@b.example", "", "b.example:x"])
+def test_an_image_host_that_no_url_has_is_refused(host):
+    with pytest.raises(ValueError, match="an image host is written HOST"):
+        check_image_host(host)
+    for right in ("images.example", "images.example:8443", "192.0.2.1:80", "[::1]:80"):
+        check_image_host(right)
+
+
 def test_pages_of_other_origins_cannot_ask_unseen(loaded, running):
     # As a form of a foreign page sends it: a browser asks no leave for that.
     sent = {"Content-Type": "text/plain", "Origin": "https://page.example"}
@@ -261,6 +277,12 @@ def test_pages_of_other_origins_cannot_ask_unseen(loaded, running):
     assert running.request("POST", "/v1/chat/completions", "{", {"Origin": "null"})[0] == 403
     own = {"Origin": f"http://127.0.0.1:{running.port}"}
     assert running.request("POST", "/v1/chat/completions", json.dumps(valid()), own)[0] == 200
+    # A foreign page whose host was made to resolve to this machine.
+    port = running.port
+    rebound = {"Origin": f"http://page.example:{port}", "Host": f"page.example:{port}"}
+    assert running.request("POST", "/v1/chat/completions", json.dumps(valid()), rebound)[0] == 403
+    local = {"Origin": f"http://localhost:{port}", "Host": f"localhost:{port}"}
+    assert running.request("POST", "/v1/chat/completions", json.dumps(valid()), local)[0] == 200
     with Running(loaded, EngineOptions(batch_size=1), cors_origins=("*",)) as open_to_all:
         assert open_to_all.request("POST", "/v1/chat/completions", json.dumps(valid()), sent)[0] == 200
 
