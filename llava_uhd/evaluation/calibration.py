@@ -1,5 +1,6 @@
 """Calibrate the confidence in answers on finished runs, and measure how well it tells right from wrong."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,8 +115,10 @@ def calibrate(runs: Sequence[ScoredAnswers], unmarked_right: float | None = None
             None leaves it at 0.5.
 
     Raises:
-        ValueError: see `fit_calibration` and `choose_guess_below`.
+        ValueError: two runs are of one task, or see `fit_calibration` and `choose_guess_below`.
     """
+    if twice := [task for task, count in Counter(run.task for run in runs).items() if count > 1]:
+        raise ValueError(f"{twice[0]!r} names more than one run to fit to, whose answers would count twice")
     probabilities = [value for run in runs for value in run.probabilities]
     right = [value for run in runs for value in run.right]
     record = {run.task: {"answers": len(run.right), "right": sum(run.right)} for run in runs}

@@ -163,7 +163,8 @@ def run_suite(
     out: Out,
     data: Data = None,
     suite: Annotated[
-        str, typer.Option(help="paper: the seven benchmarks of the paper; all: every benchmark.")
+        str,
+        typer.Option(help="paper: the seven benchmarks of the paper; all: every benchmark; or names with commas."),
     ] = "paper",
     model: Model = DEFAULT_MODEL,
     batch_size: BatchSize = 8,
@@ -178,12 +179,10 @@ def run_suite(
     as_json: AsJson = False,
 ) -> None:
     """Run a whole suite in one go."""
-    from .tasks import SUITES
+    from .tasks import suite_names
 
-    if suite not in SUITES:
-        raise typer.BadParameter(f"unknown suite {suite!r}; known are {', '.join(SUITES)}")
     run(
-        list(SUITES[suite]),
+        suite_names(suite),
         out,
         data,
         model=model,
@@ -295,6 +294,8 @@ def calibrate(
     from ..confidence import write_calibration
     from . import calibration as calibrating
 
+    if both := {run.resolve() for run in runs} & {run.resolve() for run in check or []}:
+        raise typer.BadParameter(f"{both.pop()} is fitted to, and so not held out: --check takes other runs")
     fitted = [calibrating.read_answers(run) for run in runs]
     held_out = [calibrating.read_answers(run) for run in check or []]
     calibration = calibrating.calibrate(fitted, unmarked_right)

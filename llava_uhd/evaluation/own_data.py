@@ -9,6 +9,7 @@ list, CSV, TSV or Parquet; LLaVA's `text` and `conversations` of one turn are re
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -158,15 +159,7 @@ def _rows(path: Path) -> Iterator[tuple[Any, ParquetImage | None]]:
             image = ParquetImage(path, group, index) if embedded else None
             yield row, image if image is not None and image.exists() else None
     elif suffix in (".csv", ".tsv"):
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t" if suffix == ".tsv" else ",")
-        for number, row in enumerate(rows, start=1):
-            if surplus := row.get(None):  # type: ignore[call-overload]  # the name of cells without one
-                header = len(rows.fieldnames or ())
-                raise DataError(
-                    f"{path}, row {number} has {header + len(surplus)} cells and the header {header}: text with the "
-                    "separator in it goes in double quotes"
-                )
-            yield _with_list(row), None
+        yield from ((row, None) for row in _read_csv(path, "\t" if suffix == ".tsv" else ","))
     elif suffix == ".json":
         content = read_json(path)
         if not isinstance(content, list):
@@ -176,6 +169,25 @@ def _rows(path: Path) -> Iterator[tuple[Any, ParquetImage | None]]:
         yield from ((row, None) for row in read_jsonl(path))
     else:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}")
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table with a header."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise DataError(f"{path} has more than one column {twice[0]!r}")
+        for number, cells in enumerate((cells for cells in rows if cells), start=1):
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, row {number} has {len(cells)} cells and the header {len(header)}: text with the "
+                    "separator in it goes in double quotes"
+                )
+            yield _with_list(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:  # a quote that is not closed, or a cell without an end
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
 
 
 def _with_list(row: dict[str, Any]) -> dict[str, Any]:
@@ -193,13 +205,16 @@ def _question_and_answers(row: Mapping[str, Any], where: str) -> tuple[str, tupl
     if "conversations" in row:
         return _one_turn(row["conversations"], where)
     question = next((row[field] for field in _QUESTIONS if row.get(field) is not None), None)
-    if not isinstance(question, str) or not question.strip():
+    question = _without_placeholder(question) if isinstance(question, str) else ""
+    if not question:
         raise DataError(f"{where} has no question (fields: {', '.join(map(str, row))})")
     value = next((row[field] for field in _ANSWERS if row.get(field) is not None), ())
     answers = value if isinstance(value, list | tuple) else [value]
     unfit = [answer for answer in answers if isinstance(answer, dict | list) or answer is None]
     if unfit:
         raise DataError(f"{where}: an answer is {json.dumps(unfit[0])}, not text or a number")
+    if infinite := [answer for answer in answers if isinstance(answer, float) and not math.isfinite(answer)]:
+        raise DataError(f"{where}: an answer is {infinite[0]}, as of an empty cell: leave it out, or write it as text")
     return question, tuple(_text(answer) for answer in answers if _text(answer) != "")
 
 
@@ -213,7 +228,17 @@ def _one_turn(turns: Any, where: str) -> tuple[str, tuple[str, ...]]:
     texts = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
     if not 1 <= len(texts) == len(turns) <= 2:
         raise DataError(f"{where}: it must be one question and one answer, and has {len(turns)} turns")
-    return texts[0].replace("<image>", "").strip(), tuple(texts[1:])
+    if turns[0].get("from") in ("gpt", "assistant"):
+        raise DataError(f"{where}: its first turn is from {turns[0]['from']}, and must be the question")
+    question = texts[0].replace("<image>", "").strip()
+    if not question:
+        raise DataError(f"{where}: its question is empty")
+    return question, tuple(texts[1:])
+
+
+def _without_placeholder(question: str) -> str:
+    """Return a question without the placeholder of its image before or after it; within it `<image>` is a word."""
+    return question.strip().removeprefix("<image>").removesuffix("<image>").strip()
 
 
 def _image(
@@ -223,6 +248,12 @@ def _image(
     if image is not None:
         return f"{image.path.name}, row {image.row} of group {image.group}", image
     name = row.get("image")
+    if name is None:
+        name = row.get("images")  # as training data has it
+        if isinstance(name, list) and len(name) < 2:
+            name = name[0] if name else None
+        elif isinstance(name, list):
+            raise DataError(f"{where} has {len(name)} images, and a question is about one")
     if name is None or name == "":
         return None, None
     if not isinstance(name, str):

@@ -20,7 +20,7 @@ from .predictions import TOKEN_PROBABILITY, PredictionStore, Problems, match_pre
 from .report import html_report, markdown_report
 from .results import Result, build_result, check_problems, check_protocol, describe_protocol, load_protocol
 from .samples import Sample
-from .storage import read_rows, write_atomically, write_record
+from .storage import read_rows, warn, write_atomically, write_record
 from .submission import WRITERS
 from .tasks import Task
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..model.processing_llava_uhd import LlavaUhdProcessor
     from .generation import BatchGenerator, GenerationOptions
 
+REASONS = 3  # failed images whose reasons are said
 _SAY = 30  # seconds between progress lines without a terminal
 
 
@@ -117,6 +118,8 @@ def evaluate_task(
         image=[str(row["question_id"]) for row in rows if "error" in row],
         empty=[str(row["question_id"]) for row in rows if "error" not in row and not row["text"]],
     )
+    for row in [row for row in rows if "error" in row][:REASONS]:
+        warn(f"{task.name}, question {row['question_id']}: {row['error']}")
     check_problems(problems, len(samples), task.name, allow_missing=options.allow_missing, own_answers=True)
     probabilities = None
     if calibration is not None:

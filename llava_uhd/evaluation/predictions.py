@@ -5,10 +5,12 @@ writes. Predictions are appended as answers arrive, so a kill can leave half a l
 """
 
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from .storage import (
 )
 
 Key = tuple[Any, ...]
-IMAGE_BYTES = "image_bytes"  # in the metadata of a prediction: size of the image's file
+IMAGE_CHECKSUM = "image_crc32"  # in the metadata of a prediction: of the image's file
 TOKEN_PROBABILITY = "token_probability"  # in the metadata of a prediction: mean over its tokens
 _POLL = 0.5  # polling interval of the other ranks' files in seconds
 _STALL = 3600  # timeout of the other ranks in seconds without a new answer
@@ -126,18 +128,25 @@ def match_predictions(
     return [answers[_keys(match_key, s.question_id, s.image, s.prompt)] for s in samples], problems
 
 
-def _image_bytes(sample: Sample) -> int | None:
-    """Return the size of a question's image file in bytes; None where its image is in no file."""
+def _image_checksum(sample: Sample) -> str | None:
+    """Return the CRC-32 of a question's image file; None where its image is in no file."""
     source = sample.image_source
-    return source.stat().st_size if isinstance(source, Path) and source.is_file() else None
+    if not isinstance(source, Path) or not source.is_file():
+        return None
+    return _file_checksum(source, source.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _file_checksum(file: Path, modified: int) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 class PredictionStore:
     """Predictions in a run folder: a shard per rank during the run, `predictions.jsonl` when complete.
 
     A prediction is identified by its question's position, so a run resumes with any number of ranks. What is damaged,
-    or belongs to another question or an image file of another size, is passed over, with a warning, and its question
-    is asked again.
+    or belongs to another question or other contents of the image file, is passed over, with a warning, and its
+    question is asked again.
     """
 
     def __init__(self, out: Path, samples: Sequence[Sample], rank: Rank, model_name: str):
@@ -186,7 +195,7 @@ class PredictionStore:
                 names = ", ".join(damaged[:3])
                 warn(f"{path}: {len(damaged)} damaged predictions are asked for again ({names})")
             if about_others and report:
-                warn(f"{path}: {about_others} answers are about image files of other sizes: they are asked for again")
+                warn(f"{path}: {about_others} answers are about other image files: they are asked for again")
         return rows
 
     def _is_answer_to(self, row: Record, index: int) -> bool:
@@ -196,8 +205,8 @@ class PredictionStore:
         return row["question_id"] == sample.question_id and row.get("prompt") == sample.prompt
 
     def _is_about_image(self, row: Record, index: int) -> bool:
-        size = (row.get("metadata") or {}).get(IMAGE_BYTES)
-        return size is None or size == _image_bytes(self.samples[index])
+        checksum = (row.get("metadata") or {}).get(IMAGE_CHECKSUM)
+        return checksum is None or checksum == _image_checksum(self.samples[index])
 
     def append(self, answers: Iterable[tuple[int, str, str | None, float | None]]) -> None:
         """Append predictions to this rank's shard and wait until they are on disk.
@@ -224,8 +233,8 @@ class PredictionStore:
             row["error"] = error
         if probability is not None:
             row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
-        if (size := _image_bytes(sample)) is not None:
-            row["metadata"][IMAGE_BYTES] = size
+        if (checksum := _image_checksum(sample)) is not None:
+            row["metadata"][IMAGE_CHECKSUM] = checksum
         row["metadata"][CHECKSUM] = row_checksum(row)
         return row
 

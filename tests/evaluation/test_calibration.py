@@ -52,8 +52,16 @@ def test_the_mark_is_chosen_by_the_share_of_right_answers_without_it(runs, tmp_p
     )
     asked = json.loads(CliRunner().invoke(app, [*arguments, "--unmarked-right", "0.1", "--json"]).stdout)
     assert asked["calibration"]["guess_below"] < 0.5
-    refused = CliRunner().invoke(app, [*arguments, "--unmarked-right", "1.5"])
-    assert refused.exit_code != 0 and "at most 1, got 1.5" in str(refused.exception)
+    done = CliRunner().invoke(app, [*arguments, "--unmarked-right", "1.5"])
+    assert done.exit_code != 0 and "at most 1, got 1.5" in str(done.exception)
+
+
+def test_a_run_counts_once(runs):
+    run = str(runs / "synthdoc")
+    done = CliRunner().invoke(app, ["eval", "calibrate", run, run])
+    assert done.exit_code != 0 and "'synthdoc' names more than one run" in str(done.exception)
+    done = CliRunner().invoke(app, ["eval", "calibrate", run, "--check", run])
+    assert done.exit_code == 2 and "not held out" in " ".join(done.output.replace("│", " ").split())
 
 
 def test_a_result_says_how_often_a_wrong_answer_is_not_marked(runs):

@@ -1,6 +1,7 @@
 """A file of one's own: every format of rows, the guessed metric, scores by hand, and what is said of mistakes."""
 
 import json
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -202,6 +203,34 @@ def test_cells_beyond_the_header_are_refused_and_a_list_of_answers_is_read(tmp_p
     assert [sample.answers for sample in read_own_file(tmp_path / "b.csv")] == [("12.40", "$12.40"), ("[sic]",)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", 'question,answer\n"What is the total?,12.40\nWhich?,5\n', "a.csv, line 3: unexpected end of data"),
+        ("a.csv", "question,answer\nWhat is the total?\n", "row 1 has 1 cells and the header 2"),
+        ("a.csv", "question,answer,answer\nWhat?,1,2\n", "more than one column 'answer'"),
+        ("a.csv", f"question,answer\nWhat?,{'x' * 140_000}\n", "field larger than field limit"),
+        ("a.jsonl", '{"question": "What?", "answer": NaN}', "an answer is nan, as of an empty cell"),
+        ("a.jsonl", '{"question": "What?", "answers": [1, Infinity]}', "an answer is inf"),
+        ("a.jsonl", '{"question": "<image>\\n", "answer": "1"}', "has no question"),
+        ("a.jsonl", '{"question": "What?", "answer": "1", "images": ["0.png", "1.png"]}', "has 2 images"),
+        ("a.jsonl", '{"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}', "from gpt"),
+        ("a.jsonl", '{"conversations": [{"from": "human", "value": "<image>\\n"}]}', "its question is empty"),
+    ],
+)
+def test_rows_that_are_not_what_they_seem_are_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_own_file(tmp_path / name)
+
+
+def test_rows_of_training_data_have_the_image_in_a_list_and_its_place_in_the_question(images, tmp_path):
+    rows = [{"question": "<image>\nIs <image> a word?", "answer": "yes", "images": ["0.png"]}]
+    rows += [{"question": "What?", "answer": "1", "images": []}]
+    samples = read_own_file(write(tmp_path / "my.jsonl", rows), images)
+    assert [(sample.prompt, sample.image) for sample in samples] == [("Is <image> a word?", "0.png"), ("What?", None)]
+
+
 def test_parquet_with_paths_of_images_or_none(images, tmp_path):
     rows = [{"question": row["question"], "answer": "x", "image": row.get("image")} for row in ROWS]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "paths.parquet")
@@ -238,11 +267,12 @@ def test_questions_are_asked_about_other_images_again_and_missing_ones_can_be_al
     app([*run, "--images", str(images)], standalone_mode=False)
     answers = (tmp_path / "out/my/predictions.jsonl").read_text()
     app([*run, "--images", str(other)], standalone_mode=False)
-    assert "2 answers are about image files of other sizes: they are asked for again" in capsys.readouterr().err
+    assert "2 answers are about other image files: they are asked for again" in capsys.readouterr().err
     rows = [json.loads(line)["metadata"] for line in (tmp_path / "out/my/predictions.jsonl").read_text().splitlines()]
-    sizes = [(other / f"{index}.png").stat().st_size for index in (0, 1)]
-    assert [row.get("image_bytes") for row in rows] == [*sizes, None]
-    assert [json.loads(line)["metadata"].get("image_bytes") for line in answers.splitlines()[:2]] != sizes
+    checksums = [f"{zlib.crc32((other / f'{index}.png').read_bytes()):08x}" for index in (0, 1)]
+    assert [row.get("image_crc32") for row in rows] == [*checksums, None]
+    before = [json.loads(line)["metadata"].get("image_crc32") for line in answers.splitlines()[:2]]
+    assert not set(before) & set(checksums)
     (other / "1.png").unlink()
     run[5] = str(tmp_path / "missing")
     with pytest.raises(DataError, match="1 of 2 images are missing"):

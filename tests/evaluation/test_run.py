@@ -173,7 +173,7 @@ def test_answers_of_another_protocol_are_not_mixed_in(evaluate, model_folder, tm
         evaluate(*run, "--max-slices", "scripts")
 
 
-def test_failed_images_are_named_and_can_be_allowed(evaluate, model_folder, tmp_path):
+def test_failed_images_are_named_and_can_be_allowed(evaluate, model_folder, tmp_path, capsys):
     data = minidata.build(tmp_path / "data", "gqa")
     image = data / "gqa/data/images/n1.jpg"
     content = image.read_bytes()
@@ -181,6 +181,7 @@ def test_failed_images_are_named_and_can_be_allowed(evaluate, model_folder, tmp_
     run = ("run", "gqa", "--model", model_folder, "--data", data, "--out", tmp_path / "out", *FAST)
     with pytest.raises(ValueError, match=r"1 images that failed to load \(201\).*--allow-missing"):
         evaluate(*run)
+    assert "gqa, question 201: image" in (said := capsys.readouterr().err) and "n1.jpg" in said
     result = evaluate(*run, "--allow-missing")["results"][0]
     assert "scored 0: 1 images that failed to load (201)" in result["headline"]
     rows = json.loads((tmp_path / "out/gqa/result.json").read_text())["rows"]
