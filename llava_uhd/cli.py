@@ -199,6 +199,8 @@ def _check_figure_options(save: Path | None, figure: str | None, **options: Any)
         if value is not None and name not in used:
             needed = "kernels" if name == "point" else "answer"
             raise typer.BadParameter(f"--{name} is for --figure {needed}, with --save")
+    if (point := options["point"]) is not None and not all(0 <= part <= 1 for part in point):
+        raise typer.BadParameter(f"--point has coordinates from 0 to 1, got {point[0]:g} {point[1]:g}")
     if save is not None:
         from .inspection.output import check_figure, check_figure_file
 

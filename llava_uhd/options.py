@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from .model.slicing import MAX_SLICES
+
 T = TypeVar("T")
 
 DEVICES = ("cpu", "cuda", "cuda:0", "mps", "xpu", "auto")
@@ -51,7 +53,8 @@ Model = Annotated[
     str, typer.Option(help="small or tiny (built in), a folder, or a hub id.", autocompletion=_complete_models)
 ]
 MaxSlices = Annotated[
-    int | None, typer.Option(min=1, help="Most slices per image; 1 for the overview alone. Default: as trained.")
+    int | None,
+    typer.Option(min=1, max=MAX_SLICES, help="Most slices per image; 1 for the overview alone. Default: as trained."),
 ]
 Device = Annotated[
     str | None,

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from .errors import InputError
 
@@ -236,7 +238,10 @@ def _readable(source: Any, name: str) -> tuple[Any, str]:
         return decode_base64(source, name), name
     if isinstance(source, str | os.PathLike) and not str(source).startswith(("http://", "https://")):
         try:
-            path = Path(source)
+            written = str(source)
+            if written[:5].lower() == "file:" and urlsplit(written).netloc in ("", "localhost"):
+                written = url2pathname(urlsplit(written).path)
+            path = Path(os.path.expanduser(written))
             return (path, str(source)) if path.is_file() else (source, str(source))
         except (OSError, ValueError):  # a long text in base64 is no path
             return source, name

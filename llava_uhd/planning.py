@@ -170,14 +170,20 @@ class ImagePlanner:
         if self.context is None or (length := self._length(sizes, max_slices)) + max_new_tokens <= self.context:
             return
         room = self.context - max_new_tokens - QUESTION_TOKENS
-        numbers = range(1, max_slices or self.max_slices)
-        fitting = [number for number in numbers if self._length(sizes, number) <= room]
+        fitting = [number for number in self._fewer_slices(sizes, max_slices) if self._length(sizes, number) <= room]
         images = "the image takes" if len(sizes) == 1 else f"{len(sizes)} images take"
         advice = f"--max-slices {fitting[-1]} leaves room" if fitting else "no number of slices leaves room"
         raise InputError(
             f"{images} {length} tokens and the answer may take {max_new_tokens}, more than the model's context of "
             f"{self.context}: {advice}{', or choose pages (--pages)' if len(sizes) > 1 else ''}"
         )
+
+    def _fewer_slices(self, sizes: Sequence[tuple[int, int]], max_slices: int | None) -> range:
+        """Return maximum numbers of slices that can shorten these images, as far as the context can hold any."""
+        grids = [self.plan(*size, max_slices).grid or (1, 1) for size in sizes]
+        cut = max(columns * rows for columns, rows in grids)
+        held = (self.context or 0) // self.image_layout(1, 1).length
+        return range(1, min(max_slices or self.max_slices, cut, held) + 1)
 
     def _length(self, sizes: Sequence[tuple[int, int]], max_slices: int | None) -> int:
         return sum(self.image_layout(*size, max_slices).length for size in sizes)

@@ -177,6 +177,23 @@ def test_ask_about_all_pages_and_some(run, folder, tmp_path, name, count):
         assert code == 0 and json.loads(out)["pages"] == [answer["pages"][2], answer["pages"][0]]
 
 
+def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("llava_uhd.loading.load", None)
+    code, _, err = run("explain", "examples/receipt.png", "--save", tmp_path / "a.png", "--figure", "kernels",
+                       "--point", "2", "0.5")  # fmt: skip
+    assert code == 2 and "from 0 to 1, got 2 0.5" in err
+
+
+def test_half_a_character_is_refused_and_a_home_folder_is_found(run, monkeypatch, tmp_path):
+    code, _, err = run("ask", "examples/receipt.png", "Wie \udcff?", "--model", "tiny")
+    assert code == 1 and "is no valid Unicode: half a character at 4" in err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pdf = write_pdf(tmp_path / "report.pdf", 2)
+    for name in ("~/report.pdf", f"file://{pdf}"):
+        code, out, err = run("explain", name, "--page", "2", "--model", "tiny")
+        assert code == 0, err
+
+
 def test_pages_beyond_the_context_are_refused_before_the_model_is_loaded(run, monkeypatch, tmp_path):
     def load(*_):
         raise RuntimeError("the model was loaded")
@@ -191,6 +208,10 @@ def test_pages_beyond_the_context_are_refused_before_the_model_is_loaded(run, mo
         code, _, err = run("ask", *[pdf] * 8, "What?", "--model", "tiny", "--max-slices", "1")
         assert code == 1 and "40 images take" in err and "no number of slices leaves room" in err
         assert err.count("small print") == 1 and "page 1 of 5 and 39 more: " in err
+        # The advice is not sought among more numbers than there are slices.
+        code, _, err = run("ask", "examples/receipt.png", "What?", "--model", "tiny", "--max-slices", "1024")
+        assert code == 1 and "--max-slices" in err and "leaves room" in err
+        assert run("ask", pdf, "What?", "--model", "tiny", "--max-slices", "1025")[0] == 2
     code, out, err = run("ask", pdf, "What?", "--model", "tiny", "--max-slices", "5", "--max-new-tokens", "1")
     assert code == 0, err
 

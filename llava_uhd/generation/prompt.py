@@ -4,6 +4,7 @@ Shapes: T image tokens of hidden size E, V views, P patches of p x p pixels.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,13 @@ def render(processor: "LlavaUhdProcessor", messages: Sequence[Message]) -> str:
     """Return the text of a conversation by the chat template, ready for an answer.
 
     Raises:
-        ValueError: the chat template refuses the messages.
+        ValueError: the chat template refuses the messages, or a text has half a character.
     """
     special = processor.tokenizer.all_special_tokens if processor.can_escape else ()
     plain = [escape_text(message, special) for message in as_parts(messages)]
+    for part in (part for message in plain for part in message["content"] if part.get("type") == "text"):
+        if half := re.search("[\ud800-\udfff]", part["text"]):
+            raise ValueError(f"the text {part['text']!a:.80} is no valid Unicode: half a character at {half.start()}")
     try:
         return processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:

@@ -27,7 +27,7 @@ TURNED = 0.4
 
 
 class Turn(NamedTuple):
-    """How the names below a chart stand: degrees by which they rise, and the part of them left of their mark."""
+    """Direction of the names below a chart: degrees by which they rise, and the part of them left of their mark."""
 
     angle: float
     align: float

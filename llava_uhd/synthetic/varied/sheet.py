@@ -229,7 +229,7 @@ class Sheet:
 
         Args:
             text: text to place.
-            x: of the point of the text at `align`: its left end, middle or right end (0, 0.5 or 1).
+            x: position of the text at `align`: of its left end, middle or right end (0, 0.5 or 1).
             y: upper end of the box that the text is in.
             angle: degrees by which it rises.
             align: fraction of the text's width left of x.
