@@ -1,5 +1,6 @@
 """A file of one's own: every format of rows, the guessed metric, scores by hand, and what is said of mistakes."""
 
+import csv
 import json
 import zlib
 
@@ -209,7 +210,6 @@ def test_cells_beyond_the_header_are_refused_and_a_list_of_answers_is_read(tmp_p
         ("a.csv", 'question,answer\n"What is the total?,12.40\nWhich?,5\n', "a.csv, line 3: unexpected end of data"),
         ("a.csv", "question,answer\nWhat is the total?\n", "row 1 has 1 cells and the header 2"),
         ("a.csv", "question,answer,answer\nWhat?,1,2\n", "more than one column 'answer'"),
-        ("a.csv", f"question,answer\nWhat?,{'x' * 140_000}\n", "field larger than field limit"),
         ("a.jsonl", '{"question": "What?", "answer": NaN}', "an answer is nan, as of an empty cell"),
         ("a.jsonl", '{"question": "What?", "answers": [1, Infinity]}', "an answer is inf"),
         ("a.jsonl", '{"question": "<image>\\n", "answer": "1"}', "has no question"),
@@ -222,6 +222,16 @@ def test_rows_that_are_not_what_they_seem_are_refused(tmp_path, name, content, s
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=said):
         read_own_file(tmp_path / name)
+
+
+def test_a_cell_without_an_end_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text(f"question,answer\nWhat?,{'x' * 2000}\n")
+    limit = csv.field_size_limit(1000)
+    try:
+        with pytest.raises(DataError, match=r"a\.csv, line 2: field larger than field limit"):
+            read_own_file(tmp_path / "a.csv")
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_rows_of_training_data_have_the_image_in_a_list_and_its_place_in_the_question(images, tmp_path):
