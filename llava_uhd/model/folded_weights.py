@@ -158,7 +158,9 @@ class FoldedWeightCache(nn.Module):
         versions = tuple(
             (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in projector.parameters()
         )
-        key = (dtype, _steps.count, versions)
+        # Steps of the optimizers of other modules change no frozen weight.
+        steps = _steps.count if any(p.requires_grad for p in projector.parameters()) else 0
+        key = (dtype, steps, versions)
         if self._entry is None or self._entry[0] != key:
             self._entry = None  # so that there are never two
             # Outside of inference mode: what is made inside it could not be used outside.

@@ -147,7 +147,7 @@ class LlavaUhdImageProcessor(PilBackend):
         return self._fetch(image_url_or_urls, count(1))
 
     def _fetch(self, images: Any, indices: Iterator[int]) -> Any:
-        if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
+        if _is_batch(images):
             return [self._fetch(image, indices) for image in images]
         return decode_image(images, name=f"image {next(indices)}", max_pixels=self.max_pixels)
 
@@ -315,9 +315,14 @@ def _check_options(option: Callable[[str], Any]) -> list[int] | None:
     return slice_grid
 
 
+def _is_batch(images: Any) -> bool:
+    """Return whether several images are given: a list, a tuple, or a 4-dimensional array."""
+    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4)
+
+
 def _flatten(images: Any) -> list[Any]:
     """Return the images of nested lists, tuples and 4-dimensional arrays."""
-    if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
+    if _is_batch(images):
         return [leaf for item in images for leaf in _flatten(item)]
     return [images]
 

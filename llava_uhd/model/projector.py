@@ -60,11 +60,7 @@ class Projector(nn.Module, ABC):
 
     def _project_some(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
         """Project groups; one without views has none of the tokens of a blank view."""
-        filled = [
-            (features, pixels) if len(features) else (features.new_zeros(1, *features.shape[1:]),
-                                                      pixels.new_zeros(1, *pixels.shape[1:]))
-            for features, pixels in groups
-        ]  # fmt: skip
+        filled = [(_or_blank(features), _or_blank(pixels)) for features, pixels in groups]
         tokens = self.project_groups(filled) if filled else []
         return [projected[: len(features)] for projected, (features, _) in zip(tokens, groups, strict=True)]
 
@@ -87,6 +83,11 @@ class Projector(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draw new weights, as the reference implementation does."""
+
+
+def _or_blank(views: torch.Tensor) -> torch.Tensor:
+    """Return views, (N, ...), or one of zeros where there are none, (1, ...)."""
+    return views if len(views) else views.new_zeros(1, *views.shape[1:])
 
 
 @torch.no_grad()

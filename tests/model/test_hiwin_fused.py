@@ -241,6 +241,13 @@ def test_frozen_weights_are_folded_once_though_gradients_are_recorded():
     features.requires_grad_()
     projector(features, pixels).sum().backward()
     assert features.grad is not None
+    # Nor does the optimizer of another module, such as a language model's.
+    other, kept = nn.Linear(2, 2), projector.folded_weights._entry
+    optimizer = torch.optim.AdamW(other.parameters())
+    other(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    projector(features.detach(), pixels)
+    assert projector.folded_weights._entry is kept is not None
 
 
 def test_inference_mode_leaves_nothing_unusable_behind():
