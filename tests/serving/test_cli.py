@@ -255,3 +255,15 @@ def test_bad_use(monkeypatch, capsys, arguments, code, said):
         cli.main()
     out, err = capsys.readouterr()
     assert exit_.value.code == code and out == "" and said in err and "Traceback" not in err
+
+
+def test_a_stop_signal_while_the_server_starts_ends_it():
+    script = """
+import os, signal
+from fastapi import FastAPI
+from llava_uhd.serving import running
+freeze = running.freeze_objects
+running.freeze_objects = lambda: (freeze(), os.kill(os.getpid(), signal.SIGTERM))
+running.run_server(FastAPI(), "127.0.0.1", 0, 1.0, print)
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 0
