@@ -32,35 +32,45 @@ class Projector(nn.Module, ABC):
     """
 
     @overload
-    def forward(self, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor: ...
+    def forward(self, features: torch.Tensor, pixels: torch.Tensor | None) -> torch.Tensor: ...
 
     @overload
-    def forward(self, features: Sequence[torch.Tensor], pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]: ...
+    def forward(
+        self, features: Sequence[torch.Tensor], pixels: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor]: ...
 
     def forward(
-        self, features: torch.Tensor | Sequence[torch.Tensor], pixels: torch.Tensor | Sequence[torch.Tensor]
+        self,
+        features: torch.Tensor | Sequence[torch.Tensor],
+        pixels: torch.Tensor | Sequence[torch.Tensor | None] | None,
     ) -> torch.Tensor | list[torch.Tensor]:
         """Project views of one shape, or a list of groups of views, each group of a shape of its own.
 
         Args:
             features: (N, C, H, W) encoder features, or a list of them.
-            pixels: (N, 3, ., .) normalized pixels of the same views, at any resolution, or a list of them.
+            pixels: (N, 3, ., .) normalized pixels of the same views, at any resolution, or a list of them. None will
+                do where no up-sampler is guided by them.
 
         Returns:
             (N, T, E) image tokens, or a list of them.
 
         Raises:
-            ValueError: the groups of features and pixels do not match.
+            ValueError: the groups of features and pixels do not match, or the up-sampler needs pixels.
         """
         if isinstance(features, torch.Tensor):
             if isinstance(pixels, Sequence):
                 raise ValueError(f"features of one group of views were given, and pixels of {len(pixels)} groups")
             return self._project_some([(features, pixels)])[0]
+        if not isinstance(pixels, Sequence):
+            raise ValueError(f"features of {len(features)} groups of views were given, and pixels of one")
         return self._project_some(list(zip(features, pixels, strict=True)))
 
-    def _project_some(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    def _project_some(self, groups: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> list[torch.Tensor]:
         """Project groups; one without views has none of the tokens of a blank view."""
-        filled = [(_or_blank(features), _or_blank(pixels)) for features, pixels in groups]
+        filled = [
+            (_or_blank(features), _or_blank(_without_pixels(features) if pixels is None else pixels))
+            for features, pixels in groups
+        ]
         tokens = self.project_groups(filled) if filled else []
         return [projected[: len(features)] for projected, (features, _) in zip(tokens, groups, strict=True)]
 
@@ -83,6 +93,11 @@ class Projector(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draw new weights, as the reference implementation does."""
+
+
+def _without_pixels(features: torch.Tensor) -> torch.Tensor:
+    """Return pixels of no size, (N, 3, 0, 0), for the views of features."""
+    return features.new_zeros(len(features), 3, 0, 0)
 
 
 def _or_blank(views: torch.Tensor) -> torch.Tensor:

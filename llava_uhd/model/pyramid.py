@@ -93,7 +93,13 @@ class JointBilateralUpsampler(nn.Module):
 
 
 def guide(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Average the pixels to the shape of the map they guide: (N, 3, ., .) at any resolution to (N, 3, H, W)."""
+    """Average the pixels to the shape of the map they guide: (N, 3, ., .) at any resolution to (N, 3, H, W).
+
+    Raises:
+        ValueError: the pixels have no size.
+    """
+    if not pixels.numel():
+        raise ValueError(f"the up-sampler is guided by the pixels of the views, got none: {tuple(pixels.shape)}")
     return F.adaptive_avg_pool2d(pixels, shape)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from llava_uhd.model.attention import resize_positions, sincos_position_embedding
 from llava_uhd.model.configuration_llava_uhd import LlavaUhdProjectorConfig
+from llava_uhd.model.hiwin import HiWinProjector
 from llava_uhd.model.projector import SpatiallyConstrainedResampler, UnshuffleMLP
 from tests.golden import load, relative_error, resampler_state, under
 
@@ -63,3 +64,19 @@ def test_features_of_one_group_with_pixels_of_several_are_refused():
     features, pixels = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 28, 28)
     with pytest.raises(ValueError, match="pixels of 2 groups"):
         projector(features, [pixels, pixels])
+    with pytest.raises(ValueError, match="features of 2 groups"):
+        projector([features, features], pixels)
+
+
+def test_pixels_are_needed_where_they_guide_alone():
+    features = torch.randn(2, 4, 4, 4)
+    resampler = SpatiallyConstrainedResampler(LlavaUhdProjectorConfig(type="resampler", num_attention_heads=2), 4, 16)
+    plain = LlavaUhdProjectorConfig(levels=[1, 2], upsampler="bilinear", query_grid=2, num_attention_heads=2)
+    guided = LlavaUhdProjectorConfig(levels=[1, 2], upsampler="jbu", query_grid=2, num_attention_heads=2)
+    for projector in (resampler, HiWinProjector(plain, 4, 16)):
+        tokens = projector.eval()(features, None)
+        assert torch.equal(tokens, projector(features, torch.randn(2, 3, 8, 8)))
+        assert torch.equal(projector([features], [None])[0], tokens)
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=r"guided by the pixels of the views, got none: \(2, 3, 0, 0\)"):
+            HiWinProjector(guided, 4, 16).train(mode)(features, None)
