@@ -187,6 +187,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         """Group packed views by shape; see `view_groups.group_views`."""
         return group_views(num_patches, view_shapes, num_views, grids, self.token_grid, self.config.layout, device)
 
+    @can_return_tuple  # type: ignore[untyped-decorator]  # not followed, see pyproject.toml
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -205,7 +206,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
                 the host, as tensors, arrays or lists: on a device they are read back, which waits for it.
 
         Returns:
-            `pooler_output`: a list with one (tokens, E) tensor per image.
+            `pooler_output`: a list with one (tokens, E) tensor per image. With `return_dict=False` a tuple of it.
 
         Raises:
             ValueError: the patches do not add up to the view shapes, or the views to the images.
@@ -270,7 +271,8 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
         if pixel_values is not None:
             if view_shapes is None or num_views is None or grids is None:
                 raise ValueError(f"pixel_values come with {', '.join(IMAGE_INPUTS[1:])}, of which some are missing")
-            of_images = self.get_image_features(pixel_values, view_shapes, num_views, grids).pooler_output
+            encoded = self.get_image_features(pixel_values, view_shapes, num_views, grids, return_dict=True)
+            of_images = encoded.pooler_output
             image_features = torch.cat(of_images) if of_images else None
         if input_ids is not None:
             # Tokens after the prompt are the model's own: to look for images there would cost a wait at every step.
@@ -288,6 +290,7 @@ class LlavaUhdModel(LlavaUhdPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             **{CACHE_NAME: cache},
+            return_dict=True,
             **kwargs,
         )
         return LlavaUhdModelOutputWithPast(
@@ -403,6 +406,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
             num_views=num_views,
             grids=grids,
             image_features=image_features,
+            return_dict=True,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -497,7 +501,7 @@ class LlavaUhdForConditionalGeneration(LlavaUhdPreTrainedModel, GenerationMixin)
         images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
         features = model_kwargs.pop("image_features", None)
         if expand_size > 1 and images["pixel_values"] is not None and len(images["pixel_values"]):
-            features, images = torch.cat(self.get_image_features(**images).pooler_output), {}
+            features, images = torch.cat(self.get_image_features(**images, return_dict=True).pooler_output), {}
         if expand_size > 1 and features is not None:
             embeds = model_kwargs.get("inputs_embeds")
             if embeds is not None:

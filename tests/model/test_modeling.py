@@ -111,6 +111,13 @@ def test_generation_with_and_without_cache_and_with_features(variant):
     images = {key: value for key, value in inputs.items() if key != "input_ids"}
     features = torch.cat(model.get_image_features(**images).pooler_output)
     assert torch.equal(model.generate(input_ids=inputs["input_ids"], image_features=features, **arguments), expected)
+    model.config.return_dict = False
+    (as_tuple,) = model.get_image_features(**images)
+    assert torch.equal(torch.cat(as_tuple), features)
+    assert torch.equal(model.generate(**inputs, **arguments), expected)
+    model.config.return_dict = True
+    (as_tuple,) = model.get_image_features(**images, return_dict=False)
+    assert torch.equal(torch.cat(as_tuple), features)
 
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "qwen3"])
