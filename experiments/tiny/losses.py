@@ -11,6 +11,7 @@ from llava_uhd.synthetic.varied.notes import LEADS, NOTED, TRAILS
 from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
 from ..tiny_v1.losses import answer_loss
+from .doubt import decline_doubtful
 from .locations import FOUND_ID, first_note_id
 from .network import Network
 from .samples import IGNORED, Sample, collate
@@ -102,7 +103,11 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     outputs = network.hidden_states(input_ids, codes, pointers, positions)
     notes = first_note_id(network.setting.query_grid, network.setting.max_slices)
     weights = finding_weights(labels, notes)
-    loss, right, answers = answer_loss(outputs.hidden.float(), labels, network.model.lm_head, weights)
+    hidden = outputs.hidden.float()
+    decided = labels
+    if phase.doubted:
+        decided = decline_doubtful(labels, _predict(network, hidden.detach(), labels), network.setting.query_grid)
+    loss, right, answers = answer_loss(hidden, decided, network.model.lm_head, weights)
     pointing = pointing_loss(outputs.found) if outputs.found.numel() else loss.new_zeros(())
     previous = pointing_loss(outputs.before)
     slices = torch.cat([sample.slices for sample in samples])[torch.cat(kept)].to(device)
@@ -115,10 +120,19 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
         "before": (previous.item(), 1),
         "slices": ((outputs.slices.argmax(dim=-1) == slices).all(dim=-1).sum().item(), len(slices)),
         "exact": (right, answers),
+        "doubted": (int((decided != labels).sum()), answers),
         "leads": _count_leads(network, outputs.hidden.detach(), labels, notes),
         "padding": (padded, input_ids.numel()),
     }
     return Score(total, measures)
+
+
+def _predict(network: Network, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Likeliest token at the place of each label, (B, L); `IGNORED` where none is asked for."""
+    predicted = labels.clone()
+    asked = labels[:, 1:] != IGNORED
+    predicted[:, 1:][asked] = network.model.lm_head(hidden[:, :-1][asked]).argmax(dim=-1)
+    return predicted
 
 
 def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:

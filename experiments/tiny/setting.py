@@ -93,6 +93,7 @@ class Phase:
             `lists`: lists of numbers without a page after each of them; see `comparisons.py`.
         questions: most questions a page.
         moved: part of the places in answers that are a quarter of a window beside the right one; see `locations.py`.
+        doubted: True teaches to decline answers that would be wrong; see `doubt.py`.
         blanks: part of the pages whose blank tokens stay in the sequence. Of three in four tokens a language model
             learns little more than that they are blank; without them the others keep their positions.
     """
@@ -120,6 +121,7 @@ class Phase:
     lists: int = 0
     questions: int = 10
     moved: float = 0.0
+    doubted: bool = False
     blanks: float = 1.0
 
     def __post_init__(self) -> None:
