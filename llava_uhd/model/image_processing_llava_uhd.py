@@ -202,7 +202,7 @@ class LlavaUhdImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         # None takes the processor's own option, as in `plan`.
         kwargs = {name: self._option(name, kwargs) if hasattr(self, name) else kwargs[name] for name in kwargs}
-        _check_options(partial(self._option, kwargs=kwargs))
+        _check_options(partial(self._option, kwargs=kwargs), self.max_slices)
         images = _in_order(images, kwargs.get("input_data_format"))
         is_scaled = [_is_float(image) for image in _flatten(images)]
         images = _flatten(self.fetch_images(images))
@@ -283,8 +283,13 @@ def pad(image: Image.Image, size: tuple[int, int], background: tuple[int, ...]) 
     return canvas
 
 
-def _check_options(option: Callable[[str], Any]) -> list[int] | None:
+def _check_options(option: Callable[[str], Any], max_slices: int = 1) -> list[int] | None:
     """Check the options of a processor or of a call, given by name, and return `slice_grid` as a list.
+
+    Args:
+        option: value of the option of a name.
+        max_slices: that of the processor, for a call: its fixed grid fits in these. A call of fewer slices than the
+            grid has shows the overview alone.
 
     Raises:
         ValueError: naming the option that is wrong, and what it must be.
@@ -294,7 +299,7 @@ def _check_options(option: Callable[[str], Any]) -> list[int] | None:
     check_int("patch_size", option("patch_size"), 1, option("view_size"))
     if option("max_side") is not None:
         check_int("max_side", option("max_side"), 1, 2**20)
-    slice_grid = check_slice_grid(option("slice_grid"), option("max_slices"))
+    slice_grid = check_slice_grid(option("slice_grid"), max(option("max_slices"), max_slices))
     check_padding(option("pad_to_square"), option("pad_to_grid"))
     check_letter_height(option("letter_height"))
     if option("max_view_patches") is not None:

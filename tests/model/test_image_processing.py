@@ -466,3 +466,12 @@ def test_images_too_narrow_are_refused_with_their_patches_and_the_limit(tmp_path
         LlavaUhdImageProcessor()(Image.new("L", (1, 2000)), max_view_patches=600)
     with pytest.raises(ValueError, match="max_view_patches must be a whole number from 576"):
         LlavaUhdImageProcessor(max_view_patches=575)
+
+
+def test_a_call_of_fewer_slices_than_the_fixed_grid_shows_the_overview_alone():
+    processor = LlavaUhdImageProcessor(view_size=56, patch_size=14, max_slices=6, slice_grid=[2, 2])
+    image = Image.new("RGB", (200, 150))
+    assert processor(image, max_slices=1)["num_views"].tolist() == [1]
+    assert processor(image)["num_views"].tolist() == [5]
+    with pytest.raises(ValueError, match="slice_grid must be"):
+        processor(image, slice_grid=[3, 3])
