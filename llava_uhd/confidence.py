@@ -1,9 +1,10 @@
-"""Confidence in an answer: mean probability of its tokens, calibrated on answers whose score is known.
+"""Confidence in an answer: what its tokens' probabilities say of it, calibrated on answers whose score is known.
 
-The mean probability of the generated tokens ranks right answers above wrong ones, but it is not the probability of
-being right. Platt scaling (Platt, 1999) fits that: a logistic regression on its log odds, with right and wrong answers
-weighted equally, so that 0.5 is the point between them. A model folder keeps the fit in `confidence.json`; `llava-uhd
-eval calibrate` writes it.
+The mean probability of the generated tokens, and their product, which is the probability of the whole answer, rank
+right answers above wrong ones; which of them does so better depends on the model and on the length of its answers.
+Neither is the probability of being right. Platt scaling (Platt, 1999) fits that: a logistic regression on the log
+odds, with right and wrong answers weighted equally, so that 0.5 is the point between them. A model folder keeps the
+fit in `confidence.json`; `llava-uhd eval calibrate` writes it.
 """
 
 import json
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .files import seal_file, write_text
 
@@ -20,29 +21,51 @@ CONFIDENCE_FILE = "confidence.json"
 CHECKSUMS = "checksums.json"  # sizes and checksums of a model folder's files
 GUESS_BELOW = 0.5
 CHECKSUM = "checksum"  # CRC-32 of the other values
-# Token probabilities this near to 0 or 1 are not told apart.
+# Probabilities this near to 0 or 1 are not told apart. Products are small, and those of long answers very small.
 _MARGIN = 1e-4
+_LEAST = {"mean": _MARGIN, "product": 1e-12}
 # Strength of the L2 penalty per answer, which keeps the slope finite where the classes do not overlap.
 _PENALTY = 1e-3
 
 
+class AnswerProbability(NamedTuple):
+    """Probability of an answer, from those of its tokens, the end token included.
+
+    Attributes:
+        mean: mean of the tokens' probabilities.
+        product: their product, the probability of the whole answer.
+    """
+
+    mean: float
+    product: float
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float]) -> "AnswerProbability":
+        """Summarize the probabilities of an answer's tokens, (T,)."""
+        return cls(sum(probabilities) / len(probabilities), math.prod(probabilities))
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling of the mean token probability of one model.
+    """Platt scaling of the probability of one model's answers.
 
     Attributes:
         slope: factor of the log odds.
         intercept: summand.
         guess_below: confidence below which an answer is marked as a guess.
         fitted_on: record of the data: number of answers and right ones per task.
+        measure: field of `AnswerProbability` that is scaled.
     """
 
     slope: float
     intercept: float
     guess_below: float = GUESS_BELOW
     fitted_on: Mapping[str, Any] | None = None
+    measure: str = "mean"
 
     def __post_init__(self) -> None:
+        if self.measure not in _LEAST:
+            raise ValueError(f"measure must be one of {', '.join(_LEAST)}, got {self.measure!r}")
         for name in ("slope", "intercept", "guess_below"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -52,35 +75,39 @@ class Calibration:
         if not 0 <= self.guess_below <= 1:
             raise ValueError(f"guess_below must be from 0 to 1, got {self.guess_below}")
 
-    def confidence(self, token_probability: float) -> float:
+    def confidence(self, probability: float) -> float:
         """Return the calibrated probability that an answer is right.
 
         Args:
-            token_probability: mean probability of the answer's tokens, from 0 to 1.
+            probability: the answer's `measure`, from 0 to 1.
         """
-        odds = self.slope * log_odds(token_probability) + self.intercept
+        odds = self.slope * log_odds(probability, _LEAST[self.measure]) + self.intercept
         return 0.5 * (1 + math.tanh(odds / 2))  # the logistic function, without overflow
 
-    def is_guess(self, token_probability: float) -> bool:
-        """Return whether an answer is to be marked as a guess."""
-        return self.confidence(token_probability) < self.guess_below
+    def is_guess(self, probability: float) -> bool:
+        """Return whether an answer of this `measure` is to be marked as a guess."""
+        return self.confidence(probability) < self.guess_below
 
 
-def log_odds(probability: float) -> float:
-    """Return log(p / (1 - p)) of a probability clipped to [1e-4, 1 - 1e-4]."""
-    clipped = min(max(probability, _MARGIN), 1 - _MARGIN)
+def log_odds(probability: float, least: float = _MARGIN) -> float:
+    """Return log(p / (1 - p)) of a probability clipped to [least, 1 - 1e-4]."""
+    clipped = min(max(probability, least), 1 - _MARGIN)
     return math.log(clipped / (1 - clipped))
 
 
 def fit_calibration(
-    probabilities: Sequence[float], right: Sequence[bool], fitted_on: Mapping[str, Any] | None = None
+    probabilities: Sequence[float],
+    right: Sequence[bool],
+    fitted_on: Mapping[str, Any] | None = None,
+    measure: str = "mean",
 ) -> Calibration:
     """Fit the Platt scaling of a model's answers.
 
     Args:
-        probabilities: mean token probability of each answer.
+        probabilities: the `measure` of each answer.
         right: whether each answer is right.
         fitted_on: record of the data, kept in the file.
+        measure: field of `AnswerProbability` that the probabilities are.
 
     Raises:
         ValueError: all answers are right or all are wrong, or right answers have no higher probability.
@@ -90,7 +117,7 @@ def fit_calibration(
     count, num_right = len(right), sum(right)
     if num_right in (0, count):
         raise ValueError(f"calibration needs right and wrong answers, got {num_right} right ones of {count}")
-    x = np.array([[log_odds(p), 1.0] for p in probabilities])
+    x = np.array([[log_odds(p, _LEAST[measure]), 1.0] for p in probabilities])
     y = np.array(right, dtype=float)
     weight = np.where(y == 1, 0.5 / num_right, 0.5 / (count - num_right))
     beta = np.zeros(2)
@@ -104,10 +131,10 @@ def fit_calibration(
             break
     if beta[0] <= 0:
         raise ValueError(
-            f"the right ones of {count} answers have no higher token probability than the wrong ones: "
+            f"the right ones of {count} answers have no higher token probability ({measure}) than the wrong ones: "
             "it says nothing about this model's answers"
         )
-    return Calibration(float(beta[0]), float(beta[1]), fitted_on=fitted_on)
+    return Calibration(float(beta[0]), float(beta[1]), fitted_on=fitted_on, measure=measure)
 
 
 def choose_guess_below(
@@ -117,7 +144,7 @@ def choose_guess_below(
 
     Args:
         calibration: calibration of the model.
-        answers: mean token probability of each answer, and whether it is right.
+        answers: the calibration's `measure` of each answer, and whether it is right.
         unmarked_right: share of right ones among answers without the mark of a guess, above 0 and at most 1.
 
     Raises:
@@ -197,10 +224,11 @@ class Confidence:
     @classmethod
     def of(cls, probabilities: Sequence[float], calibration: Calibration | None) -> "Confidence":
         """Return the confidence of an answer with these token probabilities, (T,)."""
-        mean = sum(probabilities) / len(probabilities)
+        of_answer = AnswerProbability.of(probabilities)
         if calibration is None:
-            return cls(mean, None, None)
-        return cls(mean, calibration.confidence(mean), calibration.is_guess(mean))
+            return cls(of_answer.mean, None, None)
+        measure = getattr(of_answer, calibration.measure)
+        return cls(of_answer.mean, calibration.confidence(measure), calibration.is_guess(measure))
 
     @property
     def note(self) -> str | None:

@@ -192,7 +192,8 @@ def test_engine_and_generate_agree_on_confidence(tiny, receipt):
         result = engine.submit([message], Sampling(16)).result()
     assert len(result.token_probabilities) == len(result.token_ids)
     found = result.confidence(calibration)
-    assert found.token_probability == pytest.approx(expected, abs=1e-4)
+    assert found.token_probability == pytest.approx(expected.mean, abs=1e-4)
+    assert math.prod(result.token_probabilities) == pytest.approx(expected.product, abs=1e-4)
     assert found.is_guess is False
 
 
@@ -201,6 +202,23 @@ def test_answer_about_a_texture_is_marked_as_a_guess(tiny):
     result = answer_alone(tiny, "What is the price of the bread?", Image.fromarray(noise))
     confidence = result.confidence(load_calibration("tiny"))
     assert confidence.is_guess and "a guess" in confidence.note
+
+
+def test_a_calibration_scales_the_mean_or_the_product():
+    mean, product = (Confidence.of([0.9, 0.5], Calibration(1.0, 0.0, measure=name)) for name in ("mean", "product"))
+    assert mean.token_probability == product.token_probability == pytest.approx(0.7)
+    assert mean.confidence == pytest.approx(0.7) and not mean.is_guess
+    assert product.confidence == pytest.approx(0.45) and product.is_guess
+    with pytest.raises(ValueError, match="measure must be one of mean, product, got 'median'"):
+        Calibration(1.0, 0.0, measure="median")
+
+
+def test_products_of_long_answers_are_told_apart():
+    calibration = fit_calibration([1e-3, 1e-4, 1e-9, 1e-11], [True, True, False, False], measure="product")
+    assert calibration.measure == "product" and calibration.guess_below == 0.5
+    confidences = [calibration.confidence(product) for product in (1e-13, 1e-12, 1e-11, 1e-9, 1e-4, 1e-3)]
+    assert confidences[0] == confidences[1] and confidences[1:] == sorted(set(confidences[1:]))
+    assert [calibration.is_guess(product) for product in (1e-9, 1e-4)] == [True, False]
 
 
 def test_a_model_without_calibration_marks_nothing():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..confidence import Calibration, choose_guess_below, fit_calibration
-from .predictions import TOKEN_PROBABILITY
+from .predictions import PROBABILITIES
 from .results import OFFICIAL, Result, load_result
 from .storage import read_rows
 
@@ -22,11 +22,25 @@ class ScoredAnswers:
         task: name of the task.
         probabilities: mean token probability of each answer.
         right: whether each answer scores at least 0.5.
+        products: product of the tokens' probabilities of each answer; None for a run without them.
     """
 
     task: str
     probabilities: Sequence[float]
     right: Sequence[bool]
+    products: Sequence[float] | None = None
+
+    def of(self, measure: str) -> Sequence[float]:
+        """Return the measure of a calibration of each answer.
+
+        Raises:
+            ValueError: the run has no products.
+        """
+        if measure == "mean":
+            return self.probabilities
+        if self.products is None:
+            raise ValueError(f"the answers of {self.task} have no {PROBABILITIES[measure]}: run the task again")
+        return self.products
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,20 @@ def read_answers(run: Path) -> ScoredAnswers:
     if OFFICIAL not in result["scores"]:
         raise ValueError(f"{run} has no scores: a server or a judge gives them")
     pairs: list[tuple[Any, bool]] = [
-        ((row.get("metadata") or {}).get(TOKEN_PROBABILITY), scored["score"] >= _RIGHT)
+        (row.get("metadata") or {}, scored["score"] >= _RIGHT)
         for row, scored in zip(rows, result["rows"], strict=True)
         if "error" not in row and scored["score"] is not None
     ]
-    lacking = sum(probability is None for probability, _ in pairs)
-    if lacking or not pairs:
+    means, products = ([metadata.get(field) for metadata, _ in pairs] for field in PROBABILITIES.values())
+    if None in means or not pairs:
         raise ValueError(
-            f"{lacking} of {len(pairs)} answers in {run} have no token probability: run the task again with --beams 1"
+            f"{means.count(None)} of {len(pairs)} answers in {run} have no token probability: "
+            "run the task again with --beams 1"
         )
-    return ScoredAnswers(result["benchmark"], [p for p, _ in pairs], [right for _, right in pairs])
+    # Predictions of earlier versions have no products.
+    return ScoredAnswers(
+        result["benchmark"], means, [right for _, right in pairs], None if None in products else products
+    )
 
 
 def describe_confidence(
@@ -90,7 +108,7 @@ def describe_confidence(
 
     Args:
         result: scored result.
-        probabilities: mean token probability of each row's answer.
+        probabilities: the calibration's `measure` of each row's answer.
         calibration: calibration of the model.
     """
     pairs = [
@@ -100,14 +118,14 @@ def describe_confidence(
     ]
     if not pairs:
         return {}
-    answers = ScoredAnswers(result["benchmark"], [value for value, _ in pairs], [s >= _RIGHT for _, s in pairs])
-    report = asdict(measure(answers, calibration))
+    values, right = [value for value, _ in pairs], [score >= _RIGHT for _, score in pairs]
+    report = asdict(_measure(result["benchmark"], values, right, calibration))
     del report["task"]
     return {"confidence": report}
 
 
 def calibrate(runs: Sequence[ScoredAnswers], unmarked_right: float | None = None) -> Calibration:
-    """Fit the calibration on the answers of all runs together.
+    """Fit the calibration on the answers of all runs together, to the measure that ranks them better (AUROC).
 
     Args:
         runs: answers to fit to.
@@ -119,35 +137,55 @@ def calibrate(runs: Sequence[ScoredAnswers], unmarked_right: float | None = None
     """
     if twice := [task for task, count in Counter(run.task for run in runs).items() if count > 1]:
         raise ValueError(f"{twice[0]!r} names more than one run to fit to, whose answers would count twice")
-    probabilities = [value for run in runs for value in run.probabilities]
     right = [value for run in runs for value in run.right]
     record = {run.task: {"answers": len(run.right), "right": sum(run.right)} for run in runs}
-    calibration = fit_calibration(probabilities, right, record)
+    measures = [measure for measure in PROBABILITIES if measure == "mean" or all(run.products for run in runs)]
+    probabilities = {measure: [value for run in runs for value in run.of(measure)] for measure in measures}
+    best = max(measures, key=lambda measure: auroc(probabilities[measure], right) or 0.0)
+    calibration = fit_calibration(probabilities[best], right, record, best)
     if unmarked_right is None:
         return calibration
-    answers = list(zip(probabilities, right, strict=True))
+    answers = list(zip(probabilities[best], right, strict=True))
     return replace(calibration, guess_below=choose_guess_below(calibration, answers, unmarked_right))
 
 
-def measure(run: ScoredAnswers, calibration: Calibration) -> Report:
-    """Measure a calibration on the answers of one run."""
+def auroc(scores: Sequence[float], is_right: Sequence[bool]) -> float | None:
+    """Return how often, in percent, a right answer has a higher score than a wrong one; None where all are alike.
+
+    Ties count half.
+    """
     import numpy as np
 
-    right = np.array(run.right)
-    confidence = np.array([calibration.confidence(value) for value in run.probabilities])
+    values, right = np.array(scores), np.array(is_right)
+    high, low = values[right], values[~right]
+    if not len(high) or not len(low):
+        return None
+    difference = high[:, None] - low[None, :]
+    return 100 * float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def measure(run: ScoredAnswers, calibration: Calibration) -> Report:
+    """Measure a calibration on the answers of one run.
+
+    Raises:
+        ValueError: the run lacks what the calibration scales.
+    """
+    return _measure(run.task, run.of(calibration.measure), run.right, calibration)
+
+
+def _measure(task: str, probabilities: Sequence[float], is_right: Sequence[bool], calibration: Calibration) -> Report:
+    import numpy as np
+
+    right = np.array(is_right)
+    confidence = np.array([calibration.confidence(value) for value in probabilities])
     marked = confidence < calibration.guess_below
-    high, low = confidence[right], confidence[~right]
-    auroc = None
-    if len(high) and len(low):
-        difference = high[:, None] - low[None, :]
-        auroc = 100 * float((difference > 0).mean() + 0.5 * (difference == 0).mean())
     bins = np.minimum((confidence * 10).astype(int), 9)
     gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
     return Report(
-        run.task,
+        task,
         len(right),
         100 * float(right.mean()),
-        auroc,
+        auroc(confidence.tolist(), is_right),
         100 * float(marked[right].mean()) if right.any() else None,
         100 * float((~right & ~marked).mean()),
         100 * float(sum(gaps)),

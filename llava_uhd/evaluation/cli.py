@@ -313,8 +313,8 @@ def calibrate(
             f"wrong and not marked {row.wrong_unmarked:.1f} % of all; calibration error {row.calibration_error:.1f}"
         )
     typer.echo(
-        f"slope {calibration.slope:.4f}, intercept {calibration.intercept:.4f}; "
-        f"guesses below a confidence of {calibration.guess_below:.4f}"
+        f"{calibration.measure} of the tokens' probabilities: slope {calibration.slope:.4f}, "
+        f"intercept {calibration.intercept:.4f}; guesses below a confidence of {calibration.guess_below:.4f}"
     )
 
 

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
+from ..confidence import AnswerProbability
 from ..generation.batch import generate_batch
 from ..generation.decoding import Decoder
 from ..generation.kv_cache import can_fork, new_cache
@@ -47,12 +47,12 @@ class Answers:
     Attributes:
         texts: answers.
         errors: error messages of the other questions.
-        probabilities: mean token probability of the answers; empty with beams.
+        probabilities: probabilities of the answers; empty with beams.
     """
 
     texts: dict[int, str]
     errors: dict[int, str]
-    probabilities: dict[int, float]
+    probabilities: dict[int, AnswerProbability]
 
 
 def run_ahead(
@@ -119,5 +119,8 @@ class BatchGenerator:
         return Answers(
             {position: text.strip() for position, text in zip(batch.readable, texts, strict=True)},
             batch.errors,
-            {position: fmean(tokens) for position, tokens in zip(batch.readable, probabilities, strict=False)},
+            {
+                position: AnswerProbability.of(tokens)
+                for position, tokens in zip(batch.readable, probabilities, strict=False)
+            },
         )

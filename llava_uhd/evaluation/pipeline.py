@@ -16,7 +16,7 @@ from ..confidence import Calibration
 from ..distributed import Rank
 from ..terminal import note, stderr_console
 from .calibration import describe_confidence
-from .predictions import TOKEN_PROBABILITY, PredictionStore, Problems, match_predictions
+from .predictions import PROBABILITIES, PredictionStore, Problems, match_predictions
 from .report import html_report, markdown_report
 from .results import Result, build_result, check_problems, check_protocol, describe_protocol, load_protocol
 from .samples import Sample
@@ -123,7 +123,7 @@ def evaluate_task(
     check_problems(problems, len(samples), task.name, allow_missing=options.allow_missing, own_answers=True)
     probabilities = None
     if calibration is not None:
-        probabilities = [row["metadata"].get(TOKEN_PROBABILITY) for row in rows]
+        probabilities = [row["metadata"].get(PROBABILITIES[calibration.measure]) for row in rows]
     return finalize(task, samples, texts, problems, protocol, out, data, probabilities, calibration)
 
 
@@ -176,7 +176,7 @@ def finalize(
         protocol: protocol to store with the result.
         out: folder for the files; None writes nothing.
         data: folder of the task's data, for the submission file.
-        probabilities: mean token probability of each answer, where known.
+        probabilities: the calibration's `measure` of each answer, where known.
         calibration: calibration of the model; with both, the result has a field `confidence`.
     """
     result = build_result(task, samples, texts, problems, protocol)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..confidence import AnswerProbability
 from ..distributed import Rank
 from ..files import drop_partial_line, lock_folder
 from .samples import MatchKey, Sample
@@ -30,7 +31,9 @@ from .storage import (
 
 Key = tuple[Any, ...]
 IMAGE_CHECKSUM = "image_crc32"  # in the metadata of a prediction: of the image's file
-TOKEN_PROBABILITY = "token_probability"  # in the metadata of a prediction: mean over its tokens
+# In the metadata of a prediction: mean of its tokens' probabilities, and their product; see `AnswerProbability`.
+TOKEN_PROBABILITY = "token_probability"
+PROBABILITIES = {"mean": TOKEN_PROBABILITY, "product": "answer_probability"}
 _POLL = 0.5  # polling interval of the other ranks' files in seconds
 _STALL = 3600  # timeout of the other ranks in seconds without a new answer
 
@@ -208,15 +211,15 @@ class PredictionStore:
         checksum = (row.get("metadata") or {}).get(IMAGE_CHECKSUM)
         return checksum is None or checksum == _image_checksum(self.samples[index])
 
-    def append(self, answers: Iterable[tuple[int, str, str | None, float | None]]) -> None:
+    def append(self, answers: Iterable[tuple[int, str, str | None, AnswerProbability | None]]) -> None:
         """Append predictions to this rank's shard and wait until they are on disk.
 
         Args:
-            answers: position, text, error (None for an answer) and mean token probability (None if unknown) of each.
+            answers: position, text, error (None for an answer) and probability (None if unknown) of each.
         """
         append_rows(self.shard, (self._row(*answer) for answer in answers))
 
-    def _row(self, index: int, text: str, error: str | None, probability: float | None) -> Record:
+    def _row(self, index: int, text: str, error: str | None, probability: AnswerProbability | None) -> Record:
         """Return a prediction in the fields of LLaVA's loader, plus the question's match key."""
         sample = self.samples[index]
         row: Record = {
@@ -232,7 +235,8 @@ class PredictionStore:
         if error is not None:
             row["error"] = error
         if probability is not None:
-            row["metadata"][TOKEN_PROBABILITY] = round(probability, 6)
+            row["metadata"][PROBABILITIES["mean"]] = round(probability.mean, 6)
+            row["metadata"][PROBABILITIES["product"]] = float(f"{probability.product:.6g}")
         if (checksum := _image_checksum(sample)) is not None:
             row["metadata"][IMAGE_CHECKSUM] = checksum
         row["metadata"][CHECKSUM] = row_checksum(row)

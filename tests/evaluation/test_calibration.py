@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from llava_uhd.cli import app
 from llava_uhd.confidence import Calibration, read_calibration
-from llava_uhd.evaluation.calibration import ScoredAnswers, measure
+from llava_uhd.evaluation.calibration import ScoredAnswers, auroc, calibrate, measure
 from llava_uhd.evaluation.storage import row_checksum
 from llava_uhd.loading import built_in
 
@@ -90,6 +90,30 @@ def test_beams_leave_no_token_probability(tmp_path):
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "synthdoc" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all("token_probability" not in row["metadata"] for row in rows)
+
+
+def test_the_measure_that_ranks_answers_better_is_scaled(runs, tmp_path):
+    right = [True, True, True, False, False, False]
+    means, products = [0.9, 0.8, 0.7, 0.85, 0.6, 0.5], [1e-3, 1e-4, 1e-5, 1e-9, 1e-10, 1e-20]
+    assert auroc(means, right) == pytest.approx(700 / 9) and auroc(products, right) == 100
+    assert auroc([0.5, 0.5], [True, False]) == 50 and auroc([0.5], [True]) is None
+    with_products = ScoredAnswers("a", means, right, products)
+    calibration = calibrate([with_products])
+    assert calibration.measure == "product" and measure(with_products, calibration).auroc == 100
+    assert all(calibration.is_guess(value) != is_right for value, is_right in zip(products, right, strict=True))
+    assert calibrate([ScoredAnswers("a", means, right, means[::-1])]).measure == "mean"
+    without = ScoredAnswers("b", means, right)
+    assert calibrate([with_products, without]).measure == "mean"
+    with pytest.raises(ValueError, match="the answers of b have no answer_probability"):
+        measure(without, calibration)
+
+
+def test_a_prediction_has_the_mean_and_the_product_of_its_tokens_probabilities(runs):
+    rows = [json.loads(line) for line in (runs / "synthdoc" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    for row in rows:
+        mean, product = (row["metadata"][name] for name in ("token_probability", "answer_probability"))
+        assert 0 < product <= mean + 1e-6 <= 1 + 2e-6
 
 
 def test_measures_of_a_calibration():
