@@ -10,7 +10,8 @@ leaves out, too: numbers are compared, and names counted, by what was just writt
 
 A further one, `FOUND_ID`, comes before the first place. Where the model is unsure of the place, its probability is
 spread over many tokens, each of them less probable than the one that begins "not in the document"; whether the page
-says anything is thus one decision of its own.
+says anything is thus one decision of its own. Another one stands in its place where the page says it and the model
+would not read it rightly; see `doubt.py`.
 
 A model names one place in five or ten a quarter beside the right one. If it had learned from right places alone, it
 would then write a letter twice or lose it, so some places of a training sequence are moved (`move_locations`).
@@ -33,7 +34,7 @@ ALONG_ROW = 0.75
 
 
 def location_tokens(grid: int, max_slices: int) -> list[str]:
-    """The token that says that there is a place, those of a view's quarters and of slices, row by row, and notes.
+    """The token that says that there is a place, those of a view's quarters and slices, of notes, and that of doubt.
 
     Args:
         grid: rows and columns of windows of a view.
@@ -42,7 +43,7 @@ def location_tokens(grid: int, max_slices: int) -> list[str]:
     rows, columns = range(HALVES * grid), range(SIDES * grid)
     quarters = [f"<|{row / HALVES:g},{column / SIDES:g}|>" for row in rows for column in columns]
     slices = [f"<|slice {row},{column}|>" for row in range(max_slices) for column in range(max_slices)]
-    return ["<|found|>", *quarters, *slices, *[f"<|note {sign}|>" for sign in NOTED]]
+    return ["<|found|>", *quarters, *slices, *[f"<|note {sign}|>" for sign in NOTED], "<|doubtful|>"]
 
 
 def first_slice_id(grid: int) -> int:
@@ -53,6 +54,11 @@ def first_slice_id(grid: int) -> int:
 def first_note_id(grid: int, max_slices: int) -> int:
     """Token of the first sign of notes, which follow the slices."""
     return first_slice_id(grid) + max_slices**2
+
+
+def doubtful_id(grid: int, max_slices: int) -> int:
+    """Token that begins an answer which declines for doubt, after all others."""
+    return first_note_id(grid, max_slices) + len(NOTED)
 
 
 def is_quarter(token: int, grid: int) -> bool:

@@ -11,6 +11,7 @@ from llava_uhd.synthetic.varied.notes import LEADS, NOTED, TRAILS
 from ..common.trainer import Measures
 from ..tiny_v1.decoder import pointing_loss
 from ..tiny_v1.losses import answer_loss
+from ..tiny_v1.tokenizer import EOS_ID, byte_id
 from .doubt import decline_doubtful
 from .locations import FOUND_ID, first_note_id
 from .network import Network
@@ -23,8 +24,8 @@ DISTANCE = 0.5
 # Weights of looking at the position before, and of naming the slices of image tokens.
 BEFORE = 0.3
 SLICES = 0.2
-# Weight of the tokens that say where an answer is found, or that it is not, and of those that say which of the numbers
-# on the way leads. The many others only repeat what is there.
+# Weight of the tokens that say where an answer is found, or that it is not, where it ends or has another word, and
+# which of the numbers on the way leads. The many others only repeat what is there.
 FINDING = 4.0
 
 
@@ -106,7 +107,8 @@ def sequence_score(network: Network, phase: Phase, samples: list[Sample], device
     hidden = outputs.hidden.float()
     decided = labels
     if phase.doubted:
-        decided = decline_doubtful(labels, _predict(network, hidden.detach(), labels), network.setting.query_grid)
+        predicted, setting = _predict(network, hidden.detach(), labels), network.setting
+        decided = decline_doubtful(labels, predicted, setting.query_grid, setting.max_slices)
     loss, right, answers = answer_loss(hidden, decided, network.model.lm_head, weights)
     pointing = pointing_loss(outputs.found) if outputs.found.numel() else loss.new_zeros(())
     previous = pointing_loss(outputs.before)
@@ -138,7 +140,8 @@ def _predict(network: Network, hidden: torch.Tensor, labels: torch.Tensor) -> to
 def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     """Weights of labels, (B, L): `FINDING` for what an answer depends on.
 
-    These are its first token, places up to a character, and of notes the first sign and what they decide.
+    These are its first token, places up to a character, its end and the spaces, where it could have ended, and of
+    notes the first sign and what they decide.
 
     Args:
         labels: (B, L), `IGNORED` outside of answers.
@@ -150,6 +153,7 @@ def finding_weights(labels: torch.Tensor, notes: int) -> torch.Tensor:
     finds |= is_place & _of_token_before(labels >= FOUND_ID)
     follows = _of_token_before(is_place) & (labels >= notes)  # a length, or the number of what is counted
     finds |= follows | _is_comparison(labels, notes)
+    finds |= (labels == EOS_ID) | (labels == byte_id(" "))
     return torch.where(finds, FINDING, 1.0)
 
 

@@ -24,7 +24,7 @@ from .comparisons import practice_list
 from .crops import cut_crops
 from .earlier import AnyDocument, AnyText, EarlierQuestion, make_earlier
 from .fitting import AnyPage, fit_letters
-from .locations import FOUND_ID, first_note_id, location_id, move_locations, slice_id
+from .locations import FOUND_ID, doubtful_id, first_note_id, location_id, move_locations, slice_id
 from .setting import Phase, Setting
 from .symbols import DRAFTS, EMPTY, plan_of, row_stride, run_positions, sequence_symbols, token_grid, view_symbols
 
@@ -47,6 +47,9 @@ READ_LENGTH = 200
 CONTINUED_LENGTH = 24
 # Fewest letters that a question and a printed text share.
 SHARED = 4
+# Declining for doubt, and the part of the pages that end with it; see `doubt.py`.
+DOUBTFUL = "illegible, or not in the document"
+DOUBTED = 0.2
 
 
 @dataclass
@@ -153,6 +156,9 @@ def make_sample(setting: Setting, phase: Phase, seed: int, index: int) -> Sample
         if compared:
             lists = converse_about_lists(setting, plan.grid is not None, phase.lists, rng)
             ids, labels, pointers = ids + lists[0], labels + lists[1], pointers + lists[2]
+        if phase.doubted and rng.random() < DOUBTED:
+            doubtful = decline_for_doubt(rng.choice(turns).text, setting)
+            ids, labels, pointers = ids + doubtful[0], labels + doubtful[1], pointers + doubtful[2]
         ids = move_locations(ids, labels, phase.moved, setting.query_grid, rng)
         sample = Sample(ids, labels, pointers, torch.from_numpy(symbols), positions=list(range(len(ids))))
         if coded:
@@ -344,6 +350,17 @@ def converse_about_lists(
         ids += [*asked, *answer, EOS_ID]
         labels += [*[IGNORED] * len(asked), *predicted, IGNORED]
     return ids, labels, [-1] * len(ids)
+
+
+def decline_for_doubt(question: str, setting: Setting) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, labels and pointers of a turn that declines for doubt: what comes behind its first token.
+
+    That token is no label here: whether an answer is doubtful, the loss knows.
+    """
+    begins = [USER_ID, *encode(question), ASSISTANT_ID, doubtful_id(setting.query_grid, setting.max_slices)]
+    declines = [*encode(DOUBTFUL), EOS_ID]
+    ids = begins + declines
+    return ids, [IGNORED] * len(begins) + declines, [-1] * len(ids)
 
 
 def _answer(

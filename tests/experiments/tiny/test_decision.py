@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("faker", reason="varied documents need the extra synthetic")
 
 from experiments.tiny.decision import deciding_states, main, move_decision
-from experiments.tiny.locations import FOUND_ID
+from experiments.tiny.locations import FOUND_ID, doubtful_id
 from experiments.tiny.network import Network
 from experiments.tiny.samples import IGNORED, make_sample
 from experiments.tiny.setting import load_plan
@@ -19,17 +19,18 @@ from .small import READER, SMALL
 
 
 @torch.no_grad()
-def test_one_logit_moves_by_the_same_amount_in_all_states():
+@pytest.mark.parametrize("token", [FOUND_ID, doubtful_id(SMALL.query_grid, SMALL.max_slices)])
+def test_one_logit_moves_by_the_same_amount_in_all_states(token):
     torch.manual_seed(0)
     network = Network(SMALL)
     # As those of a trained model, the states have much in common.
     states = torch.randn(SMALL.width) + 0.3 * torch.randn(400, SMALL.width)
     before = network.model.lm_head(states)
-    move_decision(network, states, 0.8)
+    move_decision(network, states, token, 0.8)
     moved = network.model.lm_head(states) - before
-    others = torch.arange(moved.shape[1]) != FOUND_ID
+    others = torch.arange(moved.shape[1]) != token
     assert (moved[:, others] == 0).all()
-    assert moved[:, FOUND_ID].mean() == pytest.approx(0.8, abs=0.02) and moved[:, FOUND_ID].std() < 0.1
+    assert moved[:, token].mean() == pytest.approx(0.8, abs=0.02) and moved[:, token].std() < 0.1
 
 
 def test_states_are_those_before_the_first_token_of_each_answer():
@@ -47,8 +48,10 @@ def test_the_checkpoint_of_a_run_is_changed(tmp_path, capsys):
     assert train(load_plan(tmp_path / "plan.yaml"), tmp_path, Options(workers=0))
     before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     plan = ["--out", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--pages", "20"]
-    main([*plan, "--phase", "reader", "--toward-found", "-1.5"])
-    assert re.search(r"\d+ decisions: log odds moved by -1\.\d\d", capsys.readouterr().out)
+    main([*plan, "--phase", "reader", "--toward-found", "-1.5", "--toward-doubt", "0.5"])
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ decisions: log odds of an answer moved by -1\.\d\d", printed)
+    assert re.search(r"\d+ decisions: log odds of doubt moved by 0\.[45]\d", printed)
     after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert after["finished"] == before["finished"] == ["reader"]
     changed = [name for name, value in after["network"].items() if not torch.equal(value, before["network"][name])]

@@ -29,7 +29,7 @@ from experiments.tiny.symbols import (
 )
 from experiments.tiny.trainer import LANGUAGE, VISION, Options, begin_with, export, phase_groups, train
 from experiments.tiny_v1.losses import answer_loss
-from experiments.tiny_v1.tokenizer import byte_id
+from experiments.tiny_v1.tokenizer import EOS_ID, byte_id
 
 from .small import READER, SMALL, TOWER
 
@@ -70,14 +70,14 @@ def test_reading_counts_characters_and_windows():
 def test_what_finds_an_answer_weighs_more_than_what_repeats_it():
     note = first_note_id(4, 4)
     place, digit, lead, letter = LOCATION_ID + 3, note + 2, note + 10, byte_id("a")
-    found = [FOUND_ID, place, place + 1, letter, letter, place, letter, 2]
+    found = [FOUND_ID, place, place + 1, letter, byte_id(" "), place, letter, EOS_ID]
     in_slice = note - 1
-    compared = [FOUND_ID, place, digit, lead, place + 1, digit, lead, in_slice, place, letter, place, 2]
-    declined = [letter, letter, 2]
+    compared = [FOUND_ID, place, digit, lead, place + 1, digit, lead, in_slice, place, letter, place, EOS_ID]
+    declined = [letter, letter, EOS_ID]
     labels = [IGNORED, IGNORED, *found, IGNORED, *compared, IGNORED, *declined]
     weights = finding_weights(torch.tensor([labels, labels[::-1]]), note)
-    # Of notes the length and the comparison, and the place after them.
-    finds = [0, 0, 1, 1, 1, *[0] * 5, 0, *[1] * 9, 0, 0, 0, 0, 1, 0, 0]
+    # Of notes the length and the comparison, and the place after them; spaces and ends.
+    finds = [0, 0, 1, 1, 1, 0, 1, 0, 0, 1, 0, *[1] * 9, 0, 0, 1, 0, 1, 0, 1]
     assert weights[0].tolist() == [FINDING if each else 1.0 for each in finds]
     assert weights.shape == (2, len(labels)) and weights[1, labels[::-1].index(2)] == FINDING  # it begins there
 
