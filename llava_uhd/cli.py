@@ -20,7 +20,19 @@ from .evaluation.cli import app as evaluation
 from .generation.sampling import MAX_NEW_TOKENS
 from .inspection.cli import probe_app
 from .loading import DEFAULT_MODEL
-from .options import AsJson, Device, Dtype, MaxPages, MaxSlices, Model, Pages, Quantization, Threads, former_option
+from .options import (
+    AsJson,
+    Device,
+    Dtype,
+    MaxPages,
+    MaxSlices,
+    Model,
+    Pages,
+    Quantization,
+    Threads,
+    check_question,
+    former_option,
+)
 from .serving.cli import mount as mount_serving
 from .terminal import be_quiet, is_quiet, note, status, use_utf8
 from .training.cli import mount as mount_training
@@ -77,8 +89,7 @@ def ask(
     *images, question = images_and_question
     if not images:
         raise typer.BadParameter(f"expected at least one image before the question, got only {question!r}")
-    if not question.strip():
-        raise typer.BadParameter("the question is empty")
+    check_question(question)
     if is_file(question) and not any(is_file(image) or "://" in image or image == STDIN for image in images):
         raise typer.BadParameter(
             f"the question comes last, after the images; the last argument, {question}, is a file"
@@ -154,7 +165,9 @@ def explain(
         tuple[float, float] | None,
         typer.Option(help="x y in the overview, 0 to 1, for --figure kernels. Default: 0.5 0.5."),
     ] = None,
-    question: Annotated[str | None, typer.Option(help="Question, for --figure answer.")] = None,
+    question: Annotated[
+        str | None, typer.Option(callback=check_question, help="Question, for --figure answer.")
+    ] = None,
     word: Annotated[str | None, typer.Option(help="Word of the answer to attribute. Default: all words.")] = None,
     method: Annotated[str | None, typer.Option(help="rollout (default) or gradient, for --figure answer.")] = None,
     as_json: AsJson = False,

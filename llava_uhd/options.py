@@ -49,6 +49,13 @@ def former_option(former: str, value: T | None, name: str, default: T) -> T:
     return value
 
 
+def check_question(question: str | None) -> str | None:
+    """Return a question as it is; raise BadParameter for one without a word."""
+    if question is not None and not question.strip():
+        raise typer.BadParameter("the question is empty")
+    return question
+
+
 Model = Annotated[
     str, typer.Option(help="small or tiny (built in), a folder, or a hub id.", autocompletion=_complete_models)
 ]

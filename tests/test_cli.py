@@ -269,6 +269,8 @@ def test_an_image_from_stdin_or_from_a_pipe(run, folder, monkeypatch, tmp_path):
     "arguments, code, said",
     [
         (("ask", "image.png", " "), 2, "the question is empty"),
+        (("explain", "image.png", "--figure", "answer", "--question", " ", "--save", "a.png"), 2, "is empty"),
+        (("probe", "activation", "image.png", " "), 2, "the question is empty"),
         (("ask", "What?", "image.png"), 2, "the question comes last"),
         (("ask", "image.png", "What?", "--model", "image.png"), 1, "image.png is a file: name the folder"),
         (("data", "check", "image.png"), 1, "image.png is not text: expected JSON"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..loading import DEFAULT_MODEL
-from ..options import AsJson, Device, MaxSlices, Model
+from ..options import AsJson, Device, MaxSlices, Model, check_question
 from ..terminal import status
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _samples(
 )
 def activation(
     image: Annotated[Path, typer.Argument(show_default=False, help="Image.")],
-    question: Annotated[str, typer.Argument(show_default=False, help="Question about it.")],
+    question: Annotated[str, typer.Argument(show_default=False, callback=check_question, help="Question about it.")],
     model: Model = DEFAULT_MODEL,
     word: Annotated[str | None, typer.Option(help="Word of the answer to look at. Default: all of it.")] = None,
     max_slices: MaxSlices = None,

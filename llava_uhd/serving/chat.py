@@ -72,14 +72,22 @@ class Chat:
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/slices": self.set_slices,
-            "/drop": lambda _: self.pending.clear(),
             "/save": self.save,
-            "/clear": lambda _: self.clear(),
-            "/help": lambda _: self.say(HELP),
         }
-        if name not in commands:
-            raise ValueError(f"there is no command {name}; there is {', '.join([*commands, '/exit'])}")
-        commands[name](rest.strip())
+        alone: dict[str, Callable[[], None]] = {
+            "/drop": self.pending.clear,
+            "/clear": self.clear,
+            "/help": lambda: self.say(HELP),
+        }
+        rest = rest.strip()
+        if name in commands:
+            commands[name](rest)
+        elif name not in alone:
+            raise ValueError(f"there is no command {name}; there is {', '.join([*commands, *alone, '/exit'])}")
+        elif rest:
+            raise ValueError(f"{name} is a command without argument, got {rest!r}")
+        else:
+            alone[name]()
 
     def add_images(self, files: str) -> None:
         names = [os.path.expanduser(name) for name in split_paths(files)]
@@ -102,7 +110,7 @@ class Chat:
         if number == "auto":
             self.max_slices = None
         elif number:
-            if not number.isdigit() or int(number) < 1:
+            if not number.isdecimal() or int(number) < 1:
                 raise ValueError(f"/slices takes a number of at least 1, or auto, got {number!r}")
             self.max_slices = int(number)
         else:

@@ -26,7 +26,8 @@ MaxQueueSize = Annotated[
     typer.Option(min=1, help="Maximum number of queued requests; further ones get 429."),
 ]
 MaxWaiting = Annotated[int | None, typer.Option("--max-waiting", min=1, hidden=True)]  # former name
-Deadline = Annotated[float, typer.Option(min=0.1, max=86_400, help="Maximum seconds from arrival to the last token.")]
+LONGEST = 86_400.0  # seconds: a day
+Deadline = Annotated[float, typer.Option(min=0.1, max=LONGEST, help="Maximum seconds from arrival to the last token.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens of a request that sets none.")]
 CacheMegabytes = Annotated[int, typer.Option(min=0, help="Size of the image feature cache in MiB.")]
 PrefixMegabytes = Annotated[int, typer.Option(min=0, help="Size of the prefix KV cache in MiB.")]
@@ -57,7 +58,9 @@ def serve(
     max_pending_mb: Annotated[
         int, typer.Option(min=1, help="Maximum total size of bodies being received or parsed, in MiB.")
     ] = 256,
-    body_timeout: Annotated[float, typer.Option(min=0.1, help="Maximum seconds for receiving a request body.")] = 30.0,
+    body_timeout: Annotated[
+        float, typer.Option(min=0.1, max=LONGEST, help="Maximum seconds for receiving a request body.")
+    ] = 30.0,
     max_messages: Annotated[int, typer.Option(min=1, help="Maximum number of messages of a request.")] = 1000,
     max_text: Annotated[
         int | None,
@@ -70,11 +73,12 @@ def serve(
         int, typer.Option(min=1, help="Maximum number of pixels of all images of a request.")
     ] = 2**27,
     image_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Maximum seconds for decoding and slicing the images of a request.")
+        float,
+        typer.Option(min=0.1, max=LONGEST, help="Maximum seconds for decoding and slicing the images of a request."),
     ] = 30.0,
     max_connections: Annotated[int, typer.Option(min=1, help="Maximum number of connections.")] = 256,
     head_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a connection without a request is closed.")
+        float, typer.Option(min=0.1, max=LONGEST, help="Seconds after which a connection without a request is closed.")
     ] = 10.0,
     cors_origin: Annotated[
         list[str] | None,

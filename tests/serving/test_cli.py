@@ -125,6 +125,8 @@ def test_backslashes_of_windows_paths_stay():
         ("/image ~no-such-user/a.png", "~no-such-user"),
         ("/slices none", "at least 1"),
         ("/slices 0", "at least 1"),
+        ("/slices ²", "at least 1, or auto, got '²'"),
+        ("/drop x", "/drop is a command without argument, got 'x'"),
         ("/save", "name a file"),
         ("/save /nowhere/at/all.json", "/nowhere"),
         ("/sing", "there is no command /sing"),
@@ -154,10 +156,11 @@ def test_a_refused_image_is_not_asked_about_and_added_ones_can_be_left_out(engin
 def test_options_without_an_effect_or_an_end_are_bad_use(chat, monkeypatch, capsys):
     code, _, err = chat([], "--pages", "1-3")
     assert code == 2 and "--pages chooses pages of the files" in " ".join(err.replace("\u2502", " ").split())
-    monkeypatch.setattr(sys, "argv", ["llava-uhd", "serve", "--deadline", "inf"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 2 and "--deadline" in capsys.readouterr().err
+    for option in ("--deadline", "--body-timeout", "--image-timeout", "--head-timeout"):
+        monkeypatch.setattr(sys, "argv", ["llava-uhd", "serve", option, "inf"])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert exit_.value.code == 2 and option in capsys.readouterr().err
 
 
 def test_a_failure_makes_the_exit_code_1_at_the_end(chat):
