@@ -127,8 +127,13 @@ class Sweep:
         """Check every run's recipe, and write `sweep.json`.
 
         Raises:
-            ValueError: a recipe is wrong, or the folder holds another sweep.
+            ValueError: a recipe is wrong, a run is there twice, or the folder holds another sweep.
         """
+        for name, values in (("recipe", self.recipes), ("seed", self.seeds), *self.grid.items()):
+            # Two runs of one setting and seed are the same: as two they would narrow the interval.
+            texts = [json.dumps(value) for value in values]
+            if twice := [text for place, text in enumerate(texts) if text in texts[:place]]:
+                raise ValueError(f"{name} {twice[0]} is given twice: its runs would count twice")
         for override in self.overrides:
             if (key := override.partition("=")[0]) in ("seed", "out"):
                 raise ValueError(f"{override}: a sweep sets {key} of every run itself (--seeds, --out)")

@@ -147,6 +147,14 @@ def test_wrong_sweeps_are_refused_before_anything_runs(tmp_path):
     for override in ("seed=3", "out=elsewhere"):
         with pytest.raises(ValueError, match="a sweep sets .* of every run itself"):
             sweep_of(tmp_path, overrides=(override,)).claim()
+    for change, said in (
+        ({"seeds": (3, 1, 3)}, "seed 3 is given twice"),
+        ({"recipes": ("v1-align", "v1-align")}, 'recipe "v1-align" is given twice'),
+        ({"grid": {"optimization.warmup": [0.5, 0.0, 0.5]}}, "optimization.warmup 0.5 is given twice"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sweep_of(tmp_path / "twice", **change).claim()
+    assert not (tmp_path / "twice").exists()
     sweep_of(tmp_path).claim()
     with pytest.raises(ValueError, match=r"seeds was \[0, 1\] and is \[2\]"):
         sweep_of(tmp_path, seeds=(2,)).claim()
